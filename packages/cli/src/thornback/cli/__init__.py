@@ -1,0 +1,1 @@
+"""Armoured execution on Ray: the command line."""

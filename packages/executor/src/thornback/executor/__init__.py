@@ -1,0 +1,1 @@
+"""Run the ranks of a job: executed at least once, recorded exactly once."""

@@ -1,0 +1,1 @@
+"""What went wrong in a distributed run, and is it worth retrying?"""

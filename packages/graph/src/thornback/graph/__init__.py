@@ -1,0 +1,1 @@
+"""Which stage or rank of a job may run next?"""

@@ -1,0 +1,1 @@
+"""Lease gangs of resources, and never leak them."""

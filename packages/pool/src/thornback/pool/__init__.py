@@ -1,0 +1,1 @@
+"""Keep workers alive and hand them ranks."""

@@ -1,0 +1,1 @@
+"""The decisions of a fault-tolerant run: events in, commands out, no I/O."""

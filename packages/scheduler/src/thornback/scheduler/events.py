@@ -1,0 +1,137 @@
+"""What has happened: everything that the scheduler can be told.
+
+Events are facts, named in the past tense. Ids (`gang`, `assignment`, `stage`) are small integers that the scheduler
+gave out itself in its commands (`stage` is the position of the stage in the job); `node` is the backend's name of a
+machine. Ranks count from 0. A fault `F` is opaque here: only the retry policy of the stage looks into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Generic, TypeAlias, TypeVar
+
+import attrs
+
+Ranks: TypeAlias = tuple[range, ...]
+"""Disjoint, ascending, non-empty ranges of step 1: work that is resumed has holes, and must still travel in batches."""
+
+F = TypeVar("F")
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class RunStarted:
+    """The first event of a run. What an earlier run has recorded, by stage."""
+
+    done: Mapping[int, Ranks] = attrs.field(factory=dict)
+    failed: Mapping[int, Ranks] = attrs.field(factory=dict)
+    """Ranks that failed earlier and shall stay failed; a run that tries them again leaves them out."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class GangReady:
+    """Answers `OpenGang`: every worker of the gang is alive and has answered."""
+
+    gang: int
+    nodes: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class GangLost(Generic[F]):
+    """Answers `OpenGang` (the gang could not be opened), or ends a gang that was ready. Repeated: a no-op."""
+
+    gang: int
+    fault: F
+    node: str | None = None
+    """The node to be suspected, where the fault has one."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class GangClosed:
+    """Answers `CloseGang`, always."""
+
+    gang: int
+    confirmed: bool = True
+    """Whether the deaths of its workers and the removal of its reservation were confirmed in time."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class RanksSucceeded:
+    """Ranks of an assignment returned a result, which is not recorded yet."""
+
+    assignment: int
+    ranks: Ranks
+    busy_s: float = 0.0
+    """Seconds that the slot spent on these ranks together."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class RankFailed(Generic[F]):
+    """One rank of an assignment failed; the others of the assignment go on."""
+
+    assignment: int
+    rank: int
+    fault: F
+    node: str
+    ran_s: float = 0.0
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class RanksReturned:
+    """Ranks that were never started, or were killed by our own `Recall`: free of charge."""
+
+    assignment: int
+    ranks: Ranks
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Recorded:
+    """Answers `Record`: durable. Moves DONE ranks out of RECORDING; for FAILED and SKIPPED only a receipt."""
+
+    stage: int
+    ranks: Ranks
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class JournalFailed(Generic[F]):
+    """Answers `Record`: the journal cannot record any more. Ends the run; nothing unrecorded is announced."""
+
+    fault: F
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class NodeDraining:
+    """A node will go away. No running rank is killed for it."""
+
+    node: str
+    left_s: float | None = None
+    """Seconds until then; None: no deadline was given."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class CancelRequested:
+    """The user wants the run to end. What is recorded stays."""
+
+    reason: str
+    kill: bool = False
+    """Kill running ranks at once, instead of letting them finish."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Ticked:
+    """`wake_at` has come. Sent only after every other waiting event was handled."""
+
+
+Event: TypeAlias = (
+    RunStarted
+    | GangReady
+    | GangLost[F]
+    | GangClosed
+    | RanksSucceeded
+    | RankFailed[F]
+    | RanksReturned
+    | Recorded
+    | JournalFailed[F]
+    | NodeDraining
+    | CancelRequested
+    | Ticked
+)

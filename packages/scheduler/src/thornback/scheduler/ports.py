@@ -1,0 +1,99 @@
+"""What the scheduler needs from others, as protocols: a retry policy for each stage, and the order of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+F_contra = TypeVar("F_contra", contravariant=True)
+
+
+class Verdict(Protocol):
+    """What shall be done about a fault."""
+
+    @property
+    def retry(self) -> bool:
+        """Try the rank again (for a gang: open another one)."""
+        ...
+
+    @property
+    def delay_s(self) -> float:
+        """Seconds to wait before that."""
+        ...
+
+    @property
+    def charged(self) -> bool:
+        """The fault counts against the rank's budgets, and for the rule that stops a stage without progress."""
+        ...
+
+    @property
+    def blames_rank(self) -> bool:
+        """A rank's code may have caused the loss of its worker: who was in one batch with others is isolated."""
+        ...
+
+    @property
+    def blames_node(self) -> bool:
+        """Suspect the node for everybody."""
+        ...
+
+    @property
+    def avoid_node(self) -> bool:
+        """Try this rank on another node, if there is one."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Try this rank in a gang with that much memory for it; None: in the stage's own shape."""
+        ...
+
+    @property
+    def timeout_factor(self) -> float:
+        """Multiply the rank's time-out by this."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """One sentence for people."""
+        ...
+
+
+class RetryPolicy(Protocol[F_contra]):
+    """Decides about a fault. Pure: the same arguments give the same verdict."""
+
+    def decide(
+        self, fault: F_contra, history: Sequence[tuple[F_contra, str]], draw: float, /
+    ) -> Verdict:
+        """Return the verdict on `fault`.
+
+        Args:
+            fault: what has happened now.
+            history: the earlier charged faults of this rank with their nodes, oldest first; empty for a gang's fault.
+            draw: in [0, 1), derived by the scheduler from (seed, stage, rank, attempt): the jitter.
+        """
+        ...
+
+
+class Delta(Protocol):
+    """What has changed by one call to `Dependencies`."""
+
+    @property
+    def ready(self) -> Sequence[tuple[int, range]]:
+        """Ranks that may run now: (stage, ranks)."""
+        ...
+
+    @property
+    def skipped(self) -> Sequence[tuple[int, range, tuple[int, int]]]:
+        """Ranks that can never run: (stage, ranks, (stage, rank) of the failed rank at the root)."""
+        ...
+
+
+class Dependencies(Protocol):
+    """Which ranks may run, given which have ended."""
+
+    def start(self, /) -> Delta:
+        """Return what may run before anything has ended. Called once, first."""
+        ...
+
+    def finished(self, stage: int, ranks: Sequence[range], ok: bool, /) -> Delta:
+        """Tell that these ranks are recorded as done (`ok`) or failed. Never called for skipped ranks."""
+        ...
