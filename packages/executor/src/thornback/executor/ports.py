@@ -6,13 +6,14 @@ The driver is their consumer, so they are defined here; `placement`, `pool` and 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol, TypeAlias
 
 import attrs
 
 from thornback.faults import ErrorData, Fault
 from thornback.placement import GangRequest, Lease
-from thornback.pool import Assignment, Beat, GangLostError, Report, WorkerSpec
+from thornback.pool import Assignment, Beat, Blobs, GangLostError, Report, WorkerSpec
 
 Ranks: TypeAlias = tuple[range, ...]
 Attribute: TypeAlias = str | int | float | bool | None
@@ -163,4 +164,26 @@ class Journal(Protocol):
 
     async def close(self) -> None:
         """Commit what is pending, give the claim back. Idempotent."""
+        ...
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Connection:
+    """A platform that is connected."""
+
+    name: str
+    """Which cluster: for people."""
+    leases: Leases
+    workers: Workers
+
+
+class Platform(Protocol):
+    """Where gangs live. A custom executor brings its own."""
+
+    def prepare(self) -> None:
+        """Called in the caller's thread before any loop runs. Raises `BackendUnavailable`. Repeated: a no-op."""
+        ...
+
+    def connect(self, blobs: Blobs, /) -> AbstractAsyncContextManager[Connection]:
+        """Return leases and workers; the end of the context closes whatever they still hold."""
         ...

@@ -1,4 +1,7 @@
-"""The words for what goes wrong: kinds, origins, and the classified failure itself. Attempts count from 1, ranks from 0."""
+"""The words for what goes wrong: kinds, origins, and the classified failure itself.
+
+Attempts count from 1, ranks from 0.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,17 @@ from typing import Protocol, TypeAlias
 
 import attrs
 
+from thornback.faults.text import HIDDEN, clip, looks_secret, safe
+
 Attribute: TypeAlias = str | int | float | bool | None
 """A plain value taken off an exception, or a fact that the observer of a failure knows."""
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+
+MESSAGE_CHARS = 4_000
+TRACEBACK_CHARS = 16_000
+VALUE_CHARS = 500
+MAX_FACTS = 48
 
 
 class ErrorData(Protocol):
@@ -43,7 +55,7 @@ class ErrorData(Protocol):
 
 
 class Origin(enum.Enum):
-    """Who saw the failure. Tested before any name: the same exception means different things from different places."""
+    """Who saw the failure. Tested before any name: one exception means different things by place."""
 
     RANK = "rank"
     """The rank's own code raised it, in its process."""
@@ -96,3 +108,46 @@ class Fault:
     facts: Mapping[str, Attribute] = attrs.field(factory=dict)
     """What was known besides: exit_code, signal, peak_rss_bytes, largest_memory_bytes, retry_after_s, ..."""
     traceback: str = ""
+
+    def as_json(self) -> dict[str, Json]:
+        """Return it as what `json.dumps` takes: bounded (about 20 KB), without what looks secret."""
+        return {
+            "kind": self.kind.value,
+            "origin": self.origin.value,
+            "rule": self.rule,
+            "error_type": clip(self.error_type, VALUE_CHARS),
+            "message": safe(self.message, MESSAGE_CHARS),
+            "phase": self.phase,
+            "facts": dict(plain_facts(self.facts)),
+            "traceback": safe(self.traceback, TRACEBACK_CHARS),
+        }
+
+
+def plain_facts(facts: Mapping[str, object]) -> dict[str, Attribute]:
+    """Return the facts that can be kept: plain, finite, bounded in size and number, secrets hidden."""
+    kept: dict[str, Attribute] = {}
+    for key, value in facts.items():
+        if len(kept) == MAX_FACTS:
+            break
+        plain = plain_value(value)
+        if isinstance(key, str) and (plain is not None or value is None):
+            hide = looks_secret(key) and not isinstance(plain, bool | None)
+            kept[clip(key, 64)] = HIDDEN if hide else plain
+    return kept
+
+
+def plain_value(value: object) -> Attribute:
+    """Return a value that survives JSON and pickle anywhere; None for what is not plain.
+
+    Subclasses (an `IntEnum`, a numpy float) become what they are based on.
+    """
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value) if value.bit_length() < 64 else None
+    if isinstance(value, float):
+        number = float(value)
+        return number if number - number == 0.0 else str(number)
+    if isinstance(value, str):
+        return safe(str.__str__(value), VALUE_CHARS)
+    return None

@@ -1,1 +1,25 @@
 """Which stage or rank of a job may run next?"""
+
+from thornback.graph.dag import Consequences, Dag, Node
+from thornback.graph.order import (
+    CycleError,
+    DuplicateStageError,
+    GraphError,
+    UnknownStageError,
+    depths,
+    resolve,
+    topological_order,
+)
+
+__all__ = [
+    "Consequences",
+    "CycleError",
+    "Dag",
+    "DuplicateStageError",
+    "GraphError",
+    "Node",
+    "UnknownStageError",
+    "depths",
+    "resolve",
+    "topological_order",
+]

@@ -1,1 +1,50 @@
-"""Lease gangs of resources, and never leak them."""
+"""Lease gangs of resources, and never leak them.
+
+`thornback.placement.on_ray` (needs ray), `on_local` and `testing` are imported by their own names.
+"""
+
+from thornback.placement.allocator import Allocator, LeaseView
+from thornback.placement.attempt import LeaseState
+from thornback.placement.bundles import (
+    Bundle,
+    GangRequest,
+    Lease,
+    NodeView,
+    Strategy,
+    Supply,
+    explain_unplaceable,
+)
+from thornback.placement.errors import (
+    AllocatorClosed,
+    PlacementError,
+    PlacementRemoved,
+    PlacementTimedOut,
+    Unschedulable,
+)
+from thornback.placement.params import AllocatorParams, Explanation, RemovalParams
+from thornback.placement.ports import Cluster, Grant, Reservation, Snapshot
+
+__all__ = [
+    "Allocator",
+    "AllocatorClosed",
+    "AllocatorParams",
+    "Bundle",
+    "Cluster",
+    "Explanation",
+    "GangRequest",
+    "Grant",
+    "Lease",
+    "LeaseState",
+    "LeaseView",
+    "NodeView",
+    "PlacementError",
+    "PlacementRemoved",
+    "PlacementTimedOut",
+    "RemovalParams",
+    "Reservation",
+    "Snapshot",
+    "Strategy",
+    "Supply",
+    "Unschedulable",
+    "explain_unplaceable",
+]

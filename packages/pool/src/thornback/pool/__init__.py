@@ -1,1 +1,41 @@
 """Keep workers alive and hand them ranks."""
+
+from thornback.pool.params import PoolParams
+from thornback.pool.pool import WorkerPool
+from thornback.pool.ports import (
+    Assignment,
+    Beat,
+    Blobs,
+    CaughtError,
+    Clock,
+    GangLostError,
+    Outcome,
+    Program,
+    ProgramResult,
+    RankCall,
+    Report,
+    RunningRank,
+    SeenBy,
+    WorkerBackend,
+    WorkerSpec,
+)
+
+__all__ = [
+    "Assignment",
+    "Beat",
+    "Blobs",
+    "CaughtError",
+    "Clock",
+    "GangLostError",
+    "Outcome",
+    "PoolParams",
+    "Program",
+    "ProgramResult",
+    "RankCall",
+    "Report",
+    "RunningRank",
+    "SeenBy",
+    "WorkerBackend",
+    "WorkerPool",
+    "WorkerSpec",
+]

@@ -223,18 +223,27 @@ class WorkerBackend(Protocol):
     """Starts, calls and kills single workers. `worker` is opaque, made by `start`."""
 
     async def start(
-        self, node: str, index: int, handle: object, spec: WorkerSpec, /
+        self, node: str, index: int, nodes: int, handle: object, spec: WorkerSpec, /
     ) -> object:
-        """Start a worker on bundle `index` of the lease. May return before it is alive. Cancelled: nothing is left."""
+        """Start worker `index` of `nodes`, on bundle `index` of the lease.
+
+        May return before it is alive. Raises whatever went wrong; then, and when cancelled, nothing is left.
+        """
         ...
 
     async def call(self, worker: object, method: str, payload: object, /) -> object:
-        """Call a method of the supervisor: `load`, `run`, `wait`, `beat`, `recall`, `watch`.
+        """Call a method of the supervisor: `load`, `run`, `wait`, `beat`, `recall`, `watch`, `close`.
+
+        Cancelled: never blocks; a late answer is dropped.
 
         Raises:
             Exception: whatever the backend raises when the worker is gone or out of reach. Failures of user code are
                 data in the `Report`, never raised.
         """
+        ...
+
+    def is_unavailable(self, error: BaseException, /) -> bool:
+        """Tell whether a `call` failed only because the worker is out of reach: it may be alive, it may have got it."""
         ...
 
     async def kill(self, worker: object, /, *, timeout_s: float) -> bool:
@@ -244,6 +253,16 @@ class WorkerBackend(Protocol):
     async def death(self, worker: object, error: BaseException, /) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
         """Explain a death: the error to classify, and the structured facts that the backend knows. Bounded."""
         ...
+
+
+class Clock(Protocol):
+    """Time, so that tests can bring their own."""
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back."""
+        ...
+
+    async def sleep(self, delay_s: float, /) -> None: ...
 
 
 MemberNodes: TypeAlias = Sequence[str]

@@ -1,0 +1,66 @@
+"""The sign of life of a holder: an object whose content changes."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+
+from thornback.executor.holder import Heartbeat
+from thornback.executor.journal_errors import JournalError
+from thornback.executor.steps import AsyncSteps, RetryParams, put
+from thornback.executor.terms import beat_name
+
+logger = logging.getLogger(__name__)
+
+
+class Beats:
+    """Rewrites `beat-<term>` every `ttl_s / 3` until stopped."""
+
+    def __init__(self, steps: AsyncSteps, holder_id: str, term: int, ttl_s: float) -> None:
+        self._steps = steps
+        self._id = holder_id
+        self._term = term
+        self._ttl_s = ttl_s
+        self._count = 0
+        self._scope = anyio.CancelScope()
+        self._stopped = anyio.Event()
+        self._started = False
+
+    async def first(self) -> None:
+        """Write the first beat. Raises `JournalError`."""
+        await self._put(closed=False, promoted=0, patient=False)
+
+    async def run(self) -> None:
+        """Beat until stopped. A beat that cannot be written is told and left out: the next one may
+        do.
+        """
+        self._started = True
+        try:
+            with self._scope:
+                while True:
+                    await self._steps.sleep(self._ttl_s / 3)
+                    try:
+                        await self._put(closed=False, promoted=0, patient=True)
+                    except JournalError as error:
+                        logger.warning("cannot show that this driver is alive: %s", error)
+        finally:
+            self._stopped.set()
+
+    async def close(self, promoted: int) -> None:
+        """Stop, and say that the state is given back. Failing that, the next driver has to watch
+        for `ttl_s`.
+        """
+        self._scope.cancel()
+        if self._started:
+            await self._stopped.wait()  # or a late beat would open it again
+        try:
+            await self._put(closed=True, promoted=promoted, patient=False)
+        except JournalError as error:
+            logger.warning("cannot mark the state as closed: %s", error)
+
+    async def _put(self, *, closed: bool, promoted: int, patient: bool) -> None:
+        self._count += 1
+        beat = Heartbeat(id=self._id, count=self._count, closed=closed, promoted=promoted)
+        retry = RetryParams(timeout_s=self._ttl_s / 3, patient=patient)
+        await self._steps.run(put(beat_name(self._term), beat.encode()), retry)

@@ -1,0 +1,71 @@
+"""What the driver remembers for people: certificates of failed attempts and the verdicts on them. Decides nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from thornback.executor.report import AttemptReport, Observer
+from thornback.faults import Fault
+from thornback.scheduler.ports import RetryPolicy, Verdict
+
+logger = logging.getLogger(__name__)
+MAX_ATTEMPTS_KEPT = 10_000
+
+
+class Witness:
+    """Notes the verdicts that a policy gives, so that they can be told; gives them on unchanged."""
+
+    def __init__(self, policy: RetryPolicy[Fault], verdicts: list[tuple[Fault, Verdict]]) -> None:
+        self._policy = policy
+        self._verdicts = verdicts
+
+    def decide(
+        self, fault: Fault, history: Sequence[tuple[Fault, str]], draw: float, /
+    ) -> Verdict:
+        """Return what the policy decides (fulfils `thornback.scheduler.ports.RetryPolicy`)."""
+        verdict = self._policy.decide(fault, history, draw)
+        self._verdicts.append((fault, verdict))
+        return verdict
+
+
+class Watchers:
+    """Calls observers; one that raises is logged and not called again: watching never fails a run."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = list(observers)
+
+    def tell(self, call: Callable[[Observer], None]) -> None:
+        """Call each observer."""
+        for observer in list(self._observers):
+            try:
+                call(observer)
+            except Exception:  # noqa: BLE001  # foreign code: whatever it raises ends its watching, not the run
+                logger.exception("an observer raised and is not called again: %r", observer)
+                self._observers.remove(observer)
+
+
+@attrs.define(slots=True)
+class Chronicle:
+    """The failed attempts of a run, oldest first, and the last one of each rank that failed."""
+
+    attempts: list[AttemptReport] = attrs.field(factory=list)
+    dropped: int = 0
+    _last: dict[tuple[str, int], AttemptReport] = attrs.field(factory=dict)
+    _last_of_stage: dict[str, AttemptReport] = attrs.field(factory=dict)
+
+    def add(self, attempt: AttemptReport) -> None:
+        """Keep a certificate (at most 10,000; then only the last of each rank)."""
+        if len(self.attempts) < MAX_ATTEMPTS_KEPT:
+            self.attempts.append(attempt)
+        else:
+            self.dropped += 1
+        if attempt.rank is not None:
+            self._last[attempt.stage, attempt.rank] = attempt
+        self._last_of_stage[attempt.stage] = attempt
+
+    def last(self, stage: str, rank: int) -> AttemptReport | None:
+        """Return the last failed attempt of a rank, else of its stage."""
+        return self._last.get((stage, rank)) or self._last_of_stage.get(stage)

@@ -1,0 +1,512 @@
+"""The driver: feeds events to the scheduler and carries out its commands. It decides nothing.
+
+One loop, one inbox. Every command is carried out by a task of its own that turns *any* exception into the command's
+one answer. The inbox is drained before time is told (`Ticked`), so a driver that was paused never times out answers
+that are already there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeAlias, assert_never
+
+import anyio
+import attrs
+
+from thornback.executor.chronicle import Chronicle, Watchers, Witness
+from thornback.executor.gangs import GangKeeper, Loss
+from thornback.executor.inbox import Inbox
+from thornback.executor.params import ExecutorParams
+from thornback.executor.plan import RunPlan, merge_ranks
+from thornback.executor.ports import (
+    Attribute,
+    Classifier,
+    Clock,
+    Completion,
+    Journal,
+    Leases,
+    Opened,
+    Ranks,
+    Workers,
+)
+from thornback.executor.report import AttemptReport, StageProgress
+from thornback.executor.tracing import RunTracer
+from thornback.faults import ErrorData, Fault
+from thornback.pool import Beat, GangLostError, Outcome, Report
+from thornback.scheduler import Scheduler
+from thornback.scheduler import commands as cmd
+from thornback.scheduler import events as ev
+from thornback.scheduler.ports import Verdict
+
+logger = logging.getLogger(__name__)
+Event: TypeAlias = ev.Event[Fault]
+Posted: TypeAlias = Event | Loss
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Parts:
+    """What a driver is put together from: each fulfils a protocol of `ports.py`."""
+
+    leases: Leases
+    workers: Workers
+    journal: Journal
+    classifier: Classifier
+    clock: Clock
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Dispatched:
+    """An assignment that was handed to a gang: what a companion of the run sees."""
+
+    stage: str
+    gang: int
+    assignment: int
+    ranks: Ranks
+    attempt: int
+
+
+@attrs.define(slots=True, eq=False)
+class _LiveAssignment:
+    command: cmd.Dispatch
+    epoch: str
+    outcomes: dict[int, Outcome] = attrs.field(factory=dict)
+    """Reported, and not yet handed to `handle`."""
+
+
+class Driver:
+    """One run. Use once."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        parts: Parts,
+        opened: Opened,
+        *,
+        tracer: RunTracer,
+        watchers: Watchers,
+        params: ExecutorParams,
+    ) -> None:
+        self._plan = plan
+        self._parts = parts
+        self._opened = opened
+        self._tracer = tracer
+        self._watchers = watchers
+        self._params = params
+        self._verdicts: list[tuple[Fault, Verdict]] = []
+        self.scheduler: Scheduler[Fault] = Scheduler(
+            plan.scheduler_stages([Witness(p, self._verdicts) for p in plan.policies()]),
+            plan.dag(),
+            seed=plan.settings.seed,
+        )
+        self.chronicle = Chronicle()
+        self.end: cmd.FinishRun | None = None
+        self.unconfirmed: list[int] = []
+        self._inbox: Inbox[Posted] = Inbox()
+        self._gangs = GangKeeper(
+            plan, parts.leases, parts.workers, tracer, params, self._inbox.post
+        )
+        self._assignments: dict[int, _LiveAssignment] = {}
+        self._payloads: dict[int, dict[int, Outcome]] = {}
+        self._wanted_by: dict[int, str] = {}
+        self._subscribers: list[Callable[[Dispatched], None]] = []
+        self._told_s = float("-inf")
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run to the end; `end` then says how. Cancelled or failed: everything held is closed first, bounded."""
+        names = {name: number for name, number in self._plan.index.items()}
+        done = {names[n]: r for n, r in self._opened.done.items() if n in names and r}
+        failed = {names[n]: r for n, r in self._opened.failed.items() if n in names and r}
+        self._inbox.post(ev.RunStarted(done=done, failed=failed))
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._watch_drains)
+                while self.end is None:
+                    await self._turn(group)
+                group.cancel_scope.cancel()
+        finally:
+            if self._gangs:
+                with anyio.move_on_after(self._params.cancel_s, shield=True):
+                    await self._gangs.close_all()
+            self._tell_progress(last=True)
+
+    async def _turn(self, group: anyio.abc.TaskGroup) -> None:
+        clock, scheduler = self._parts.clock, self.scheduler
+        wake_at = scheduler.wake_at
+        await self._inbox.wait(None if wake_at is None else max(0.0, wake_at - clock.monotonic()))
+        records: list[cmd.Record] = []
+        while self._inbox:
+            self._handle(self._event(self._inbox.pop()), group, records)
+        if scheduler.wake_at is not None and scheduler.wake_at <= clock.monotonic():
+            self._handle(ev.Ticked(), group, records)
+        for number, stage in enumerate(self.progress()):
+            if stage.done + stage.failed + stage.skipped == stage.total:
+                self._tracer.stage_ended(number, stage.done, stage.failed, stage.skipped)
+        if records:
+            completions = [self._completion(record) for record in records]
+            group.start_soon(self._record, records, completions)
+        self._tell_progress()
+
+    def _handle(
+        self, event: Event, group: anyio.abc.TaskGroup, records: list[cmd.Record]
+    ) -> None:
+        self._verdicts.clear()
+        lost = self._held_by(event.gang) if isinstance(event, ev.GangLost) else []
+        commands = self.scheduler.handle(event, self._parts.clock.monotonic())
+        self._certify(event, commands, lost)
+        for command in commands:
+            match command:
+                case cmd.OpenGang():
+                    self._wanted_by[command.gang] = self._plan.stage_of_shape(command.shape)
+                    self._gangs.expect(command.gang)
+                    group.start_soon(self._gangs.open, command)
+                case cmd.CloseGang():
+                    group.start_soon(self._gangs.close, command)
+                case cmd.Dispatch():
+                    self._dispatch(command, group)
+                case cmd.Recall():
+                    group.start_soon(self._recall, command)
+                case cmd.Record():
+                    self._keep_payload(command)
+                    records.append(command)
+                case cmd.FinishRun():
+                    self.end = command
+                case _:
+                    assert_never(command)
+        self._forget(event)
+
+    # -- assignments -------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, command: cmd.Dispatch, group: anyio.abc.TaskGroup) -> None:
+        epoch = f"{self._opened.term:06d}.{command.assignment:09d}"
+        self._assignments[command.assignment] = _LiveAssignment(command, epoch)
+        traceparent = self._tracer.dispatched(
+            command.stage,
+            command.gang,
+            command.assignment,
+            command.ranks,
+            command.attempt,
+            epoch,
+        )
+        group.start_soon(self._follow, command, epoch, traceparent)
+        seen = Dispatched(
+            stage=self._plan.stages[command.stage].name,
+            gang=command.gang,
+            assignment=command.assignment,
+            ranks=command.ranks,
+            attempt=command.attempt,
+        )
+        for subscriber in self._subscribers:
+            subscriber(seen)
+
+    async def _follow(self, command: cmd.Dispatch, epoch: str, traceparent: str) -> None:
+        """Carry out a `Dispatch`: hand it over and turn its reports into events."""
+        work = self._plan.assignment(command, epoch, traceparent)
+        try:
+            async for report in self._parts.workers.run(command.gang, work):
+                self._reported(command.assignment, report)
+            self._tracer.assignment_ended(command.assignment)
+        except GangLostError as error:
+            facts = {**error.facts, "origin": "worker", "phase": error.phase}
+            self._inbox.post(
+                Loss(gang=command.gang, error=error.error, facts=facts, node=error.node)
+            )
+        except Exception as error:  # noqa: BLE001  # the command's one answer, whatever happened
+            facts = {"origin": "driver", "phase": "dispatch"}
+            self._inbox.post(Loss(gang=command.gang, error=error, facts=facts))
+
+    def _reported(self, assignment: int, report: Report) -> None:
+        live = self._assignments.get(assignment)
+        if live is None:
+            return  # everything it was given is settled: a repeated report
+        now_ns = self._parts.clock.time_ns()
+        good = [outcome for outcome in report.outcomes if outcome.ok]
+        for outcome in report.outcomes:
+            live.outcomes[outcome.rank] = outcome
+            fault = None if outcome.ok else self._fault_of(outcome)
+            self._tracer.outcome(assignment, outcome, fault, now_ns)
+            if fault is not None:
+                self._inbox.post(
+                    ev.RankFailed(
+                        assignment=assignment,
+                        rank=outcome.rank,
+                        fault=fault,
+                        node=outcome.node,
+                        ran_s=outcome.ran_s,
+                    )
+                )
+        if good:
+            ranks = merge_ranks([outcome.rank for outcome in good])
+            busy_s = sum(outcome.ran_s for outcome in good)
+            self._inbox.post(
+                ev.RanksSucceeded(assignment=assignment, ranks=ranks, busy_s=busy_s)
+            )
+        if report.returned:
+            self._inbox.post(ev.RanksReturned(assignment=assignment, ranks=report.returned))
+
+    def _fault_of(self, outcome: Outcome) -> Fault:
+        error: BaseException | ErrorData = outcome.error or RuntimeError("failed without an error")
+        facts: dict[str, Attribute] = {
+            "origin": outcome.seen_by.value,
+            "phase": outcome.phase,
+            "peak_rss_bytes": outcome.peak_rss_bytes,
+        }
+        if outcome.error is not None:
+            told = ("signal", "exit_code", "oom_kill", "memory_limit_exceeded")
+            facts |= {k: v for k, v in outcome.error.attributes.items() if k in told}
+        return self._parts.classifier.classify(error, facts)
+
+    async def _recall(self, command: cmd.Recall) -> None:
+        live = self._assignments.get(command.assignment)
+        if live is not None:
+            with anyio.move_on_after(self._params.close_s):
+                await self._parts.workers.recall(
+                    live.command.gang, command.assignment, kill=command.kill
+                )
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    def _keep_payload(self, command: cmd.Record) -> None:
+        """Move the outcomes that are to be recorded out of the assignment; the fence has let them pass."""
+        live = self._assignments.get(command.assignment) if command.assignment is not None else None
+        if live is None or command.state is not cmd.RecordState.DONE:
+            return
+        kept = self._payloads.setdefault(live.command.assignment, {})
+        for rank in (rank for piece in command.ranks for rank in piece):
+            kept[rank] = live.outcomes.pop(rank)
+
+    def _completion(self, command: cmd.Record) -> Completion:
+        stage = self._plan.stages[command.stage].name
+        if command.state is not cmd.RecordState.DONE:
+            last = self.chronicle.last(stage, command.ranks[0].start)
+            reason = self.scheduler.reason(command.stage, command.ranks[0].start)
+            certificate = {"reason": reason, "last": last and last.as_json()}
+            return Completion(
+                stage=stage,
+                ranks=command.ranks,
+                state=command.state.value,
+                certificate=certificate,
+            )
+        assignment = command.assignment or 0
+        kept = self._payloads[assignment]
+        outcomes = [kept.pop(rank) for piece in command.ranks for rank in piece]
+        if not kept:
+            del self._payloads[assignment]
+        return Completion(
+            stage=stage,
+            ranks=command.ranks,
+            state="done",
+            epoch=f"{self._opened.term:06d}.{assignment:09d}",
+            results={o.rank: o.result for o in outcomes if o.result is not None},
+            outputs=[pair for outcome in outcomes for pair in outcome.outputs],
+        )
+
+    async def _record(
+        self, commands: Sequence[cmd.Record], completions: Sequence[Completion]
+    ) -> None:
+        """Carry out all `Record`s of one turn in one commit."""
+        try:
+            await self._parts.journal.commit(completions)
+        except Exception as error:  # noqa: BLE001  # the commands' one answer, whatever happened
+            facts = {"origin": "driver", "phase": "record"}
+            fault = self._parts.classifier.classify(error, facts)
+            self._inbox.post(ev.JournalFailed(fault=fault))
+            return
+        for command in commands:
+            self._inbox.post(ev.Recorded(stage=command.stage, ranks=command.ranks))
+
+    # -- certificates ------------------------------------------------------------------------------------------------
+
+    def _event(self, posted: Posted) -> Event:
+        """Classify a loss, and note what it took with it."""
+        if not isinstance(posted, Loss):
+            if isinstance(posted, ev.GangClosed) and not posted.confirmed:
+                self.unconfirmed.append(posted.gang)
+            return posted
+        fault = self._parts.classifier.classify(posted.error, posted.facts)
+        return ev.GangLost(gang=posted.gang, fault=fault, node=posted.node)
+
+    def _held_by(self, gang: int) -> list[tuple[_LiveAssignment, Ranks]]:
+        """Return the assignments of a gang with the ranks that they still owe."""
+        return [
+            (live, self.scheduler.outstanding(number))
+            for number, live in self._assignments.items()
+            if live.command.gang == gang
+        ]
+
+    def _certify(
+        self,
+        event: Event,
+        commands: Sequence[cmd.Command],
+        lost: Sequence[tuple[_LiveAssignment, Ranks]],
+    ) -> None:
+        """Write the certificate of a failure that the scheduler has just judged (a stale one it has not)."""
+        if not self._verdicts:
+            return
+        verdict = self._verdicts[-1][1]
+        if isinstance(event, ev.RankFailed):
+            live = self._assignments[event.assignment]
+            given_up = _gives_up(commands, live.command.stage, event.rank)
+            self._certify_rank(event, verdict, live, given_up=given_up)
+        elif isinstance(event, ev.GangLost):
+            self._certify_loss(event, verdict, commands, lost)
+
+    def _certify_rank(
+        self,
+        event: ev.RankFailed[Fault],
+        verdict: Verdict,
+        live: _LiveAssignment,
+        *,
+        given_up: bool,
+    ) -> None:
+        outcome = live.outcomes[event.rank]
+        self._tell_failed(
+            AttemptReport(
+                stage=self._plan.stages[live.command.stage].name,
+                rank=event.rank,
+                attempt=live.command.attempt,
+                epoch=live.epoch,
+                gang=live.command.gang,
+                node=event.node,
+                fault=event.fault,
+                verdict=verdict.reason,
+                retried=verdict.retry and not given_up,
+                ran_s=event.ran_s,
+                pid=outcome.pid,
+                peak_rss_bytes=outcome.peak_rss_bytes,
+                log_tail=outcome.log_tail,
+                log_path=outcome.log_path,
+            )
+        )
+
+    def _certify_loss(
+        self,
+        event: ev.GangLost[Fault],
+        verdict: Verdict,
+        commands: Sequence[cmd.Command],
+        lost: Sequence[tuple[_LiveAssignment, Ranks]],
+    ) -> None:
+        """One certificate for each assignment that was lost with the gang; one for the gang if it had none."""
+        self._tracer.gang_lost(event.gang, event.fault)
+        report = AttemptReport(
+            stage=self._wanted_by[event.gang],
+            rank=None,
+            attempt=1,
+            epoch="",
+            gang=event.gang,
+            node=event.node or "",
+            fault=event.fault,
+            verdict=verdict.reason,
+            retried=verdict.retry,
+        )
+        for live, ranks in lost:
+            alone = ranks[0].start if sum(map(len, ranks)) == 1 else None
+            given_up = alone is not None and _gives_up(commands, live.command.stage, alone)
+            self._tell_failed(
+                attrs.evolve(
+                    report,
+                    stage=self._plan.stages[live.command.stage].name,
+                    rank=alone,
+                    attempt=live.command.attempt,
+                    epoch=live.epoch,
+                    retried=verdict.retry and not given_up,
+                    lost_ranks=ranks,
+                )
+            )
+            self._tracer.assignment_ended(live.command.assignment, ranks, event.fault)
+        if not lost:
+            self._tell_failed(report)
+
+    def _tell_failed(self, attempt: AttemptReport) -> None:
+        self.chronicle.add(attempt)
+        self._watchers.tell(lambda observer: observer.failed(attempt))
+
+    def _forget(self, event: Event) -> None:
+        """Drop what the event carried and nobody claimed: a report of ranks that were no longer outstanding."""
+        if isinstance(event, ev.RanksSucceeded | ev.RankFailed | ev.RanksReturned):
+            live = self._assignments.get(event.assignment)
+            if live is not None:
+                ranks = (
+                    (range(event.rank, event.rank + 1),)
+                    if isinstance(event, ev.RankFailed)
+                    else event.ranks
+                )
+                for rank in (rank for piece in ranks for rank in piece):
+                    live.outcomes.pop(rank, None)
+                if not self.scheduler.outstanding(event.assignment) and not live.outcomes:
+                    del self._assignments[event.assignment]
+        elif isinstance(event, ev.GangClosed):
+            for number, live in list(self._assignments.items()):
+                if live.command.gang == event.gang:
+                    del self._assignments[number]
+
+    # -- what others may ask -----------------------------------------------------------------------------------------
+
+    async def _watch_drains(self) -> None:
+        try:
+            async for node, left_s in self._parts.leases.drains():
+                self._inbox.post(ev.NodeDraining(node=node, left_s=left_s))
+        except Exception:  # noqa: BLE001  # drains are a hint: without them a lost node is still noticed
+            logger.warning("no more drain notices in this run", exc_info=True)
+
+    def cancel(self, reason: str, *, kill: bool) -> None:
+        """Ask the scheduler to end the run. Only from the loop's own thread."""
+        self._inbox.post(ev.CancelRequested(reason=reason, kill=kill))
+
+    async def beat(self, gang: int) -> Sequence[Beat]:
+        """Ask the workers of a gang what they run now; nothing for a gang that is gone."""
+        return await self._parts.workers.beat(gang)
+
+    async def dispatches(self) -> AsyncIterator[Dispatched]:
+        """Yield every assignment from now on, as it is handed over. Slow readers miss the oldest beyond 1,000."""
+        sender, receiver = anyio.create_memory_object_stream[Dispatched](1000)
+
+        def offer(seen: Dispatched) -> None:
+            try:
+                sender.send_nowait(seen)
+            except anyio.WouldBlock:
+                logger.debug("a companion is slow; it misses assignment %d", seen.assignment)
+
+        self._subscribers.append(offer)
+        try:
+            with sender, receiver:
+                async for seen in receiver:
+                    yield seen
+        finally:
+            self._subscribers.remove(offer)
+
+    def progress(self) -> tuple[StageProgress, ...]:
+        """Return the counts of every stage."""
+        return tuple(self._progress(number) for number in range(len(self._plan.stages)))
+
+    def _progress(self, number: int) -> StageProgress:
+        stage, counts = self._plan.stages[number], self.scheduler.counts(number)
+        return StageProgress(
+            name=stage.name,
+            total=stage.world_size,
+            done=counts.done,
+            failed=counts.failed,
+            skipped=counts.skipped,
+            running=counts.running + counts.recording,
+            gangs=counts.gangs,
+            recorded_before=sum(map(len, self._opened.done.get(stage.name, ()))),
+        )
+
+    def _tell_progress(self, *, last: bool = False) -> None:
+        now = self._parts.clock.monotonic()
+        if last or now - self._told_s >= self._params.progress_s:
+            self._told_s = now
+            progress = self.progress()
+            self._watchers.tell(lambda observer: observer.progressed(progress))
+
+
+def _gives_up(commands: Sequence[cmd.Command], stage: int, rank: int) -> bool:
+    return any(
+        isinstance(command, cmd.Record)
+        and command.stage == stage
+        and command.state is cmd.RecordState.FAILED
+        and any(rank in piece for piece in command.ranks)
+        for command in commands
+    )

@@ -1,0 +1,352 @@
+"""The facade: one constructor, one `run`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Literal, TypeAlias, TypedDict, TypeVar, Unpack
+
+import anyio
+import attrs
+from opentelemetry import trace
+from opentelemetry.trace import TracerProvider
+
+from thornback.executor.blobs import RunBlobs
+from thornback.executor.chronicle import Watchers
+from thornback.executor.driver import Driver, Parts
+from thornback.executor.errors import RankFailure, RunCancelled, RunFailed
+from thornback.executor.job import Job, identity_of
+from thornback.executor.journal import FileJournal, read_run
+from thornback.executor.params import ExecutorParams
+from thornback.executor.plan import RunPlan, Settings
+from thornback.executor.ports import Classifier, Clock, Json, Opened, Platform
+from thornback.executor.report import (
+    AttemptReport,
+    Observer,
+    RunInfo,
+    RunReport,
+    StageProgress,
+)
+from thornback.executor.tracing import RunTracer
+from thornback.faults import Classifier as FaultClassifier
+
+logger = logging.getLogger(__name__)
+Companion: TypeAlias = Callable[[Driver], Awaitable[None]]
+"""An async function that goes along with a run, in the driver: it may watch assignments, ask workers, cancel."""
+OnMismatch: TypeAlias = Literal["refuse", "adopt", "fresh"]
+T = TypeVar("T")
+
+
+class SystemClock:
+    """The clock of this machine (fulfils `Clock`)."""
+
+    def monotonic(self) -> float:
+        """Return seconds since some start."""
+        return time.monotonic()
+
+    def time_ns(self) -> int:
+        """Return nanoseconds since 1970."""
+        return time.time_ns()
+
+    async def sleep(self, delay_s: float, /) -> None:
+        """Sleep."""
+        await anyio.sleep(delay_s)
+
+
+class ExecutorOptions(TypedDict, total=False):
+    """The fields of `Executor` besides its platform and state, for `on_ray` and `on_local`."""
+
+    max_gangs: int | None
+    env: Mapping[str, str]
+    runtime_env: Mapping[str, object]
+    on_mismatch: OnMismatch
+    observers: Sequence[Observer]
+    companions: Sequence[Companion]
+    tracer_provider: TracerProvider | None
+    classifier: Classifier
+    clock: Clock
+    params: ExecutorParams
+    seed: int
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Executor:
+    """Runs jobs on a platform, with the record of each kept under `state`.
+
+    Make one with `Executor.on_ray(...)` or `Executor.on_local(...)`, or give a `platform` of your own.
+    """
+
+    platform: Platform
+    state: str
+    """Folder (path or fsspec URL) of **one** job's record; run the job again with it to resume."""
+    max_gangs: int | None = None
+    """Gangs at the same time, per stage; None: as many as fit."""
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    """Environment variables of the rank processes."""
+    runtime_env: Mapping[str, object] = attrs.field(factory=dict)
+    """Ray's; refused by other platforms."""
+    on_mismatch: OnMismatch = "refuse"
+    """If `state` holds another job: refuse, adopt what has the same stage names, or start afresh."""
+    observers: Sequence[Observer] = ()
+    companions: Sequence[Companion] = ()
+    tracer_provider: TracerProvider | None = None
+    """None: OpenTelemetry's global one."""
+    classifier: Classifier = attrs.field(factory=FaultClassifier)
+    clock: Clock = attrs.field(factory=SystemClock)
+    params: ExecutorParams = attrs.field(factory=ExecutorParams)
+    seed: int = 0
+    """Of the jitter between retries."""
+
+    @staticmethod
+    def on_local(
+        *, state: str, cpus: float | None = None, **options: Unpack[ExecutorOptions]
+    ) -> Executor:
+        """Return an executor whose workers are processes of this machine. Other arguments: as the class's fields."""
+        from thornback.executor.on_local import LocalPlatform
+
+        return Executor(platform=LocalPlatform(cpus=cpus), state=os.fspath(state), **options)
+
+    @staticmethod
+    def on_ray(
+        *,
+        state: str,
+        address: str | None = None,
+        local_cpus: int | None = None,
+        **options: Unpack[ExecutorOptions],
+    ) -> Executor:
+        """Return an executor on Ray. Other arguments: as the class's fields.
+
+        Attaches to a Ray that this process has initialised, else to `address`, else to RAY_ADDRESS, else to a cluster
+        that runs on this machine, else starts one of its own with `local_cpus` logical CPUs, and says which in
+        `RunInfo.backend`.
+
+        Raises:
+            BackendUnavailable: Ray is not installed, or the address is a Ray Client one (`ray://`).
+        """
+        from thornback.executor.on_ray import RayPlatform
+
+        platform = RayPlatform(address=address, local_cpus=local_cpus)
+        return Executor(platform=platform, state=os.fspath(state), **options)
+
+    def run(self, job: Job, *, check: bool = True) -> RunReport:
+        """Run the job to its end and return the report; blocks. In a thread of its own when a loop runs here.
+
+        Ctrl-C (or SIGTERM) once ends the run in order: running ranks are killed, what is recorded stays, and
+        `RunCancelled` is raised. Twice ends the process at once.
+
+        Args:
+            job: what to run.
+            check: raise if the run failed or was cancelled; False returns the report whatever happened.
+
+        Raises:
+            UsageError: the job cannot run as it is; nothing was run.
+            RunFailed: ranks failed, beyond `max_failed` of their stage; carries the report.
+            RunCancelled: the run was cancelled.
+            HeldByAnother, IdentityMismatch: the state belongs to a live driver, or to another job.
+        """
+        plan = self._plan(job)
+        self.platform.prepare()
+
+        async def main() -> RunReport:
+            return await self._run(plan, signals=True)
+
+        return _checked(_outside_of_any_loop(main), check=check)
+
+    async def arun(self, job: Job, *, check: bool = True) -> RunReport:
+        """As `run`, under asyncio or trio. Cancelled: everything it opened is closed first, bounded."""
+        plan = self._plan(job)
+        self.platform.prepare()
+        return _checked(await self._run(plan, signals=False), check=check)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _plan(self, job: Job) -> RunPlan:
+        state = self.state if "://" in self.state else os.path.abspath(self.state)
+        return RunPlan(
+            job,
+            Settings(
+                state_url=state.rstrip("/"),
+                cwd=os.getcwd(),
+                max_gangs=self.max_gangs,
+                env=dict(self.env),
+                runtime_env=dict(self.runtime_env),
+                seed=self.seed,
+            ),
+        )
+
+    async def _run(self, plan: RunPlan, *, signals: bool) -> RunReport:
+        provider = self.tracer_provider or trace.get_tracer_provider()
+        names = [stage.name for stage in plan.stages]
+        tracer = RunTracer(provider.get_tracer("thornback.executor"), plan.job.name, names)
+        state, reason = "failed", "the driver failed"
+        try:
+            report = await self._drive(plan, tracer, signals=signals)
+            state, reason = report.state, report.reason
+            return report
+        except BaseExceptionGroup as group:
+            raise _only(group) from None
+        finally:
+            tracer.finished(state, reason)
+
+    async def _drive(self, plan: RunPlan, tracer: RunTracer, *, signals: bool) -> RunReport:
+        started_s = self.clock.monotonic()
+        watchers = Watchers(self.observers)
+        url = plan.settings.state_url
+        async with AsyncExitStack() as stack:
+            journal = await stack.enter_async_context(FileJournal(url))
+            opened = await journal.open(identity_of(plan.job), on_mismatch=self.on_mismatch)
+            blobs = RunBlobs(plan, journal)
+            connection = await stack.enter_async_context(self.platform.connect(blobs))
+            tracer.started(opened.term, url, connection.name)
+            parts = Parts(
+                leases=connection.leases,
+                workers=connection.workers,
+                journal=journal,
+                classifier=self.classifier,
+                clock=self.clock,
+            )
+            driver = Driver(
+                plan, parts, opened, tracer=tracer, watchers=watchers, params=self.params
+            )
+            info = RunInfo(
+                job=plan.job.name,
+                state_url=url,
+                term=opened.term,
+                backend=connection.name,
+                stages=driver.progress(),
+            )
+            watchers.tell(lambda observer: observer.started(info))
+            async with anyio.create_task_group() as group:
+                for companion in self.companions:
+                    group.start_soon(_accompany, companion, driver)
+                if signals and threading.current_thread() is threading.main_thread():
+                    group.start_soon(_watch_signals, driver)
+                await driver.run()
+                group.cancel_scope.cancel()
+        report = _report(plan, driver, opened, info, self.clock.monotonic() - started_s)
+        watchers.tell(lambda observer: observer.finished(report))
+        return report
+
+
+def _outside_of_any_loop(main: Callable[[], Awaitable[T]]) -> T:
+    """Run `main` here, or in a fresh thread when this thread has a loop already (a notebook)."""
+    try:
+        anyio.lowlevel.current_token()
+    except RuntimeError:
+        return anyio.run(main)
+    result: list[T] = []
+    error: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            result.append(anyio.run(main))
+        except BaseException as raised:  # noqa: BLE001  # handed to the calling thread, whatever it is
+            error.append(raised)
+
+    thread = threading.Thread(target=body, name="thornback-run")
+    thread.start()
+    thread.join()
+    if error:
+        raise error[0]
+    return result[0]
+
+
+async def _accompany(companion: Companion, driver: Driver) -> None:
+    try:
+        await companion(driver)
+    except Exception:  # noqa: BLE001  # foreign code: whatever it raises ends the companion, not the run
+        logger.exception("a companion of the run raised: %r", companion)
+
+
+async def _watch_signals(driver: Driver) -> None:
+    """First Ctrl-C: end in order. Second: end now; workers see the driver's end and kill their own trees."""
+    asked = False
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            if asked:
+                print("thornback: ended at once", file=sys.stderr)
+                os._exit(128 + number)
+            asked = True
+            driver.cancel(f"{signal.Signals(number).name} received", kill=True)
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the one exception inside, if there is just one: task groups wrap whatever passes through them."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _report(
+    plan: RunPlan, driver: Driver, opened: Opened, info: RunInfo, seconds: float
+) -> RunReport:
+    end = driver.end
+    assert end is not None  # Driver.run returns only then
+    url = plan.settings.state_url
+
+    def read(stage: str) -> Mapping[int, Json]:
+        import json
+
+        return {rank: json.loads(text) for rank, text in read_run(url).results(stage).items()}
+
+    return RunReport(
+        job=plan.job.name,
+        state=end.state.value,
+        reason=end.reason,
+        state_url=url,
+        term=opened.term,
+        backend=info.backend,
+        stages={stage.name: stage for stage in driver.progress()},
+        attempts=tuple(driver.chronicle.attempts),
+        seconds=seconds,
+        unconfirmed_gangs=tuple(driver.unconfirmed),
+        read_results=read,
+    )
+
+
+def _checked(report: RunReport, *, check: bool) -> RunReport:
+    if not check or report.state == "succeeded":
+        return report
+    if report.state == "cancelled":
+        raise RunCancelled(report)
+    failed = RunFailed(f"job {report.job!r} failed: {report.reason}", _failures(report))
+    failed.report = report
+    raise failed
+
+
+def _failures(report: RunReport) -> list[RankFailure]:
+    """Return one failure per stage and cause, of ranks that were given up."""
+    last: dict[tuple[str, int], AttemptReport] = {}
+    for attempt in report.attempts:
+        if attempt.rank is not None:
+            last[attempt.stage, attempt.rank] = attempt
+    causes: dict[tuple[str, str], list[AttemptReport]] = {}
+    for attempt in last.values():
+        if not attempt.retried:
+            fault = attempt.fault
+            cause = f"{fault.kind.name} by rule {fault.rule!r}: {fault.error_type}: {fault.message}"
+            causes.setdefault((attempt.stage, cause), []).append(attempt)
+    failures = [
+        RankFailure(
+            stage,
+            sorted(a.rank for a in attempts if a.rank is not None),
+            cause,
+            attempts[0].fault.traceback or attempts[0].log_tail,
+        )
+        for (stage, cause), attempts in causes.items()
+    ]
+    return failures or [_stage_failure(report)]
+
+
+def _stage_failure(report: RunReport) -> RankFailure:
+    """Return the failure of a stage that was given up as a whole, without a rank of its own to blame."""
+    stages: list[StageProgress] = [s for s in report.stages.values() if s.failed or s.skipped]
+    name = stages[0].name if stages else next(iter(report.stages))
+    return RankFailure(name, (), report.reason)

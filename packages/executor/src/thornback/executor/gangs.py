@@ -1,0 +1,134 @@
+"""Carries out `OpenGang` and `CloseGang`: id -> lease and workers. Does what it is told, and decides nothing.
+
+A gang has one task for its whole life: lease, start the workers, say ready, then wait until it is lost. `CloseGang`
+cancels that task, waits until it has settled, and undoes what is held, in this order: workers, then lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+import attrs
+from opentelemetry import trace
+
+from thornback.executor.params import ExecutorParams
+from thornback.executor.plan import RunPlan
+from thornback.executor.ports import Attribute, Leases, Workers
+from thornback.executor.tracing import RunTracer
+from thornback.faults import ErrorData
+from thornback.placement import Lease
+from thornback.pool import GangLostError
+from thornback.scheduler.commands import CloseGang, OpenGang
+from thornback.scheduler.events import GangClosed, GangReady
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Loss:
+    """A gang that could not be opened or is gone, not classified yet."""
+
+    gang: int
+    error: BaseException | ErrorData
+    facts: dict[str, Attribute]
+    node: str | None = None
+
+
+@attrs.define(slots=True, eq=False)
+class _LiveGang:
+    scope: anyio.CancelScope
+    settled: anyio.Event = attrs.field(factory=anyio.Event)
+    lease: Lease | None = None
+
+
+class GangKeeper:
+    """Holds every gang that was opened and is not closed."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        leases: Leases,
+        workers: Workers,
+        tracer: RunTracer,
+        params: ExecutorParams,
+        post: Callable[[GangReady | GangClosed | Loss], None],
+    ) -> None:
+        self._plan = plan
+        self._leases = leases
+        self._workers = workers
+        self._tracer = tracer
+        self._params = params
+        self._post = post
+        self._gangs: dict[int, _LiveGang] = {}
+
+    def __len__(self) -> int:
+        return len(self._gangs)
+
+    def expect(self, gang: int) -> None:
+        """Register a gang before its task runs, so that a close that overtakes the task finds it."""
+        self._gangs[gang] = _LiveGang(anyio.CancelScope())
+
+    async def open(self, command: OpenGang) -> None:
+        """Live the gang's life; ends when it is lost or its close cancels it. Any exception becomes a `Loss`."""
+        live = self._gangs[command.gang]
+        span = self._tracer.gang_opened(command.gang)
+        try:
+            with live.scope, trace.use_span(span, end_on_exit=False):
+                await self._live(command, live)
+        finally:
+            live.settled.set()
+
+    async def _live(self, command: OpenGang, live: _LiveGang) -> None:
+        gang = command.gang
+        origin, phase = "placement", "place"
+        try:
+            with anyio.fail_after(self._params.place_s):
+                live.lease = await self._leases.acquire(
+                    self._plan.request(command.shape), avoid=command.avoid
+                )
+            origin, phase = "worker", "start"
+            lease = live.lease
+            spec = self._plan.worker_spec(command.shape)
+            await self._workers.open(
+                gang, lease.nodes, lease.handle, spec, timeout_s=self._params.start_s
+            )
+            self._post(GangReady(gang=gang, nodes=lease.nodes))
+            raise await self._workers.lost(gang)
+        except GangLostError as error:
+            facts = {**error.facts, "origin": "worker", "phase": error.phase}
+            self._post(Loss(gang=gang, error=error.error, facts=facts, node=error.node))
+        except Exception as error:  # noqa: BLE001  # the command's one answer, whatever happened
+            self._post(Loss(gang=gang, error=error, facts={"origin": origin, "phase": phase}))
+
+    async def close(self, command: CloseGang) -> None:
+        """End the workers, give the lease back, and say so, confirmed or not."""
+        confirmed = False
+        try:
+            confirmed = await self._undo(command.gang, kill=command.kill)
+        finally:
+            self._tracer.gang_closed(command.gang, confirmed)
+            self._post(GangClosed(gang=command.gang, confirmed=confirmed))
+
+    async def close_all(self) -> None:
+        """Close what is held; only for a driver that ends before its scheduler has finished."""
+        async with anyio.create_task_group() as group:
+            for gang in list(self._gangs):
+                group.start_soon(self._undo_quietly, gang)
+
+    async def _undo_quietly(self, gang: int) -> None:
+        await self._undo(gang, kill=True)
+
+    async def _undo(self, gang: int, *, kill: bool) -> bool:
+        live = self._gangs.get(gang)
+        if live is None:
+            return True
+        params = self._params
+        with anyio.CancelScope(shield=True):
+            live.scope.cancel()
+            with anyio.move_on_after(params.close_s):
+                await live.settled.wait()
+            ended = await self._workers.close(gang, kill=kill, timeout_s=params.close_s)
+            given_back = True
+            if live.lease is not None:
+                given_back = await self._leases.release(live.lease, timeout_s=params.release_s)
+        self._gangs.pop(gang, None)
+        return ended and given_back and live.settled.is_set()

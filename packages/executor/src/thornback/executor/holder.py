@@ -1,0 +1,122 @@
+"""Who holds a state: the content of claims and beats, and whether a holder is certainly gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from datetime import UTC, datetime
+
+import attrs
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Holder:
+    """A driver that claims a term."""
+
+    id: str
+    """Unique: two claims of one driver differ too."""
+    host: str = ""
+    boot: str = ""
+    """Changes when the machine boots; empty: unknown."""
+    pids: str = ""
+    """The namespace in which `pid` means something (containers have their own)."""
+    pid: int = 0
+    since: str = ""
+    """ISO 8601, UTC. For people."""
+    locked: bool = False
+    """Whether it held the lock of the folder as well."""
+
+    def encode(self) -> bytes:
+        """Return the content of a claim."""
+        return json.dumps(attrs.asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, data: bytes) -> Holder:
+        """Return the holder in a claim; an unknown one if the claim cannot be read (its name is
+        what counts).
+        """
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return cls(id="")
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Heartbeat:
+    """The content of a beat. Only whether it changes counts, and `closed`."""
+
+    id: str
+    count: int
+    closed: bool = False
+    """Its driver has given the state back."""
+    promoted: int = 0
+    """When closed: outputs in segments up to this number are promoted."""
+
+    def encode(self) -> bytes:
+        return json.dumps(attrs.asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, data: bytes | None) -> Heartbeat | None:
+        """Return the beat, or None where there is none that can be read."""
+        try:
+            return None if data is None else cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return None
+
+
+def this_process(time_ns: int, *, locked: bool) -> Holder:
+    """Return this driver as a holder (blocking: reads `/proc` where there is one)."""
+    since = datetime.fromtimestamp(time_ns / 1e9, tz=UTC).isoformat(timespec="seconds")
+    return Holder(
+        id=secrets.token_hex(8),
+        host=socket.gethostname(),
+        boot=_boot_id(),
+        pids=_pid_namespace(),
+        pid=os.getpid(),
+        since=since,
+        locked=locked,
+    )
+
+
+def certainly_gone(other: Holder, me: Holder) -> bool:
+    """Return True only if `other` cannot be alive, so that its beat need not be watched.
+
+    On the same boot of the same machine the lock tells (if both take it), else the process id.
+    """
+    if not me.boot or other.boot != me.boot:
+        return False
+    if other.locked and me.locked:
+        return True
+    return bool(me.pids) and other.pids == me.pids and _is_dead(other.pid)
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state = file.read().rpartition(b")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state in (b"Z", b"X")  # killed, and its parent has not asked for it yet
+
+
+def _boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""

@@ -1,0 +1,191 @@
+"""What a user submits: a job of stages. Values, checked when they are made; nothing here runs anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import attrs
+
+from thornback.executor.errors import UsageError
+from thornback.executor.ports import Identity, StageIdentity
+from thornback.executor.program import RankContext
+
+RankFunction: TypeAlias = Callable[..., Any]
+"""`fn(ctx)` with `ranks=`, `fn(ctx, item)` with `items=`. Its value must be JSON."""
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def parse_memory(value: int | str | None) -> int | None:
+    """Return bytes for `3221225472`, `"3GiB"` or `"500MB"`; None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", value.upper())
+        if match is None or match[2] not in _UNITS:
+            raise UsageError(f"memory={value!r}: expected bytes or text like '3GiB' or '500MB'")
+        value = int(float(match[1]) * _UNITS[match[2]])
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise UsageError(f"memory={value!r}: expected a positive number of bytes or '3GiB'")
+    return value
+
+
+def _names(after: str | Sequence[str]) -> tuple[str, ...]:
+    return (after,) if isinstance(after, str) else tuple(after)
+
+
+def _sequence(items: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    if items is None:
+        return None
+    if isinstance(items, str | bytes):
+        raise UsageError(f"items={items!r}: expected a list with one item per rank, not text")
+    return tuple(items)
+
+
+@attrs.frozen(slots=True)
+class Stage:
+    """One function, run for ranks `0..world_size-1`. Resources are **per rank**."""
+
+    name: str
+    fn: RankFunction
+    ranks: int | None = attrs.field(default=None, kw_only=True)
+    """World size, for `fn(ctx)`. Give this or `items`; neither means one rank."""
+    items: tuple[Any, ...] | None = attrs.field(default=None, kw_only=True, converter=_sequence)
+    """One item per rank, for `fn(ctx, item)`."""
+    after: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_names)
+    """Stages that must end first; their results are `ctx.results(name)`."""
+    cpus: float = attrs.field(default=1, kw_only=True)
+    gpus: float = attrs.field(default=0, kw_only=True)
+    memory: int | None = attrs.field(default=None, kw_only=True, converter=parse_memory)
+    """Bytes (or '3GiB') reserved for a rank, and its limit: a rank over it is killed as OOM and tried with more."""
+    nodes: int = attrs.field(default=1, kw_only=True)
+    processes: int = attrs.field(default=1, kw_only=True)
+    """Ranks that one worker runs at the same time; its bundle is that much larger."""
+    timeout_s: float | None = attrs.field(default=None, kw_only=True)
+    """A rank that runs longer is killed and tried again."""
+    retries: int = attrs.field(default=0, kw_only=True)
+    """Retries of a rank whose own code raised."""
+    max_retries: int | None = attrs.field(default=None, kw_only=True)
+    """Caps the retries of a rank for every kind of fault at once; None: the default table."""
+    max_gangs: int | None = attrs.field(default=None, kw_only=True)
+    """Gangs at the same time; None: as many as fit (or what the executor says)."""
+    max_failed: float = attrs.field(default=0, kw_only=True)
+    """Failed ranks that are tolerated: a count, or a fraction of the world size below 1."""
+    setup: Callable[[RankContext], Any] | None = attrs.field(default=None, kw_only=True)
+    """Called once per process before its first rank; its value is `ctx.setup_value`."""
+    setup_timeout_s: float = attrs.field(default=900.0, kw_only=True)
+    version: str = attrs.field(default="", kw_only=True)
+    """Change it when the function changes so that recorded results are void."""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what can never run, naming the mend."""
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
+            raise UsageError(
+                f"stage name {self.name!r}: expected letters, digits, '_', '-' and '.', "
+                "since it names folders"
+            )
+        if not callable(self.fn):
+            raise UsageError(f"Stage {self.name!r}: fn={self.fn!r} is not callable")
+        if self.ranks is not None and self.items is not None:
+            raise UsageError(f"Stage {self.name!r} has ranks= and items=: give one of them")
+        if self.world_size < 1:
+            what = "items= is empty" if self.items is not None else f"ranks={self.ranks!r}"
+            raise UsageError(f"Stage {self.name!r}: {what}, but a stage needs at least one rank")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for field in ("nodes", "processes"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"Stage {self.name!r}: {field}={value!r}, expected 1 or more")
+        if self.nodes > 1 and self.processes > 1:
+            raise UsageError(
+                f"Stage {self.name!r}: nodes={self.nodes} and processes={self.processes}: "
+                "a gang of several nodes runs one rank at a time, so processes must be 1"
+            )
+        for field in ("cpus", "gpus", "retries", "max_failed", "max_retries", "timeout_s"):
+            value = getattr(self, field)
+            if value is not None and not value >= 0:
+                raise UsageError(f"Stage {self.name!r}: {field}={value!r}, expected 0 or more")
+        if self.timeout_s == 0:
+            raise UsageError(f"Stage {self.name!r}: timeout_s=0 leaves no time; None means no limit")
+        if self.max_gangs is not None and self.max_gangs < 1:
+            raise UsageError(f"Stage {self.name!r}: max_gangs={self.max_gangs}, expected 1 or more")
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        if self.items is not None:
+            return len(self.items)
+        return 1 if self.ranks is None else self.ranks
+
+    @property
+    def failed_allowed(self) -> int:
+        """`max_failed` as a number of ranks."""
+        if self.max_failed < 1:
+            return math.floor(self.max_failed * self.world_size)
+        return int(self.max_failed)
+
+    @property
+    def slots(self) -> int:
+        """Ranks that one gang runs at the same time."""
+        return 1 if self.nodes > 1 else self.processes
+
+
+@attrs.frozen(slots=True)
+class Job:
+    """Stages in the order of submission, which breaks ties of priority. Their order of running is `after`."""
+
+    name: str
+    stages: tuple[Stage, ...] = attrs.field(converter=tuple)
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse an empty job; names, parents and cycles are checked when the graph is built."""
+        if not self.stages:
+            raise UsageError(f"job {self.name!r} has no stages: give at least one Stage(name, fn)")
+        for stage in self.stages:
+            if not isinstance(stage, Stage):
+                raise UsageError(f"job {self.name!r}: {stage!r} is not a Stage(name, fn, ...)")
+
+
+def function_name(fn: object) -> str:
+    """Return `module.qualname` of a function, or of the class of a callable object."""
+    inner = getattr(fn, "func", fn)  # functools.partial
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _digest(items: tuple[Any, ...] | None) -> str:
+    """Return a digest of the items: of their JSON where they have one, else of their pickle."""
+    if items is None:
+        return ""
+    sha = hashlib.sha256()
+    for item in items:
+        text = json.dumps(item, sort_keys=True, default=lambda value: pickle.dumps(value, 4).hex())
+        sha.update(text.encode() + b"\n")
+    return sha.hexdigest()
+
+
+def identity_of(job: Job) -> Identity:
+    """Return what makes another run a run of the same job."""
+    return Identity(
+        job=job.name,
+        stages=tuple(
+            StageIdentity(
+                name=stage.name,
+                world_size=stage.world_size,
+                function=function_name(stage.fn),
+                version=stage.version,
+                items_digest=_digest(stage.items),
+                parents=stage.after,
+            )
+            for stage in job.stages
+        ),
+    )

@@ -1,0 +1,409 @@
+"""The journal in files: on a local folder or anything fsspec can write to.
+
+The protocol is in `terms.py`, the bytes in `segments.py`; here it is driven: tasks, deadlines,
+group commit, promotion.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import attrs
+
+from thornback.executor.beats import Beats
+from thornback.executor.group_commit import Entry, GroupCommit, again
+from thornback.executor.holder import Holder, certainly_gone, this_process
+from thornback.executor.journal_errors import (
+    HeldByAnother,
+    IdentityMismatch,
+    JournalError,
+    Superseded,
+)
+from thornback.executor.journal_identity import Kept, OnMismatch, reconcile
+from thornback.executor.ledger import StageRecords
+from thornback.executor.ports import Completion, Identity, Opened
+from thornback.executor.promote import promote_outputs
+from thornback.executor.recorded import RecordedRun, read_run
+from thornback.executor.segments import encode_record
+from thornback.executor.steps import AsyncSteps, RetryParams, Steps, call
+from thornback.executor.store import JournalStore, open_store
+from thornback.executor.terms import (
+    Stored,
+    Unreadable,
+    begin,
+    compact,
+    elect,
+    find_holder,
+    flush,
+    load,
+    watch,
+)
+
+__all__ = [
+    "FileJournal",
+    "HeldByAnother",
+    "IdentityMismatch",
+    "JournalError",
+    "JournalParams",
+    "RecordedRun",
+    "Superseded",
+    "read_run",
+]
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+_SLOW_PROTOCOLS = {"hf": 60.0}
+"""Seconds between puts where a put is dear: Hugging Face makes a commit of each."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class JournalParams:
+    """Time-outs and sizes of the journal."""
+
+    ttl_s: float = 30.0
+    """How long a holder that shows no life is watched before its state is taken over; it shows life
+    every third.
+    """
+    open_timeout_s: float = 60.0
+    """For the store to answer at `open`; what looks permanent (permission denied) is not retried
+    there.
+    """
+    record_timeout_s: float = 600.0
+    """For a store that fails or hangs, before the journal gives up for good."""
+    close_timeout_s: float = 15.0
+    """For the end after a failure, and for giving the state back."""
+    min_interval_s: float | None = None
+    """Between the starts of two flushes. None: 0 on local folders, 1 elsewhere, 60 on Hugging Face.
+    """
+    max_segment_bytes: int = 64 * 2**20
+    """Of one flush, unless one commit alone is larger."""
+    compact_segments: int = 64
+    """Compact when there are more and they hold more than a quarter of the base: amortised, bytes
+    are written twice.
+    """
+    compact_segments_max: int = 1024
+    """Compact when there are more in any case: a list must stay cheap."""
+
+
+@attrs.define(slots=True)
+class _Tenure:
+    """What is known while a term is ours."""
+
+    term: int
+    base_bytes: int
+    n: int = 0
+    promoted: int = 0
+    segments: int = 0
+    segment_bytes: int = 0
+
+
+class FileJournal:
+    """The durable record of finished ranks under a URL (fulfils `ports.Journal`).
+
+        async with FileJournal("s3://bucket/runs/clean") as journal:
+            opened = await journal.open(identity, on_mismatch="refuse")
+            await journal.commit([Completion(stage="clean", ranks=(range(0, 20),), state="done")])
+
+    Guaranteed: what `commit` has returned for is read by every later `open` and `read_run`,
+    whatever dies when, and also when two drivers meet. One driver holds a state at a time. Leaving
+    the context closes the journal.
+
+    Limits: on NFS a stale listing can hide another driver, and only the lock (where the server
+    keeps locks) protects. A Hugging Face repository gets a commit per put: 60 s between puts, and a
+    warning. Results are read into memory whole when a run starts and at compactions. A process that
+    forks without exec hands its lock to the child.
+
+    Args:
+        url: a path or any URL that fsspec knows.
+        params: time-outs and sizes.
+        monotonic, sleep, time_ns: the clock, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        params: JournalParams | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+        time_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.url = url
+        self.params = params or JournalParams()
+        self.damaged: tuple[str, ...] = ()
+        """Objects that could not be read at `open`, each with the reason: not counted, and left
+        where they are.
+        """
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._time_ns = time_ns
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._opening = False
+        self._released = False
+        self._store: JournalStore | None = None
+        self._steps: AsyncSteps | None = None
+        self._beats: Beats | None = None
+        self._group: GroupCommit | None = None
+        self._tenure = _Tenure(term=0, base_bytes=0)
+        self._ending = anyio.Lock()
+        self._patience = RetryParams(timeout_s=self.params.record_timeout_s)
+        self._impatience = RetryParams(timeout_s=self.params.open_timeout_s, patient=False)
+
+    async def __aenter__(self) -> Self:
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        assert self._tasks is not None
+        cancelled = isinstance(error, anyio.get_cancelled_exc_class())
+        absorbed: bool | None = None
+        try:
+            if error is None:
+                await self.close()
+        finally:
+            await self._end()
+            self._tasks.cancel_scope.cancel()
+            if cancelled:
+                absorbed = await self._tasks.__aexit__(kind, error, trace)
+            else:  # the body's own error must not come out wrapped in a group
+                await self._tasks.__aexit__(None, None, None)
+        return absorbed
+
+    async def open(self, identity: Identity, /, *, on_mismatch: OnMismatch) -> Opened:
+        """Claim the next term and return what earlier ones have recorded.
+
+        Takes `ttl_s` when the last driver did not close and may be alive elsewhere; else
+        milliseconds.
+
+        Args:
+            identity: of the job.
+            on_mismatch: when the state is that of another job: `refuse`; `adopt`: keep the records
+                of ranks below the world size of stages with the same name; `fresh`: start with no
+                record, also when none can be read.
+
+        Raises:
+            HeldByAnother: another driver has this state.
+            IdentityMismatch: with `refuse`.
+            JournalError: the store cannot be used, or what it holds cannot be read.
+        """
+        if self._tasks is None:
+            raise JournalError(
+                "open the journal inside of `async with FileJournal(url) as journal:`"
+            )
+        if self._opening:
+            raise JournalError("a journal is opened once: make another FileJournal")
+        if on_mismatch not in ("refuse", "adopt", "fresh"):
+            raise ValueError(f"on_mismatch is {on_mismatch!r}: expected refuse, adopt or fresh")
+        self._opening = True
+        try:
+            return await self._open(identity, on_mismatch, self._tasks)
+        except BaseException:
+            await self._end()
+            raise
+
+    async def commit(self, records: Sequence[Completion], /) -> None:
+        """Return when the records are durable and their outputs promoted.
+
+        Concurrent commits share a flush. Cancelled: the records may be recorded all the same.
+
+        Raises:
+            ValueError: a record is malformed; nothing was written.
+            Superseded: another driver has taken over. For ever after.
+            JournalError: the store failed for `record_timeout_s`, or an output is lost. For ever
+                after.
+        """
+        group = self._opened()
+        if not records:
+            return
+        lines = [encode_record(record) for record in records]
+        outputs = [pair for record in records for pair in record.outputs]
+        size = sum(len(line) for line in lines)
+        await group.commit(Entry(lines=lines, outputs=outputs, size_bytes=size))
+
+    async def results(self, stage: str, /) -> Mapping[int, str]:
+        """Return the recorded results of a stage, JSON text by rank, ascending: read from the
+        store, not kept.
+
+        Raises:
+            Superseded, JournalError: as `commit`.
+        """
+        self._opened()
+        stored = await self._run(load(self.url, lambda name: name == stage))
+        if stored.term != self._tenure.term:
+            raise Superseded(self.url, self._tenure.term, stored.term)
+        return stored.records.get(stage, StageRecords()).results
+
+    async def close(self) -> None:
+        """Flush what is pending, give the state back. Idempotent; bounded by `record_timeout_s`.
+
+        Cancelled: leaving the context does the rest.
+        """
+        if self._group is not None:
+            self._group.close()
+            await self._group.finished.wait()
+        await self._end()
+
+    async def _open(
+        self, identity: Identity, on_mismatch: OnMismatch, tasks: anyio.abc.TaskGroup
+    ) -> Opened:
+        store = await self._connect()
+        me = await self._lock(store)
+        term = 1 + await self._run(
+            watch(self.url, self.params.ttl_s, lambda other: certainly_gone(other, me)),
+            self._impatience,
+        )
+        await self._run(elect(self.url, me, term), self._impatience)
+        steps = self._new_steps(store, threads=1)  # its own thread: never behind a long flush
+        self._beats = Beats(steps, me.id, term, self.params.ttl_s)
+        await self._beats.first()
+        tasks.start_soon(self._beats.run)
+        kept = await self._begin(term, identity, on_mismatch)
+        self._group = GroupCommit(
+            self._flush,
+            self._compact_if_due,
+            min_interval_s=self._min_interval_s(store.protocol),
+            max_bytes=self.params.max_segment_bytes,
+        )
+        tasks.start_soon(self._group.run)
+        known = {s.name: kept.records[s.name] for s in identity.stages if s.name in kept.records}
+        return Opened(
+            term=term,
+            done={name: records.done for name, records in known.items() if records.done},
+            failed={name: records.failed for name, records in known.items() if records.failed},
+        )
+
+    async def _begin(self, term: int, identity: Identity, on_mismatch: OnMismatch) -> Kept:
+        """Take over what the state holds into a term that was won."""
+        stored = await self._load(forgiving=on_mismatch == "fresh")
+        self.damaged = stored.damaged
+        if stored.damaged:
+            logger.warning("%s: not counted: %s", self.url, "; ".join(stored.damaged))
+        kept = reconcile(self.url, stored.identity, stored.records, identity, on_mismatch)
+        pairs = [p for r in stored.unpromoted if r.stage in kept.records for p in r.outputs]
+        await self._promote(pairs)
+        size = await self._run(begin(term, kept.identity, kept.records, stored))
+        self._tenure = _Tenure(term=term, base_bytes=size)
+        return kept
+
+    async def _load(self, *, forgiving: bool) -> Stored:
+        try:
+            return await self._run(load(self.url))
+        except Unreadable as error:
+            if not forgiving:
+                raise
+            logger.warning("started anew: %s", error)
+            return Stored(names=error.names)
+
+    async def _connect(self) -> JournalStore:
+        with anyio.move_on_after(self.params.open_timeout_s):
+            self._store = await anyio.to_thread.run_sync(
+                open_store, self.url, abandon_on_cancel=True
+            )
+            self._steps = self._new_steps(self._store, threads=10)
+            return self._store
+        raise JournalError(f"{self.url}: no connection within {self.params.open_timeout_s:.0f} s")
+
+    async def _lock(self, store: JournalStore) -> Holder:
+        found: list[bool | None] = []
+        await self._run(
+            call("lock the state", lambda: found.append(store.lock())), self._impatience
+        )
+        if found[-1] is False:
+            raise await self._run(find_holder(self.url, "it has the lock"), self._impatience)
+        return this_process(self._time_ns(), locked=found[-1] is True)
+
+    async def _flush(self, batch: Sequence[Entry]) -> None:
+        tenure = self._tenure
+        tenure.n += 1
+        lines = [line for entry in batch for line in entry.lines]
+        size = await self._run(flush(self.url, tenure.term, tenure.n, tenure.promoted, lines))
+        await self._promote([pair for entry in batch for pair in entry.outputs])
+        tenure.promoted = tenure.n
+        tenure.segments += 1
+        tenure.segment_bytes += size
+
+    async def _compact_if_due(self) -> None:
+        tenure, params = self._tenure, self.params
+        heavy = tenure.segment_bytes > tenure.base_bytes / 4
+        if tenure.segments <= (params.compact_segments if heavy else params.compact_segments_max):
+            return
+        tenure.n += 1
+        tenure.base_bytes = await self._run(compact(self.url, tenure.term, tenure.n))
+        tenure.segments, tenure.segment_bytes = 0, 0
+
+    async def _promote(self, outputs: Sequence[tuple[str, str]]) -> None:
+        assert self._steps is not None
+        await promote_outputs(self._steps, outputs, self._patience)
+
+    async def _end(self) -> None:
+        """Give the state back, whatever is the matter. Idempotent, shielded, bounded."""
+        with anyio.CancelScope(shield=True):
+            async with self._ending:
+                if not self._released:
+                    self._released = True
+                    await self._release()
+
+    async def _release(self) -> None:
+        if self._group is not None:
+            self._group.close()
+            with anyio.move_on_after(self.params.close_timeout_s):
+                await self._group.finished.wait()
+                if self._group.broken is None:
+                    await self._sweep()
+        if self._beats is not None:
+            await self._beats.close(self._tenure.promoted)
+        if self._steps is not None:
+            self._steps.abandon()  # what still hangs must not keep the task group waiting
+        if self._store is not None:
+            self._store.unlock()
+
+    async def _sweep(self) -> None:
+        """Remove what unrecorded attempts have staged. Litter is no failure."""
+        assert self._store is not None
+        store, term = self._store, self._tenure.term
+        retry = RetryParams(timeout_s=self.params.close_timeout_s, patient=False)
+        try:
+            await self._run(call("sweep staging/", lambda: store.sweep_staging(term)), retry)
+        except JournalError as error:
+            logger.warning("staged files are left over: %s", error)
+
+    async def _run(self, steps: Steps[T], retry: RetryParams | None = None) -> T:
+        assert self._steps is not None
+        return await self._steps.run(steps, retry or self._patience)
+
+    def _new_steps(self, store: JournalStore, threads: int) -> AsyncSteps:
+        return AsyncSteps(store, monotonic=self._monotonic, sleep=self._sleep, threads=threads)
+
+    def _opened(self) -> GroupCommit:
+        if self._group is None:
+            raise JournalError(f"{self.url}: the journal is not open")
+        if self._group.broken is not None:
+            raise again(self._group.broken)
+        if self._released:
+            raise JournalError(f"{self.url}: the journal is closed")
+        return self._group
+
+    def _min_interval_s(self, protocol: str) -> float:
+        if self.params.min_interval_s is not None:
+            return self.params.min_interval_s
+        if protocol in _SLOW_PROTOCOLS:
+            interval_s = _SLOW_PROTOCOLS[protocol]
+            logger.warning(
+                "%s: %s makes a commit of every write: the journal writes once in %.0f s",
+                *(self.url, protocol, interval_s),
+            )
+            return interval_s
+        return 0.0 if protocol == "file" else 1.0

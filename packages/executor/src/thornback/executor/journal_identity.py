@@ -1,0 +1,113 @@
+"""Is this state a state of this job? Pure.
+
+A stage differs if its name is known and its world size, function, version, items or parents are not
+the recorded ones, or if one of its parents differs. A stage that is new differs from nothing; one
+that is gone is kept in the state, for the day it comes back. Another name of the job is a
+difference too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import attrs
+
+from thornback.executor.journal_errors import IdentityMismatch
+from thornback.executor.ledger import StageRecords, clip
+from thornback.executor.ports import Identity, StageIdentity
+
+OnMismatch: TypeAlias = Literal["refuse", "adopt", "fresh"]
+
+_FIELDS = {
+    "world_size": "world size",
+    "function": "function",
+    "version": "version",
+    "items_digest": "digest of the items",
+    "parents": "parents",
+}
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Kept:
+    """What of the state goes on into the new term."""
+
+    identity: Identity
+    """That of the job, and of stages that it no longer has."""
+    records: Mapping[str, StageRecords]
+
+
+def differences(old: Identity, new: Identity) -> tuple[str, ...]:
+    """Return one sentence per difference; none: the records of `old` are records of `new`."""
+    found = [] if old.job == new.job else [f"Job: was {old.job!r}, is {new.job!r}"]
+    by_name = {stage.name: stage for stage in old.stages}
+    own = {
+        stage.name: _stage_differences(by_name[stage.name], stage)
+        for stage in new.stages
+        if stage.name in by_name
+    }
+    changed = _with_descendants({name: bool(said) for name, said in own.items()}, new)
+    for stage in new.stages:
+        said = own.get(stage.name, ())
+        if said:
+            found.append(f"Stage {stage.name!r}: {'; '.join(said)}")
+        elif stage.name in own:
+            guilty = [parent for parent in stage.parents if changed.get(parent)]
+            found += [f"Stage {stage.name!r}: comes after {p!r}, which has changed" for p in guilty]
+    return tuple(found)
+
+
+def reconcile(
+    url: str,
+    old: Identity | None,
+    records: Mapping[str, StageRecords],
+    new: Identity,
+    on_mismatch: OnMismatch,
+) -> Kept:
+    """Return what the new term starts with.
+
+    Raises:
+        IdentityMismatch: with `refuse`, if there is a difference.
+    """
+    if old is None or on_mismatch == "fresh":
+        return Kept(identity=new, records={})
+    found = differences(old, new)
+    if found and on_mismatch == "refuse":
+        raise IdentityMismatch(url, found)
+    sizes = {stage.name: stage.world_size for stage in new.stages}
+    kept = {name: clip(records[name], size) for name, size in sizes.items() if name in records}
+    if found:
+        return Kept(identity=new, records=kept)
+    gone = tuple(s for s in old.stages if s.name not in sizes and s.name in records)
+    kept |= {stage.name: records[stage.name] for stage in gone}
+    return Kept(identity=attrs.evolve(new, stages=(*new.stages, *gone)), records=kept)
+
+
+def _stage_differences(old: StageIdentity, new: StageIdentity) -> tuple[str, ...]:
+    pairs = [(word, getattr(old, name), getattr(new, name)) for name, word in _FIELDS.items()]
+    return tuple(f"{word} was {_show(a)}, is {_show(b)}" for word, a, b in pairs if a != b)
+
+
+def _show(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(repr, value)) or "none"
+    if isinstance(value, str):
+        shown = value if len(value) <= 60 else f"{value[:12]}..."
+        return repr(shown) if shown else "none"
+    return str(value)
+
+
+def _with_descendants(changed: Mapping[str, bool], new: Identity) -> Mapping[str, bool]:
+    """Return `changed` with every stage below a changed one marked too, whatever the order of the
+    stages.
+    """
+    marked = dict(changed)
+    for _ in new.stages:
+        before = dict(marked)
+        for stage in new.stages:
+            marked[stage.name] = marked.get(stage.name, False) or any(
+                marked.get(parent, False) for parent in stage.parents
+            )
+        if marked == before:
+            break
+    return marked

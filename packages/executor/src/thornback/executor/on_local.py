@@ -1,0 +1,32 @@
+"""The local platform: workers are processes of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import attrs
+
+from thornback.executor.ports import Connection
+from thornback.placement import Allocator
+from thornback.placement.on_local import LocalCluster
+from thornback.pool import Blobs, WorkerPool
+from thornback.pool.on_local import LocalBackend
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class LocalPlatform:
+    """This machine as one node (fulfils `Platform`)."""
+
+    cpus: float | None = None
+    """Logical CPUs to hand out; None: what the machine has."""
+
+    def prepare(self) -> None:
+        """Nothing to do."""
+
+    @asynccontextmanager
+    async def connect(self, blobs: Blobs, /) -> AsyncIterator[Connection]:
+        """Return an allocator and a pool of local processes; they end with the context."""
+        cluster = LocalCluster(cpus=self.cpus)
+        async with Allocator(cluster) as leases, WorkerPool(LocalBackend(), blobs) as workers:
+            yield Connection(name="this machine", leases=leases, workers=workers)

@@ -1,0 +1,78 @@
+"""The Ray platform: gangs are placement groups, workers are actors."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import attrs
+
+from thornback.executor.errors import BackendUnavailable
+from thornback.executor.ports import Connection
+from thornback.placement import Allocator
+from thornback.pool import Blobs, WorkerPool
+
+
+@attrs.define(kw_only=True, slots=True)
+class RayPlatform:
+    """A Ray cluster (fulfils `Platform`). Everything it creates is non-detached: it dies with this driver."""
+
+    address: str | None = None
+    local_cpus: int | None = None
+    """Logical CPUs of a Ray that is started for this run; None: what the machine has."""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse at once what can never work."""
+        if importlib.util.find_spec("ray") is None:
+            raise BackendUnavailable(
+                "Ray is not installed: pip install 'thornback[ray]', or use Executor.on_local()"
+            )
+        address = self.address or os.environ.get("RAY_ADDRESS", "")
+        if address.startswith("ray://"):
+            raise BackendUnavailable(
+                f"{address!r} is a Ray Client address, which hides what a driver needs to know of its workers: "
+                "run the driver on a node of the cluster (for example with `ray job submit`) and leave the address "
+                "out, or give the GCS address host:6379"
+            )
+
+    def prepare(self) -> None:
+        """Initialise Ray, unless this process has done so. Blocks: seconds for a Ray that is started here.
+
+        In the caller's thread, since a Ray head installs a SIGTERM handler, for which it needs the main one.
+        Source: ray 2.60 `_private/node.py`.
+        """
+        # Under `uv run` Ray would upload the tree and start every worker through uv; it reads this when imported.
+        # Source: ray 2.60 `_private/worker.py`.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        import ray
+
+        if ray.is_initialized():
+            return
+        quiet = {"log_to_driver": False, "logging_level": "WARNING"}
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        if address and address != "local":
+            ray.init(address=address, **quiet)
+            return
+        if address is None:
+            try:
+                ray.init(address="auto", **quiet)
+            except ConnectionError:
+                address = "local"
+            else:
+                return
+        ray.init(address="local", num_cpus=self.local_cpus, include_dashboard=False, **quiet)
+
+    @asynccontextmanager
+    async def connect(self, blobs: Blobs, /) -> AsyncIterator[Connection]:
+        """Return an allocator and a pool on the cluster; placement groups and actors end with the context."""
+        import ray
+
+        from thornback.placement.on_ray import RayCluster
+        from thornback.pool.on_ray import RayBackend
+
+        address = ray.get_runtime_context().gcs_address
+        cluster, backend = RayCluster(), RayBackend()
+        async with Allocator(cluster) as leases, WorkerPool(backend, blobs) as workers:
+            yield Connection(name=f"Ray {ray.__version__} at {address}", leases=leases, workers=workers)

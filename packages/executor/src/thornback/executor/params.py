@@ -1,0 +1,23 @@
+"""The time-outs that the driver itself enforces. Seconds; each says why."""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class ExecutorParams:
+    """One enforcer per phase: place is the driver's; start, silence and close are the pool's; rank the supervisor's."""
+
+    place_s: float = 600.0
+    """An autoscaler needs minutes to bring a node."""
+    start_s: float = 180.0
+    """Until every worker of a gang has answered; a loaded machine starts a Ray actor in tens of seconds."""
+    close_s: float = 15.0
+    """For the workers of a gang to die; then the run goes on and the report names the gang."""
+    release_s: float = 30.0
+    """For a lease to be given back."""
+    progress_s: float = 0.2
+    """At most one progress call to observers in this time."""
+    cancel_s: float = 60.0
+    """For everything to be closed when the driver itself is cancelled or fails."""

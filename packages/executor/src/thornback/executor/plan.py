@@ -1,0 +1,216 @@
+"""Turns a job into what the parts need: the graph, the scheduler's stages, requests for gangs, assignments. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import attrs
+import cloudpickle
+
+from thornback.executor.errors import UsageError
+from thornback.executor.job import Job, Stage
+from thornback.executor.ports import Ranks
+from thornback.executor.program import StageProgram
+from thornback.faults import RetryPolicy
+from thornback.graph import Dag, GraphError, Node, depths, resolve
+from thornback.placement import Bundle, GangRequest
+from thornback.pool import Assignment, WorkerSpec
+from thornback.scheduler import StagePlan
+from thornback.scheduler.commands import Dispatch, ShapeKey
+
+PROGRAM_MODULE = "thornback.executor.program"
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Settings:
+    """What an executor adds to a job."""
+
+    state_url: str
+    cwd: str
+    max_gangs: int | None = None
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    runtime_env: Mapping[str, object] = attrs.field(factory=dict)
+    seed: int = 0
+
+
+@attrs.frozen(slots=True)
+class _Shape:
+    """Stages that are equal in these share warm gangs."""
+
+    cpus: float
+    gpus: float
+    memory: int | None
+    nodes: int
+    slots: int
+
+
+def _shape(stage: Stage) -> _Shape:
+    return _Shape(stage.cpus, stage.gpus, stage.memory, stage.nodes, stage.slots)
+
+
+class RunPlan:
+    """A checked job. Raises `UsageError`, naming the mend, for whatever can be known to be wrong before it runs."""
+
+    def __init__(self, job: Job, settings: Settings) -> None:
+        self.job = job
+        self.stages = job.stages
+        self.settings = settings
+        try:
+            self._parents = resolve([(stage.name, stage.after) for stage in job.stages], job.name)
+        except GraphError as error:
+            raise UsageError(str(error)) from error
+        self.index = {stage.name: number for number, stage in enumerate(job.stages)}
+        self._shapes = list(dict.fromkeys(_shape(stage) for stage in job.stages))
+        self.programs = {f"program:{number}": self._program(number) for number in self.index.values()}
+        self._items = [self._pickled_items(stage) for stage in job.stages]
+
+    def dag(self) -> Dag:
+        """Return a fresh graph."""
+        return Dag(
+            [
+                Node(world_size=s.world_size, parents=parents, max_failed=s.failed_allowed)
+                for s, parents in zip(self.stages, self._parents, strict=True)
+            ]
+        )
+
+    def scheduler_stages(self, policies: Sequence[RetryPolicy]) -> list[StagePlan]:
+        """Return the stages as the scheduler sees them: deeper critical path first."""
+        priorities = depths(self._parents)
+        return [
+            StagePlan(
+                world_size=stage.world_size,
+                shape=self._shapes.index(_shape(stage)),
+                slots=stage.slots,
+                nodes=stage.nodes,
+                max_gangs=self._max_gangs(stage),
+                policy=policies[number],
+                priority=priorities[number],
+                max_failed=stage.failed_allowed,
+            )
+            for number, stage in enumerate(self.stages)
+        ]
+
+    def policies(self) -> list[RetryPolicy]:
+        """Return the retry policy of each stage."""
+        return [
+            RetryPolicy(
+                retries=stage.retries, max_retries=stage.max_retries, memory_bytes=stage.memory
+            )
+            for stage in self.stages
+        ]
+
+    def request(self, key: ShapeKey) -> GangRequest:
+        """Return what to lease for a gang of this shape."""
+        shape, slots = self._shapes[key.base], self.slots(key)
+        return GangRequest(
+            bundle=Bundle(
+                cpus=shape.cpus * slots,
+                gpus=shape.gpus * slots,
+                memory_bytes=(key.memory_bytes or shape.memory or 0) * slots,
+            ),
+            nodes=shape.nodes,
+            name=f"thornback-{self.job.name}",
+        )
+
+    def stage_of_shape(self, key: ShapeKey) -> str:
+        """Return the first stage that runs in gangs of this shape: for people."""
+        shape = self._shapes[key.base]
+        return next(stage.name for stage in self.stages if _shape(stage) == shape)
+
+    def slots(self, key: ShapeKey) -> int:
+        """Return the slots of a gang: one where memory was raised as a remedy."""
+        return 1 if key.memory_bytes is not None else self._shapes[key.base].slots
+
+    def worker_spec(self, key: ShapeKey) -> WorkerSpec:
+        """Return what the workers of such a gang are like."""
+        request = self.request(key)
+        limit = key.memory_bytes or self._shapes[key.base].memory
+        return WorkerSpec(
+            slots=self.slots(key),
+            cpus=request.bundle.cpus,
+            gpus=request.bundle.gpus,
+            memory_bytes=request.bundle.memory_bytes,
+            rank_memory_bytes=limit,
+            env=self.settings.env,
+            preload=self._preload(),
+            runtime_env=self.settings.runtime_env,
+        )
+
+    def assignment(self, command: Dispatch, epoch: str, traceparent: str) -> Assignment:
+        """Return the work that a command asks for."""
+        stage = self.stages[command.stage]
+        timeout_s = stage.timeout_s and stage.timeout_s * command.timeout_factor
+        return Assignment(
+            assignment=command.assignment,
+            epoch=epoch,
+            stage=command.stage,
+            ranks=command.ranks,
+            attempt=command.attempt,
+            program=f"program:{command.stage}",
+            args=self._args(command.stage, command.ranks),
+            inputs=tuple(f"results:{self.index[name]}" for name in stage.after),
+            timeout_s=timeout_s,
+            setup_timeout_s=stage.setup_timeout_s,
+            traceparent=traceparent,
+        )
+
+    def _args(self, stage: int, ranks: Ranks) -> tuple[bytes, ...]:
+        items = self._items[stage]
+        return tuple(items[rank] for piece in ranks for rank in piece) if items else ()
+
+    def _max_gangs(self, stage: Stage) -> int | None:
+        limits = [n for n in (stage.max_gangs, self.settings.max_gangs) if n is not None]
+        most = math.ceil(stage.world_size / stage.slots)
+        return min([*limits, most])
+
+    def _preload(self) -> tuple[str, ...]:
+        modules = [PROGRAM_MODULE]
+        for stage in self.stages:
+            module = getattr(stage.fn, "__module__", None)
+            if module and module != "__main__" and module not in modules:
+                modules.append(module)
+        return tuple(modules)
+
+    def _program(self, number: int) -> bytes:
+        stage = self.stages[number]
+        program = StageProgram(
+            stage=stage.name,
+            world_size=stage.world_size,
+            fn=stage.fn,
+            has_items=stage.items is not None,
+            setup_fn=stage.setup,
+            staging=f"{self.settings.state_url}/staging",
+            cwd=self.settings.cwd,
+            parents={name: f"results:{self.index[name]}" for name in stage.after},
+        )
+        return _pickled(program, f"Stage {stage.name!r}: its function does not pickle")
+
+    def _pickled_items(self, stage: Stage) -> list[bytes]:
+        return [
+            _pickled(item, f"Stage {stage.name!r}: item {rank} does not pickle")
+            for rank, item in enumerate(stage.items or ())
+        ]
+
+
+def _pickled(value: object, what: str) -> bytes:
+    try:
+        return bytes(cloudpickle.dumps(value))
+    except Exception as error:  # noqa: BLE001  # a user's object may raise anything from __reduce__
+        raise UsageError(
+            f"{what} ({type(error).__name__}: {error}): open files, locks and connections where "
+            "they are used, in the function or in the stage's setup="
+        ) from error
+
+
+def merge_ranks(ranks: Sequence[int]) -> Ranks:
+    """Return ascending ranges for ranks in any order, each once."""
+    pieces: list[range] = []
+    for rank in sorted(set(ranks)):
+        if pieces and pieces[-1].stop == rank:
+            pieces[-1] = range(pieces[-1].start, rank + 1)
+        else:
+            pieces.append(range(rank, rank + 1))
+    return tuple(pieces)
+
+

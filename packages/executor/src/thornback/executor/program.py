@@ -1,0 +1,156 @@
+"""The side of a stage that runs in the rank process: the context a rank function gets, and the program that calls it.
+
+Nothing here may import the driver side: the fork server of a worker imports this module, and a rank process starts
+with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import attrs
+
+from thornback.pool import ProgramResult, RankCall
+
+T = TypeVar("T")
+MAX_RESULT_BYTES = 64 * 1024
+
+
+class BadResult(TypeError):
+    """The rank function returned something that cannot be kept in the journal."""
+
+
+@attrs.define(slots=True, eq=False)
+class RankContext:
+    """What a rank knows about itself, and what it may ask for. Attempts count from 1, ranks from 0."""
+
+    stage: str
+    rank: int
+    world_size: int
+    attempt: int
+    epoch: str
+    """(term, assignment): names this try in paths and logs."""
+    node: str
+    slot: int
+    node_index: int
+    nodes: int
+    traceparent: str
+    """W3C trace context of the assignment."""
+    setup_value: Any
+    """What the stage's `setup` returned in this process."""
+    _staging: str
+    _cwd: str
+    _results: Callable[[str], list[Any]]
+    _outputs: list[tuple[str, str]] = attrs.field(factory=list)
+
+    @property
+    def staging(self) -> str:
+        """A folder (path or URL) that belongs to this try of the rank alone; swept when the run ends."""
+        if "://" not in self._staging:
+            os.makedirs(self._staging, exist_ok=True)
+        return self._staging
+
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """Return every `world_size`-th item, starting with this rank's."""
+        return items[self.rank :: self.world_size]
+
+    def results(self, stage: str) -> list[Any]:
+        """Return the results of a stage named in `after`, in order of rank; failed ranks are left out."""
+        return self._results(stage)
+
+    @contextlib.contextmanager
+    def publish(self, final: str) -> Iterator[str]:
+        """Give a path to write to; the driver moves it to `final` once this rank is recorded.
+
+        Exactly the files of the one recorded attempt appear under their final names. A relative path counts from the
+        folder in which the driver was started. If the block raises, nothing is published.
+        """
+        target = final if "://" in final else os.path.join(self._cwd, final)
+        staged = posixpath.join(self.staging, f"{len(self._outputs)}-{posixpath.basename(target)}")
+        yield staged
+        self._outputs.append((staged, target))
+
+
+@attrs.define(slots=True, eq=False)
+class StageProgram:
+    """Runs the ranks of one stage in a rank process (fulfils `thornback.pool.Program`)."""
+
+    stage: str
+    world_size: int
+    fn: Callable[..., Any]
+    has_items: bool
+    setup_fn: Callable[[RankContext], Any] | None
+    staging: str
+    """URL of the folder for staged outputs of all stages."""
+    cwd: str
+    parents: Mapping[str, str]
+    """Name of a parent stage -> key of the blob with its results."""
+    _setup_value: Any = None
+    _loaded: dict[str, list[Any]] = attrs.field(factory=dict)
+
+    def setup(self, context: RankCall, /) -> None:
+        """Call the user's `setup`, once per process."""
+        if self.setup_fn is not None:
+            self._setup_value = self.setup_fn(self._context(context))
+
+    def run(self, context: RankCall, /) -> ProgramResult:
+        """Call the user's function and encode what it returned."""
+        ctx = self._context(context)
+        if self.has_items:
+            import pickle  # only stages with items need it
+
+            value = self.fn(ctx, pickle.loads(context.args or b""))
+        else:
+            value = self.fn(ctx)
+        return ProgramResult(result=self._encode(value, ctx.rank), outputs=tuple(ctx._outputs))
+
+    def _context(self, call: RankCall) -> RankContext:
+        return RankContext(
+            stage=self.stage,
+            rank=call.rank,
+            world_size=self.world_size,
+            attempt=call.attempt,
+            epoch=call.epoch,
+            node=call.node,
+            slot=call.slot,
+            node_index=call.node_index,
+            nodes=call.nodes,
+            traceparent=call.traceparent,
+            setup_value=self._setup_value,
+            staging=posixpath.join(self.staging, self.stage, call.epoch, str(call.rank)),
+            cwd=self.cwd,
+            results=lambda stage: self._results(stage, call),
+        )
+
+    def _results(self, stage: str, call: RankCall) -> list[Any]:
+        if stage not in self.parents:
+            known = ", ".join(repr(name) for name in self.parents) or "no stage"
+            raise KeyError(
+                f"ctx.results({stage!r}): stage {self.stage!r} comes after {known}; "
+                f"add after={stage!r} to the stage to read its results"
+            )
+        if stage not in self._loaded:
+            self._loaded[stage] = json.loads(call.inputs(self.parents[stage]))
+        return list(self._loaded[stage])
+
+    def _encode(self, value: object, rank: int) -> str | None:
+        if value is None:
+            return None
+        try:
+            text = json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise BadResult(
+                f"Stage {self.stage!r} rank {rank} returned a {type(value).__qualname__} that is "
+                f"not JSON ({error}): return plain lists, dicts, text and numbers, or publish a file"
+            ) from error
+        if len(text) > MAX_RESULT_BYTES:
+            raise BadResult(
+                f"Stage {self.stage!r} rank {rank} returned {len(text)} bytes of JSON, at most "
+                f"{MAX_RESULT_BYTES} are kept: publish a file (ctx.publish) and return its path"
+            )
+        return text

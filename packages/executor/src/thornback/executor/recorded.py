@@ -1,0 +1,73 @@
+"""Reads a state without claiming it: for `status`, reports, and whoever wants results of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from thornback.executor.journal_errors import JournalError
+from thornback.executor.ledger import Certificate, StageRecords
+from thornback.executor.ports import Identity, Ranks
+from thornback.executor.steps import run_blocking
+from thornback.executor.store import open_store
+from thornback.executor.terms import Stored, load
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class RecordedRun:
+    """What a state held at the moment of reading. All mappings are by name of stage; stages without
+    are left out.
+    """
+
+    url: str
+    identity: Identity
+    """Of the job; stages that it once had and that have records come last."""
+    term: int
+    done: Mapping[str, Ranks]
+    failed: Mapping[str, Ranks]
+    skipped: Mapping[str, Ranks]
+    certificates: Mapping[str, tuple[Certificate, ...]]
+    """Why ranks failed or were skipped."""
+    damaged: tuple[str, ...] = ()
+    """Objects that could not be read, each with the reason: not counted."""
+
+    def results(self, stage: str) -> Mapping[int, str]:
+        """Return the recorded results of a stage, JSON text by rank, ascending. Blocking: reads the
+        state again.
+
+        Raises:
+            JournalError: the state cannot be read.
+        """
+        stored = _load(self.url, stage)
+        return stored.records.get(stage, StageRecords()).results
+
+
+def read_run(url: str) -> RecordedRun:
+    """Return what is recorded under `url` (blocking). Writes nothing; a run may go on meanwhile.
+
+    Raises:
+        JournalError: there is no run there, or it cannot be read.
+    """
+    stored = _load(url, None)
+    if stored.identity is None:
+        raise JournalError(
+            f"no run is recorded under {url!r}: expected the state= of a run, a folder with "
+            "control/base-* in it"
+        )
+    records = stored.records
+    return RecordedRun(
+        url=url,
+        identity=stored.identity,
+        term=stored.term,
+        done={name: r.done for name, r in records.items() if r.done},
+        failed={name: r.failed for name, r in records.items() if r.failed},
+        skipped={name: r.skipped for name, r in records.items() if r.skipped},
+        certificates={name: r.certificates for name, r in records.items() if r.certificates},
+        damaged=stored.damaged,
+    )
+
+
+def _load(url: str, stage: str | None) -> Stored:
+    """Read the state; keep the results of one stage only, or of none."""
+    return run_blocking(open_store(url), load(url, lambda name: name == stage))

@@ -1,0 +1,174 @@
+"""Spans of a run, by the OpenTelemetry API alone: without an SDK they cost next to nothing and go nowhere.
+
+    thornback.run
+      thornback.gang        one per gang; the allocator's and the pool's own spans lie beneath it
+      thornback.stage       from its first dispatch to its last record
+        thornback.assignment    its context is the traceparent that the ranks get
+          thornback.rank          one per attempt, made from its outcome; a retry is linked to the attempt before
+
+A rank span is made for faults, for retries, and for ranks of 100 ms and more; others are counted on their assignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+from opentelemetry import trace
+from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from thornback.executor.ports import Ranks
+from thornback.faults import Fault
+from thornback.pool import Outcome
+
+LONG_RANK_S = 0.1
+MAX_LINKED_LOST_RANKS = 1000
+"""Of one lost assignment; more are retried without a link, so that a loss costs bounded memory."""
+
+
+@attrs.define(slots=True)
+class _Assignment:
+    span: Span
+    stage: int
+    attempt: int
+    quick: int = 0
+
+
+class RunTracer:
+    """Live spans of one run. Every method is quick and does no I/O (exporting is the SDK's affair)."""
+
+    def __init__(self, tracer: Tracer, job: str, stages: Sequence[str]) -> None:
+        self._tracer = tracer
+        self._names = tuple(stages)
+        self._run = tracer.start_span("thornback.run", attributes={"thornback.job": job})
+        self._stages: dict[int, Span] = {}
+        self._gangs: dict[int, Span] = {}
+        self._assignments: dict[int, _Assignment] = {}
+        self._before: dict[tuple[int, int], SpanContext] = {}
+
+    def _child(self, name: str, parent: Span, attributes: dict[str, str | int | float]) -> Span:
+        context = trace.set_span_in_context(parent)
+        return self._tracer.start_span(name, context=context, attributes=attributes)
+
+    def started(self, term: int, state_url: str, backend: str) -> None:
+        """Note what became known after the run span was opened."""
+        self._run.set_attributes(
+            {"thornback.term": term, "thornback.state": state_url, "thornback.backend": backend}
+        )
+
+    def gang_opened(self, gang: int) -> Span:
+        """Open and return the span of a gang."""
+        span = self._child("thornback.gang", self._run, {"thornback.gang": gang})
+        self._gangs[gang] = span
+        return span
+
+    def gang_lost(self, gang: int, fault: Fault) -> None:
+        """Mark the gang's span as failed; it ends with `gang_closed`."""
+        if span := self._gangs.get(gang):
+            _blame(span, fault)
+
+    def gang_closed(self, gang: int, confirmed: bool) -> None:
+        """End the gang's span."""
+        if span := self._gangs.pop(gang, None):
+            span.set_attribute("thornback.confirmed", confirmed)
+            span.end()
+
+    def dispatched(
+        self, stage: int, gang: int, assignment: int, ranks: Ranks, attempt: int, epoch: str
+    ) -> str:
+        """Open the span of an assignment and return its traceparent."""
+        if stage not in self._stages:
+            name = {"thornback.stage": self._names[stage]}
+            self._stages[stage] = self._child("thornback.stage", self._run, {**name})
+        span = self._child(
+            "thornback.assignment",
+            self._stages[stage],
+            {
+                "thornback.stage": self._names[stage],
+                "thornback.gang": gang,
+                "thornback.epoch": epoch,
+                "thornback.ranks": " ".join(f"{r.start}-{r.stop - 1}" for r in ranks[:32]),
+                "thornback.attempt": attempt,
+            },
+        )
+        self._assignments[assignment] = _Assignment(span, stage, attempt)
+        carrier: dict[str, str] = {}
+        TraceContextTextMapPropagator().inject(carrier, trace.set_span_in_context(span))
+        return carrier.get("traceparent", "")
+
+    def outcome(self, assignment: int, outcome: Outcome, fault: Fault | None, now_ns: int) -> None:
+        """Make the span of a rank's attempt, where it deserves one."""
+        live = self._assignments.get(assignment)
+        if live is None:
+            return
+        key = (live.stage, outcome.rank)
+        before = self._before.pop(key, None)
+        if fault is None and before is None and outcome.ran_s < LONG_RANK_S:
+            live.quick += 1
+            return
+        end_ns = now_ns - int(outcome.ago_s * 1e9)
+        links = [Link(before, {"thornback.link": "retry of"})] if before else []
+        span = self._tracer.start_span(
+            "thornback.rank",
+            context=trace.set_span_in_context(live.span),
+            start_time=end_ns - int(outcome.ran_s * 1e9),
+            links=links,
+            attributes={
+                "thornback.stage": self._names[live.stage],
+                "thornback.rank": outcome.rank,
+                "thornback.attempt": live.attempt,
+                "thornback.node": outcome.node,
+                "thornback.peak_rss_bytes": outcome.peak_rss_bytes,
+            },
+        )
+        if fault is not None:
+            _blame(span, fault)
+            self._before[key] = span.get_span_context()
+        span.end(end_time=end_ns)
+
+    def assignment_ended(self, assignment: int, lost: Ranks = (), fault: Fault | None = None) -> None:
+        """End the span of an assignment; `lost` are the ranks it will never report."""
+        live = self._assignments.pop(assignment, None)
+        if live is None:
+            return
+        if fault is not None:
+            _blame(live.span, fault)
+            if sum(map(len, lost)) <= MAX_LINKED_LOST_RANKS:
+                for rank in (rank for piece in lost for rank in piece):
+                    self._before[live.stage, rank] = live.span.get_span_context()
+        live.span.set_attribute("thornback.ranks_counted", live.quick)
+        live.span.end()
+
+    def stage_ended(self, stage: int, done: int, failed: int, skipped: int) -> None:
+        """End the span of a stage."""
+        if span := self._stages.pop(stage, None):
+            counts = {"done": done, "failed": failed, "skipped": skipped}
+            span.set_attributes({f"thornback.{name}": count for name, count in counts.items()})
+            if failed or skipped:
+                span.set_status(Status(StatusCode.ERROR, f"{failed} failed, {skipped} skipped"))
+            span.end()
+
+    def finished(self, state: str, reason: str) -> None:
+        """End every span that is still open, the run's last."""
+        for assignment in list(self._assignments):
+            self.assignment_ended(assignment)
+        for stage in list(self._stages):
+            self._stages.pop(stage).end()
+        for gang in list(self._gangs):
+            self._gangs.pop(gang).end()
+        self._run.set_attribute("thornback.state_at_end", state)
+        if state != "succeeded":
+            self._run.set_status(Status(StatusCode.ERROR, reason))
+        self._run.end()
+
+
+def _blame(span: Span, fault: Fault) -> None:
+    span.set_attributes(
+        {
+            "thornback.fault.kind": fault.kind.value,
+            "thornback.fault.origin": fault.origin.value,
+            "thornback.fault.rule": fault.rule,
+        }
+    )
+    span.set_status(Status(StatusCode.ERROR, fault.message[:500]))

@@ -1,0 +1,91 @@
+"""What a rank function sees, and what becomes of its value."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from thornback.executor.program import BadResult, RankContext, StageProgram
+from thornback.pool import RankCall
+
+
+def call(rank: int = 0, args: bytes | None = None) -> RankCall:
+    return RankCall(
+        rank=rank,
+        attempt=1,
+        epoch="000001.000000002",
+        stage=0,
+        slot=0,
+        node="n",
+        args=args,
+        traceparent="",
+        inputs=lambda key: json.dumps([key, 1, None]).encode(),
+    )
+
+
+def program(fn: object, staging: str = "/none", **more: object) -> StageProgram:
+    made = StageProgram(
+        stage="s",
+        world_size=3,
+        fn=fn,  # type: ignore[arg-type]  # a test helper
+        has_items=bool(more.get("has_items")),
+        setup_fn=more.get("setup_fn"),  # type: ignore[arg-type]  # a test helper
+        staging=staging,
+        cwd="/home/me",
+        parents={"before": "results:0"},
+    )
+    return made
+
+
+def test_value_is_kept_as_json() -> None:
+    assert program(lambda ctx: {"rank": ctx.rank}).run(call(2)).result == '{"rank": 2}'
+    assert program(lambda ctx: None).run(call()).result is None
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"x", object()])
+def test_value_that_is_not_json_says_what_to_do(value: object) -> None:
+    with pytest.raises(BadResult, match="publish a file"):
+        program(lambda ctx: value).run(call())
+
+
+def test_value_that_is_too_large_says_what_to_do() -> None:
+    with pytest.raises(BadResult, match="at most 65536 are kept"):
+        program(lambda ctx: "x" * 70_000).run(call())
+
+
+def test_item_and_shard() -> None:
+    def fn(ctx: RankContext, item: str) -> list[object]:
+        return [item, list(ctx.shard("abcdefg"))]
+
+    made = program(fn, has_items=True)
+    assert made.run(call(1, pickle.dumps("it"))).result == '["it", ["b", "e"]]'
+
+
+def test_results_of_a_parent_and_of_a_stranger() -> None:
+    assert program(lambda ctx: ctx.results("before")).run(call()).result == '["results:0", 1, null]'
+    with pytest.raises(KeyError, match="add after='other'"):
+        program(lambda ctx: ctx.results("other")).run(call())
+
+
+def test_setup_value_is_given_to_every_rank() -> None:
+    made = program(lambda ctx: ctx.setup_value + ctx.rank, setup_fn=lambda ctx: 40)
+    made.setup(call())
+    assert made.run(call(2)).result == "42"
+
+
+def test_publish_gives_a_staged_path_of_this_try_and_notes_the_pair(tmp_path: Path) -> None:
+    def fn(ctx: RankContext) -> None:
+        with ctx.publish("out/a.txt") as staged:
+            Path(staged).write_text("x")
+        with pytest.raises(OSError), ctx.publish("out/b.txt"):
+            raise OSError
+
+    outputs = program(fn, str(tmp_path)).run(call(1)).outputs
+    assert outputs == (
+        (os.path.join(tmp_path, "s/000001.000000002/1/0-a.txt"), "/home/me/out/a.txt"),
+    )
+    assert Path(outputs[0][0]).read_text() == "x"

@@ -1,0 +1,76 @@
+"""How often a failure of each kind may be met with another try: the default table. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from thornback.faults.kinds import FaultKind
+
+
+def _retries(instance: object, attribute: attrs.Attribute[int | None], value: object) -> None:
+    if value is not None and (type(value) is not int or value < 0):
+        raise ValueError(
+            f"{attribute.name} must be an int >= 0 (0: no retry), or None, not {value!r}."
+        )
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class FaultBudget:
+    """What one kind of fault may cost, and who is to blame. Raises ValueError for a bad `retries`."""
+
+    retries: int | None = attrs.field(validator=_retries)
+    """How often a rank is tried again after faults of this kind. None: without end."""
+    remedy: str = "after a pause"
+    """What is different the next time: for people."""
+    charged: bool = True
+    """It counts for the rank's attempts and for the rule that stops a stage without progress."""
+    in_total: bool = True
+    """It counts for the limit on all kinds together."""
+    at_once: bool = False
+    """The first retry does not wait."""
+    avoid_node: bool = False
+    """Try on another node, from the first retry on."""
+    blames_node: bool = False
+    blames_rank: bool = False
+    """The rank's code may be what took its worker down."""
+
+
+DEFAULT_BUDGETS: Mapping[FaultKind, FaultBudget] = {
+    FaultKind.PREEMPTION: FaultBudget(
+        retries=50,
+        remedy="on another node",
+        charged=False,
+        in_total=False,
+        at_once=True,
+        avoid_node=True,
+    ),
+    # A machine that is gone may still be offered for a while (ray: until its health check fails).
+    FaultKind.NODE_LOST: FaultBudget(
+        retries=20, remedy="on another node", in_total=False, avoid_node=True, blames_node=True
+    ),
+    FaultKind.WORKER_CRASH: FaultBudget(
+        retries=3, remedy="in a fresh process", at_once=True, blames_node=True, blames_rank=True
+    ),
+    FaultKind.OOM: FaultBudget(retries=4, remedy="with more memory", blames_rank=True),
+    FaultKind.OBJECT_LOST: FaultBudget(retries=3),
+    FaultKind.UNAVAILABLE: FaultBudget(retries=5),
+    FaultKind.RESOURCE: FaultBudget(
+        retries=3, remedy="on another node", avoid_node=True, blames_node=True
+    ),
+    FaultKind.SETUP: FaultBudget(
+        retries=3, remedy="on another node", avoid_node=True, blames_node=True
+    ),
+    FaultKind.TIMEOUT: FaultBudget(retries=1, remedy="in a fresh process"),
+    FaultKind.PLACEMENT_REMOVED: FaultBudget(retries=5, remedy="in a new gang"),
+    FaultKind.INTERRUPTED: FaultBudget(retries=3),
+    FaultKind.CANCELLED: FaultBudget(retries=0, charged=False, in_total=False),
+    FaultKind.UNSCHEDULABLE: FaultBudget(retries=0),
+    FaultKind.THROTTLED: FaultBudget(retries=10),
+    FaultKind.NETWORK: FaultBudget(retries=10),
+    FaultKind.APPLICATION: FaultBudget(retries=0),
+    FaultKind.SYSTEM: FaultBudget(retries=1, remedy="on another node", avoid_node=True),
+    FaultKind.UNKNOWN: FaultBudget(retries=0),
+}
+"""`RetryPolicy(retries=...)` sets the one of APPLICATION."""

@@ -1,0 +1,274 @@
+"""Ray's exceptions, by name: this module imports no ray.
+
+Every class of `ray.exceptions` has a rule of its own; `python -m thornback.faults audit` says so for
+the installed version. The order matters: the first rule that matches decides. Source: ray 2.60
+`exceptions.py`, and what its processes were seen to raise (texts: its C++ `gcs_server`).
+"""
+
+from __future__ import annotations
+
+from thornback.faults.kinds import FaultKind
+from thornback.faults.rules import Rule
+from thornback.faults.tables import OUTSIDE
+
+RAY_ERROR = "ray.exceptions.RayError"
+RAY_TASK_ERROR = "ray.exceptions.RayTaskError"
+K = FaultKind
+
+
+def _names(*classes: str) -> tuple[str, ...]:
+    return tuple(name if "." in name else f"ray.exceptions.{name}" for name in classes)
+
+
+def _rule(
+    name: str,
+    kind: FaultKind,
+    types: tuple[str, ...],
+    why: str,
+    *texts: str,
+    **facts: str | int | bool,
+) -> Rule:
+    return Rule(
+        name=f"ray.{name}",
+        kind=kind,
+        types=types,
+        origins=OUTSIDE,
+        facts=facts,
+        texts=texts,
+        why=why,
+    )
+
+
+def _dead(
+    name: str, kind: FaultKind, why: str, *texts: str, phase: str = "", **facts: str | int | bool
+) -> Rule:
+    """Return a rule for the death of an actor of *ours*: not one that a task ran into (`nested`)."""
+    return Rule(
+        name=f"ray.actor_{name}",
+        kind=kind,
+        types=_names("RayActorError"),
+        origins=OUTSIDE,
+        facts=facts,
+        texts=texts,
+        nested=False,
+        phase=phase,
+        why=why,
+    )
+
+
+# Facts first, then the texts of ray 2.60 for those who have no facts. Every one of these deaths is the
+# same `ActorDiedError`. That the node was preempted is tested by FACT_RULES, before all of this.
+ACTOR_RULES = (
+    _dead("node_preempted", K.PREEMPTION, "its node was preempted", "the actor's node was preempted:"),
+    _dead("node_died", K.NODE_LOST, "its node died", "because its node has died"),
+    _dead(
+        "placement_removed",
+        K.PLACEMENT_REMOVED,
+        "its placement group was removed",
+        "INTENDED_SYSTEM_EXIT",
+        "placement group",
+    ),
+    _dead(
+        "import",
+        K.SETUP,
+        "its constructor could not import a module",
+        "ModuleNotFoundError",
+        phase="setup",
+        actor_init_failed=True,
+    ),
+    _dead(
+        "import_name",
+        K.SETUP,
+        "its constructor could not import a name",
+        "ImportError",
+        phase="setup",
+        actor_init_failed=True,
+    ),
+    _dead("init", K.APPLICATION, "its constructor raised", actor_init_failed=True),
+    _dead("creation", K.APPLICATION, "its constructor raised", death_cause="CREATION_TASK_FAILED"),
+    _dead(
+        "runtime_env",
+        K.SETUP,
+        "its runtime_env could not be made",
+        phase="setup",
+        death_cause="RUNTIME_ENV_FAILED",
+    ),
+    _dead(
+        "bundle_removed",
+        K.PLACEMENT_REMOVED,
+        "its placement group was removed",
+        "placement group was removed",
+        death_cause="ACTOR_UNSCHEDULABLE",
+    ),
+    _dead(
+        "unschedulable", K.UNSCHEDULABLE, "it fits nowhere", death_cause="ACTOR_UNSCHEDULABLE"
+    ),
+    _dead("killed", K.INTERRUPTED, "ray.kill, and not by us", death_cause="RAY_KILL"),
+    _dead("out_of_scope", K.SYSTEM, "its last handle was dropped: our bug", death_cause="OUT_OF_SCOPE"),
+    _dead("exited", K.APPLICATION, "its code left the process", exit_type="INTENDED_USER_EXIT"),
+    _dead("crashed", K.WORKER_CRASH, "its process ended", death_cause="WORKER_DIED"),
+    _dead("oom_text", K.OOM, "the memory monitor killed it", "exit type: NODE_OUT_OF_MEMORY"),
+    _dead("exited_text", K.APPLICATION, "its code left the process", "exit type: INTENDED_USER_EXIT"),
+    _dead("killed_text", K.INTERRUPTED, "ray.kill, and not by us", "killed by `ray.kill`"),
+    Rule(
+        name="ray.actor_unavailable",
+        kind=K.UNAVAILABLE,
+        types=_names("ActorUnavailableError"),
+        origins=OUTSIDE,
+        nested=False,
+        why="it does not answer; whether the call was executed is not known",
+    ),
+    Rule(
+        name="ray.actor_died",
+        kind=K.WORKER_CRASH,
+        types=_names("ActorDiedError"),
+        origins=OUTSIDE,
+        nested=False,
+        why="its process ended",
+    ),
+    Rule(
+        name="ray.actor",
+        kind=K.WORKER_CRASH,
+        types=_names("RayActorError"),
+        origins=OUTSIDE,
+        nested=False,
+        why="the actor failed, and no more is known",
+    ),
+)
+
+REMOVED = "placement group was removed"
+CANNOT_LOAD = "what the worker sent cannot be unpickled here"
+
+RAY_RULES = (
+    _rule("out_of_memory", K.OOM, _names("OutOfMemoryError"), "the memory monitor killed it"),
+    # That *we* cancelled is tested by FACT_RULES.
+    _rule(
+        "cancelled",
+        K.INTERRUPTED,
+        _names("TaskCancelledError", "ray.serve.exceptions.RequestCancelledError"),
+        "cancelled, and nobody here had asked for it",
+    ),
+    _rule(
+        "placement_removed",
+        K.PLACEMENT_REMOVED,
+        _names("TaskPlacementGroupRemoved", "ActorPlacementGroupRemoved"),
+        "the placement group was removed",
+    ),
+    _rule(
+        "unschedulable_removed",
+        K.PLACEMENT_REMOVED,
+        _names("TaskUnschedulableError", "ActorUnschedulableError"),
+        "the placement group was removed while it waited there",
+        REMOVED,
+    ),
+    Rule(
+        name="ray.runtime_env",
+        kind=K.SETUP,
+        types=_names("RuntimeEnvSetupError"),
+        origins=OUTSIDE,
+        phase="setup",
+        why="the runtime_env could not be made",
+    ),
+    _rule(
+        "unschedulable",
+        K.UNSCHEDULABLE,
+        _names("TaskUnschedulableError", "ActorUnschedulableError"),
+        "it fits nowhere",
+    ),
+    *ACTOR_RULES,
+    _rule("rpc", K.UNAVAILABLE, _names("RpcError"), "a call to Ray's own services failed"),
+    _rule("node_died", K.NODE_LOST, _names("NodeDiedError"), "the node died"),
+    _rule("raylet_died", K.NODE_LOST, _names("LocalRayletDiedError"), "the node's raylet died"),
+    _rule("worker_crashed", K.WORKER_CRASH, _names("WorkerCrashedError"), "the process ended"),
+    _rule(
+        "worker_exit", K.WORKER_CRASH, _names("AsyncioActorExit"), "the actor left its process"
+    ),
+    _rule("object_freed", K.SYSTEM, _names("ObjectFreedError"), "freed by hand: our bug"),
+    _rule(
+        "reference_count",
+        K.SYSTEM,
+        _names("ReferenceCountingAssertionError"),
+        "deleted although there are references: Ray's bug",
+    ),
+    _rule(
+        "object_lost",
+        K.OBJECT_LOST,
+        _names(
+            "ObjectFetchTimedOutError",
+            "OwnerDiedError",
+            "ObjectReconstructionFailedError",
+            "ObjectLostError",
+            "PlasmaObjectNotAvailable",
+        ),
+        "the object, or its owner, is gone",
+    ),
+    _rule("store_full", K.RESOURCE, _names("ObjectStoreFullError"), "the object store is full"),
+    _rule("disk_full", K.RESOURCE, _names("OutOfDiskError"), "the node's disk is full"),
+    _rule("get_timed_out", K.TIMEOUT, _names("GetTimeoutError"), "our own ray.get timed out"),
+    _rule(
+        "user_code",
+        K.APPLICATION,
+        _names(
+            "UserCodeException",
+            "ray.data.exceptions.RayDataUserCodeException",
+            "CrossLanguageError",
+            "UnserializableException",
+            "StreamingGeneratorReplayInconsistentError",
+        ),
+        "user code raised it, or something that cannot be pickled",
+    ),
+    *(
+        _rule(f"unloadable_{text.lower()}", K.APPLICATION, _names("RaySystemError"), CANNOT_LOAD, text)
+        for text in ("ModuleNotFoundError", "ImportError", "AttributeError", "PicklingError")
+    ),
+    _rule(
+        "our_misuse",
+        K.SYSTEM,
+        _names(
+            "PendingCallsLimitExceeded",
+            "OufOfBandObjectRefSerializationException",
+            "ActorAlreadyExistsError",
+            "ActorHandleNotFoundError",
+            "ObjectRefStreamEndOfStreamError",
+        ),
+        "Ray was used wrongly: our bug",
+    ),
+    _rule("authentication", K.SYSTEM, _names("AuthenticationError"), "no valid token"),
+    _rule(
+        "channel",
+        K.SYSTEM,
+        _names(
+            "RayChannelTimeoutError",
+            "RayChannelError",
+            "RayCgraphCapacityExceeded",
+            "RayDirectTransportError",
+        ),
+        "a compiled graph failed; this project uses none",
+    ),
+    _rule("system", K.SYSTEM, _names("RaySystemError"), "Ray itself failed"),
+    _rule("task", K.SYSTEM, _names("RayTaskError"), "the worker's own code raised"),
+    # Plain exceptions that Ray raises. Source: ray 2.60, seen.
+    _rule(
+        "group_gone",
+        K.PLACEMENT_REMOVED,
+        ("builtins.Exception",),
+        "the placement group is gone",
+        "placement group",
+        "does not exist",
+    ),
+    _rule(
+        "after_shutdown",
+        K.SYSTEM,
+        ("builtins.Exception",),
+        "called after ray.shutdown",
+        "failed to submit task to actor",
+    ),
+    _rule("other", K.SYSTEM, _names("RayError"), "an exception of Ray that no rule names"),
+)
+"""In the order in which they are tried."""
+
+
+def unruled(type_names: tuple[str, ...], rules: tuple[Rule, ...]) -> tuple[str, ...]:
+    """Return the classes that no rule names: they are classified by a base class, or by chance."""
+    named = frozenset(name for rule in rules for name in rule.types)
+    return tuple(name for name in type_names if name not in named)

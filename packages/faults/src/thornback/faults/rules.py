@@ -1,0 +1,123 @@
+"""What a rule is: conditions as data, and why one did not hold. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import attrs
+
+from thornback.faults.kinds import Attribute, ErrorData, FaultKind, Origin
+from thornback.faults.records import public_name
+
+Predicate: TypeAlias = Callable[[ErrorData, Mapping[str, Attribute]], bool]
+"""Given one exception of the chain and all that is known (facts over attributes)."""
+
+
+def _strings(instance: object, attribute: attrs.Attribute[tuple[str, ...]], value: object) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+        raise TypeError(
+            f"Rule.{attribute.name} must be a tuple of str, not {value!r}: "
+            "write ('module.Class',) for a single one."
+        )
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Rule:
+    """One line of a classifier: if every condition holds, the failure is of this kind.
+
+    An empty condition always holds. Raises TypeError where a tuple of strings is something else.
+    """
+
+    name: str
+    kind: FaultKind
+    origins: tuple[Origin, ...] = ()
+    """Who must have seen it."""
+    types: tuple[str, ...] = attrs.field(default=(), validator=_strings)
+    """One of these classes, as `module.qualname`, must be on the MRO. `thornback` classes go by the
+    name they are exported under."""
+    facts: Mapping[str, Attribute | tuple[Attribute, ...]] = attrs.field(factory=dict)
+    """Each must have this value, or one of these."""
+    texts: tuple[str, ...] = attrs.field(default=(), validator=_strings)
+    """All of these must be in the message, in any case of letters. Only where nothing else tells."""
+    nested: bool | None = None
+    """Whether it came out of a `RayTaskError`: the code of a task or actor raised it."""
+    when: Predicate | None = None
+    """Any further condition. If it raises, it does not hold."""
+    phase: str = ""
+    """Phase of the fault, where the name of the exception tells it."""
+    last_resort: bool = False
+    """Tried only after all other rules, on the whole chain of causes."""
+    why: str = ""
+    """One line for people."""
+
+    def mismatch(self, evidence: Evidence) -> str:
+        """Return the first condition that does not hold; empty: the rule matches."""
+        if self.origins and evidence.origin not in self.origins:
+            wanted = ", ".join(origin.value for origin in self.origins)
+            return f"seen by {evidence.origin.value}, the rule is for {wanted}"
+        if self.types and not any(name in evidence.names for name in self.types):
+            shown = ", ".join(name.rpartition(".")[2] for name in self.types[:3])
+            return f"no {shown}{', ...' if len(self.types) > 3 else ''} on the MRO"
+        for name, wanted_value in self.facts.items():
+            allowed = wanted_value if isinstance(wanted_value, tuple) else (wanted_value,)
+            value = evidence.known.get(name)
+            if value not in allowed:
+                return f"{name} is {value!r}, wanted {' or '.join(map(repr, allowed))}"
+        if self.nested is not None and self.nested is not evidence.nested:
+            return f"{'came' if evidence.nested else 'did not come'} out of a RayTaskError"
+        for text in self.texts:
+            if text.lower() not in evidence.message:
+                return f"the message lacks {text!r}"
+        return self._unpredicted(evidence)
+
+    def _unpredicted(self, evidence: Evidence) -> str:
+        if self.when is None:
+            return ""
+        try:
+            return "" if self.when(evidence.error, evidence.known) else "its predicate said no"
+        except Exception as error:  # noqa: BLE001 - user code; a broken rule must not hide the failure
+            return f"its predicate raised {type(error).__qualname__}"
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Evidence:
+    """What rules look at: one exception of the chain, and what is known about the failure."""
+
+    error: ErrorData
+    origin: Origin
+    known: Mapping[str, Attribute]
+    """The facts, over the attributes of the exception."""
+    nested: bool
+    names: frozenset[str]
+    message: str
+    """In small letters."""
+
+    @classmethod
+    def of(
+        cls, error: ErrorData, origin: Origin, facts: Mapping[str, Attribute], nested: bool
+    ) -> Evidence:
+        known = {**error.attributes, **facts}
+        number = signal_number(known)
+        # A rank that says sys.exit(-9) was not killed.
+        if number is not None and origin is not Origin.RANK:
+            known["signal"] = number
+        names = (name for full in error.type_names for name in (full, public_name(full)))
+        return cls(
+            error=error,
+            origin=origin,
+            known=known,
+            nested=nested,
+            names=frozenset(names),
+            message=error.message.lower(),
+        )
+
+
+def signal_number(known: Mapping[str, Attribute]) -> int | None:
+    """Return the signal that ended a process, also where only its exit code is known (-9)."""
+    number, code = known.get("signal"), known.get("exit_code")
+    if number == "SIGKILL":
+        return 9
+    if isinstance(number, int) and not isinstance(number, bool):
+        return number
+    return -code if isinstance(code, int) and code < 0 else None

@@ -1,0 +1,304 @@
+"""The rules that have nothing to do with Ray: facts, our own packages, local workers, user code.
+
+Classes are named by strings: this package imports none of those it classifies.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from thornback.faults.kinds import FaultKind, Origin
+from thornback.faults.rules import Rule
+
+OUTSIDE = (Origin.WORKER, Origin.PLACEMENT, Origin.DRIVER)
+PROCESSES = (Origin.PROCESS, Origin.WORKER)
+NOT_RANK = (Origin.PROCESS, *OUTSIDE)
+SIGKILL = 9
+
+FACT_RULES = (
+    Rule(
+        name="facts.cancelled_by_us",
+        kind=FaultKind.CANCELLED,
+        origins=NOT_RANK,
+        facts={"cancelled_by_us": True},
+        why="we, or our user, asked for it",
+    ),
+    Rule(
+        name="facts.preempted",
+        kind=FaultKind.PREEMPTION,
+        origins=NOT_RANK,
+        facts={"preempted": True},
+        nested=False,
+        why="the node was taken away while it drained",
+    ),
+    Rule(
+        name="facts.node_preempted",
+        kind=FaultKind.PREEMPTION,
+        origins=NOT_RANK,
+        facts={"node_death_reason": (3, "AUTOSCALER_DRAIN_PREEMPTED")},
+        why="the node was taken away while it drained",
+    ),
+    Rule(
+        name="facts.node_died",
+        kind=FaultKind.NODE_LOST,
+        origins=NOT_RANK,
+        facts={"death_cause": "NODE_DIED"},
+        why="the node died",
+    ),
+    Rule(
+        name="facts.memory_limit",
+        kind=FaultKind.OOM,
+        origins=PROCESSES,
+        facts={"memory_limit_exceeded": True},
+        why="it held more memory than it had asked for, and was killed for it",
+    ),
+    Rule(
+        name="facts.kernel_oom",
+        kind=FaultKind.OOM,
+        origins=PROCESSES,
+        facts={"oom_kill": True, "signal": SIGKILL},
+        why="SIGKILL, and the kernel counted an OOM kill",
+    ),
+    Rule(
+        name="facts.oom",
+        kind=FaultKind.OOM,
+        origins=OUTSIDE,
+        facts={"death_cause": "OOM"},
+        why="the memory monitor killed it",
+    ),
+    Rule(
+        name="facts.node_out_of_memory",
+        kind=FaultKind.OOM,
+        origins=OUTSIDE,
+        facts={"exit_type": "NODE_OUT_OF_MEMORY"},
+        why="the memory monitor killed it",
+    ),
+)
+"""Structured facts, before any name: they come from who knows, not from a text."""
+
+POOL_RULES = (
+    Rule(
+        name="pool.setup_timed_out",
+        kind=FaultKind.SETUP,
+        types=("thornback.pool.RankTimedOut",),
+        origins=PROCESSES,
+        facts={"phase": "setup"},
+        phase="setup",
+        why="setup() took longer than it may",
+    ),
+    Rule(
+        name="pool.rank_timed_out",
+        kind=FaultKind.TIMEOUT,
+        types=("thornback.pool.RankTimedOut",),
+        origins=PROCESSES,
+        phase="rank",
+        why="the rank took longer than its timeout_s",
+    ),
+    Rule(
+        name="pool.rank_exited",
+        kind=FaultKind.APPLICATION,
+        types=("thornback.pool.RankProcessExited",),
+        origins=PROCESSES,
+        why="the rank's code called sys.exit",
+    ),
+    Rule(
+        name="pool.rank_process_died",
+        kind=FaultKind.WORKER_CRASH,
+        types=("thornback.pool.RankProcessDied",),
+        origins=PROCESSES,
+        why="the rank's process ended without an answer: a signal, or os._exit",
+    ),
+    Rule(
+        name="pool.worker_silent",
+        kind=FaultKind.TIMEOUT,
+        types=("thornback.pool.WorkerSilent",),
+        origins=(Origin.WORKER,),
+        phase="heartbeat",
+        why="the worker gave no sign of life",
+    ),
+    Rule(
+        name="pool.worker_start_timed_out",
+        kind=FaultKind.TIMEOUT,
+        types=("thornback.pool.WorkerStartTimedOut",),
+        origins=(Origin.WORKER,),
+        phase="start",
+        why="the worker did not start in time",
+    ),
+    Rule(
+        name="pool.worker_died",
+        kind=FaultKind.WORKER_CRASH,
+        types=("thornback.pool.WorkerDied",),
+        origins=(Origin.WORKER,),
+        why="the worker's process ended",
+    ),
+    Rule(
+        name="pool.recall_timed_out",
+        kind=FaultKind.TIMEOUT,
+        types=("thornback.pool.RecallTimedOut",),
+        origins=(Origin.WORKER,),
+        phase="recall",
+        why="the worker did not hand back in time what it was asked for",
+    ),
+    Rule(
+        name="pool.closed",
+        kind=FaultKind.CANCELLED,
+        types=("thornback.pool.GangClosed",),
+        origins=(Origin.WORKER,),
+        why="we closed the gang ourselves",
+    ),
+    Rule(
+        name="pool.misuse",
+        kind=FaultKind.SYSTEM,
+        types=("thornback.pool.WorkerMisbehaved", "thornback.pool.GangNotOpen"),
+        origins=(Origin.WORKER,),
+        why="driver and worker do not agree: our bug",
+    ),
+)
+
+PLACEMENT_RULES = (
+    Rule(
+        name="placement.timed_out",
+        kind=FaultKind.TIMEOUT,
+        types=("thornback.placement.PlacementTimedOut",),
+        origins=(Origin.PLACEMENT,),
+        phase="place",
+        why="the resources were not free in time",
+    ),
+    Rule(
+        name="placement.unschedulable",
+        kind=FaultKind.UNSCHEDULABLE,
+        types=("thornback.placement.Unschedulable",),
+        origins=(Origin.PLACEMENT,),
+        why="no node is large enough",
+    ),
+    Rule(
+        name="placement.removed",
+        kind=FaultKind.PLACEMENT_REMOVED,
+        types=("thornback.placement.PlacementRemoved",),
+        origins=(Origin.PLACEMENT, Origin.WORKER),
+        why="the reservation was removed under us",
+    ),
+    Rule(
+        name="placement.misuse",
+        kind=FaultKind.SYSTEM,
+        types=("thornback.placement.PlacementError",),
+        origins=(Origin.PLACEMENT,),
+        why="the allocator was used wrongly: our bug",
+    ),
+)
+
+EXECUTOR_RULES = (
+    Rule(
+        name="executor.journal",
+        kind=FaultKind.SYSTEM,
+        types=(
+            "thornback.executor.JournalError",
+            "thornback.executor.Superseded",
+            "thornback.executor.HeldByAnother",
+            "thornback.executor.IdentityMismatch",
+        ),
+        origins=(Origin.DRIVER,),
+        why="the journal cannot go on",
+    ),
+)
+
+PYTHON_RULES = (
+    Rule(
+        name="python.disk_full",
+        kind=FaultKind.RESOURCE,
+        types=("builtins.OSError",),
+        facts={"errno": (errno.ENOSPC, errno.EDQUOT)},
+        why="the disk, or the quota, is full",
+    ),
+    Rule(
+        name="python.out_of_memory",
+        kind=FaultKind.OOM,
+        types=("builtins.MemoryError",),
+        origins=NOT_RANK,
+        why="no memory was left",
+    ),
+    Rule(
+        name="python.interrupted",
+        kind=FaultKind.INTERRUPTED,
+        types=(
+            "asyncio.exceptions.CancelledError",
+            "concurrent.futures._base.CancelledError",
+            "trio.Cancelled",
+            "trio._core._exceptions.Cancelled",
+            "builtins.KeyboardInterrupt",
+        ),
+        origins=NOT_RANK,
+        why="cancelled, and nobody here had asked for it",
+    ),
+    Rule(
+        name="python.refused",
+        kind=FaultKind.UNAVAILABLE,
+        types=("builtins.ConnectionRefusedError",),
+        origins=NOT_RANK,
+        why="nobody answers there",
+    ),
+    Rule(
+        name="python.pipe_closed",
+        kind=FaultKind.WORKER_CRASH,
+        types=("builtins.EOFError", "builtins.BrokenPipeError", "builtins.ConnectionError"),
+        origins=PROCESSES,
+        why="the other end of its pipe is gone",
+    ),
+    Rule(
+        name="python.executor_broken",
+        kind=FaultKind.WORKER_CRASH,
+        types=("concurrent.futures._base.BrokenExecutor",),
+        origins=PROCESSES,
+        why="a child process died",
+    ),
+    Rule(
+        name="python.timed_out",
+        kind=FaultKind.TIMEOUT,
+        types=("builtins.TimeoutError",),
+        origins=NOT_RANK,
+        why="it took too long",
+    ),
+    Rule(
+        name="python.import",
+        kind=FaultKind.SETUP,
+        types=("builtins.ImportError",),
+        origins=PROCESSES,
+        phase="setup",
+        why="a module is missing on that node",
+    ),
+    Rule(
+        name="placement.refused",
+        kind=FaultKind.UNSCHEDULABLE,
+        types=("builtins.ValueError", "builtins.TypeError"),
+        origins=(Origin.PLACEMENT,),
+        why="the request itself was refused",
+    ),
+)
+
+LAST_RULES = (
+    Rule(
+        name="rank.setup",
+        kind=FaultKind.SETUP,
+        origins=(Origin.RANK, Origin.PROCESS),
+        facts={"phase": "setup"},
+        last_resort=True,
+        why="setup() raised",
+    ),
+    Rule(
+        name="rank.raised",
+        kind=FaultKind.APPLICATION,
+        origins=(Origin.RANK,),
+        last_resort=True,
+        why="the rank's own code raised it, whatever its name",
+    ),
+    Rule(
+        name="worker.raised",
+        kind=FaultKind.SYSTEM,
+        origins=OUTSIDE,
+        nested=True,
+        last_resort=True,
+        why="the worker's own code raised it: our bug, or a broken installation",
+    ),
+    Rule(name="unknown", kind=FaultKind.UNKNOWN, last_resort=True, why="no rule knows it"),
+)
+"""Only when nothing more exact is known of any exception of the chain."""

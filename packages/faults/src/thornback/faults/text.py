@@ -1,0 +1,48 @@
+"""Text that is safe to keep: bounded, encodable, without what looks like a secret. Pure."""
+
+from __future__ import annotations
+
+import re
+
+SECRET = r"pass(?:word|wd|phrase)|secret|api[_-]?key|private[_-]?key|access[_-]?key|credential"
+SECRET_KEY = rf"(?i){SECRET}|token(?!s)|cookie|authorization|signature"
+HIDDEN = "***"
+
+# Only as strings: `re` compiles and caches them when the first failure is described, not at import.
+# Every repetition is bounded, so that no text makes them slow.
+_REDACTIONS = (
+    # password=x, --api-key=x, X-Amz-Signature=x
+    rf"(?i)([\w-]{{0,40}}(?:{SECRET}|token|signature)[\w-]{{0,40}}\s?=\s?)['\"]?[^\s'\",;&)]+",
+    # password: x. Not "token: x": parsers say that of harmless things.
+    rf"(?i)([\w-]{{0,40}}(?:{SECRET})[\w-]{{0,40}}:\s?)[^\s'\",;&)]+",
+    # {"token": "x"}
+    rf"(?i)(['\"][\w-]{{0,40}}(?:{SECRET}|token)[\w-]{{0,40}}['\"]:\s?['\"])[^'\"]+",
+    r"(?i)(authorization['\"]?\s?[:=]\s?['\"]?(?:bearer |basic |token )?)[^\s'\",;]+",
+    r"(?i)(\bbearer )[\w.~+/-]{8,}",
+    # scheme://user:password@host
+    r"(://[^\s/:@]{0,100}:)[^\s/@]{1,200}(?=@)",
+    # Shapes of well-known keys: Hugging Face, AWS, GitHub, and those that begin with sk-.
+    r"()\b(?:hf_\w{20,}|AKIA[0-9A-Z]{16}|gh[pousr]_\w{20,}|sk-[\w-]{20,})",
+)
+
+
+def safe(text: str, limit: int) -> str:
+    """Return `text` without lone surrogates and secrets, at most about `limit` characters long."""
+    text = clip(text, limit)
+    for pattern in _REDACTIONS:
+        text = re.sub(pattern, rf"\1{HIDDEN}", text)
+    return text
+
+
+def clip(text: str, limit: int) -> str:
+    """Return an encodable `text`; over `limit`, its first quarter and its end, with a mark between."""
+    if len(text) > limit:
+        head = limit // 4
+        left_out = len(text) - limit
+        text = f"{text[:head]} [... {left_out} characters left out ...] {text[head - limit :]}"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def looks_secret(key: str) -> bool:
+    """Return whether a value by this name should not be written down."""
+    return re.search(SECRET_KEY, key) is not None

@@ -1,0 +1,103 @@
+"""The durations of an allocator, the decision how long to wait, and what is told about waiting."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import attrs
+
+from thornback.placement.bundles import GangRequest, Supply, describe
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class RemovalParams:
+    """How hard a removal is tried: 5 times over about 3 seconds."""
+
+    attempts: int = 5
+    delay_s: float = 0.2
+    """Before the second try; doubled each time."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class AllocatorParams:
+    """Durations of an `Allocator`."""
+
+    place_s: float = 600.0
+    """A request that was not granted by then fails."""
+    infeasible_after_s: float = 30.0
+    """A request that the nodes could not hold even when free fails after that long, unless an
+    autoscaler may help (then `place_s` counts) or the nodes never change (then it fails at
+    once)."""
+    avoid_s: float = 30.0
+    """Nodes to avoid are avoided for so long; then they are as good as any."""
+    release_s: float = 30.0
+    """The bound of the clean-up after a failed or cancelled `acquire`, and of `close`."""
+    look_s: float = 10.0
+    """A look at the cluster that takes longer has failed."""
+    look_again_s: float = 2.0
+    """Pause after a failed look."""
+    drain_slack_s: float = 5.0
+    """A drain is told again when its deadline moved by more than this."""
+    removal: RemovalParams = attrs.field(factory=RemovalParams)
+
+
+def judge(
+    supply: Supply, unplaceable_since: float | None, deadline: float, infeasible_after_s: float
+) -> float:
+    """Return until when (on the clock of `deadline`) to wait for a grant. Pure.
+
+    Args:
+        supply: whether other nodes may come.
+        unplaceable_since: since when the nodes could not hold the request; None: they could.
+        deadline: of the placement.
+        infeasible_after_s: patience with a request that does not fit.
+    """
+    if unplaceable_since is None or supply is Supply.ELASTIC:
+        return deadline
+    if supply is Supply.FIXED:
+        return min(deadline, unplaceable_since)
+    return min(deadline, unplaceable_since + infeasible_after_s)
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Explanation:
+    """A request cannot be placed on the present nodes."""
+
+    request: GangRequest
+    text: str
+    """With numbers: `needs 2 x {GPU: 8} on different nodes; largest node has {GPU: 4}`."""
+    fails_in_s: float
+    """Seconds until it is refused, if nothing changes."""
+
+
+def log_explanation(explanation: Explanation) -> None:
+    """The default observer: one warning."""
+    _log.warning(
+        "cannot be placed now: %s; fails in %.0f s", explanation.text, explanation.fails_in_s
+    )
+
+
+class Explainer:
+    """Tells the observer each reason once per shape of request, and again only when it changed."""
+
+    def __init__(self, observe: Callable[[Explanation], None]) -> None:
+        self._observe = observe
+        self._told: dict[str, str] = {}
+
+    def tell(self, request: GangRequest, text: str, fails_in_s: float) -> None:
+        """The request cannot be placed. Never raises."""
+        key = describe(request)
+        if self._told.get(key) == text:
+            return
+        self._told[key] = text
+        try:
+            self._observe(Explanation(request=request, text=text, fails_in_s=fails_in_s))
+        except Exception:  # noqa: BLE001 - an observer, whatever it does, must never fail a lease
+            _log.exception("the observer of explanations failed")
+
+    def forget(self, request: GangRequest) -> None:
+        """It can be placed again."""
+        self._told.pop(describe(request), None)

@@ -1,0 +1,131 @@
+"""The accounting: nothing is given twice, everything comes back, nobody starves."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from thornback.placement import Bundle, GangRequest, Strategy
+from thornback.placement.bundles import fit
+from thornback.placement.ledger import Ledger
+
+
+def cpus(amount: float, nodes: int = 1, strategy: Strategy = Strategy.PACK) -> GangRequest:
+    return GangRequest(bundle=Bundle(cpus=amount), nodes=nodes, strategy=strategy)
+
+
+def ledger(*sizes: float, patience: int = 8) -> Ledger:
+    made = Ledger(patience=patience)
+    for number, size in enumerate(sizes):
+        made.add_node(f"n{number}", {"CPU": size})
+    return made
+
+
+def test_grants_in_the_order_of_asking() -> None:
+    books = ledger(2)
+    for ticket in (1, 2, 3):
+        books.ask(ticket, cpus(1))
+    assert books.serve() == [(1, ("n0",)), (2, ("n0",))]
+    assert books.waiting == (3,)
+    assert books.drop(1)
+    assert not books.drop(1)
+    assert books.serve() == [(3, ("n0",))]
+
+
+def test_a_large_request_is_overtaken_only_so_often() -> None:
+    books = ledger(4, patience=3)
+    books.ask(0, cpus(1))
+    books.ask(1, cpus(4))
+    books.serve()
+    for ticket in range(2, 10):
+        books.ask(ticket, cpus(1))
+        books.serve()
+    assert books.held == (0, 2, 3, 4)
+    for ticket in (0, 2, 3, 4):
+        books.drop(ticket)
+        granted = books.serve()
+    assert granted == [(1, ("n0",))], "what became free was kept for it"
+
+
+def test_what_never_fits_holds_nobody_up() -> None:
+    books = ledger(2, patience=1)
+    for ticket in range(20):
+        books.ask(ticket, cpus(3))
+    for ticket in range(20, 24):
+        books.ask(ticket, cpus(1))
+    assert [ticket for ticket, _ in books.serve()] == [20, 21]
+    books.drop(20)
+    assert [ticket for ticket, _ in books.serve()] == [22]
+
+
+def test_avoided_and_closed_nodes_are_not_used() -> None:
+    books = ledger(1, 1)
+    books.ask(1, cpus(1), avoid=["n0"])
+    assert books.serve() == [(1, ("n1",))]
+    books.close_node("n0")
+    books.ask(2, cpus(1))
+    assert books.serve() == []
+
+
+def test_a_node_takes_its_share_with_it() -> None:
+    books = ledger(1, 1)
+    books.ask(1, cpus(1, 2, Strategy.STRICT_SPREAD))
+    assert books.serve() == [(1, ("n0", "n1"))]
+    books.remove_node("n0")
+    books.check_invariants()
+    books.drop(1)
+    books.ask(2, cpus(1))
+    assert books.serve() == [(2, ("n1",))]
+    books.check_invariants()
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.books = ledger(3, 2, 1, patience=2)
+        self.count = 0
+        self.requests: dict[int, GangRequest] = {}
+
+    @rule(
+        amount=st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.0, 3.0, 9.0]),
+        nodes=st.integers(1, 4),
+        strategy=st.sampled_from(Strategy),
+    )
+    def ask(self, amount: float, nodes: int, strategy: Strategy) -> None:
+        self.count += 1
+        self.requests[self.count] = cpus(amount, nodes, strategy)
+        self.books.ask(self.count, self.requests[self.count])
+        self.serve()
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(sorted(self.requests)))
+        del self.requests[ticket]
+        assert self.books.drop(ticket)
+        self.serve()
+
+    def serve(self) -> None:
+        for ticket, nodes in self.books.serve():
+            request = self.requests[ticket]
+            assert len(nodes) == request.nodes
+            if request.strategy is Strategy.STRICT_SPREAD:
+                assert len(set(nodes)) == len(nodes)
+            if request.strategy is Strategy.STRICT_PACK:
+                assert len(set(nodes)) == 1
+        assert self.books.serve() == [], "serving twice grants nothing new"
+
+    @invariant()
+    def books_are_right(self) -> None:
+        self.books.check_invariants()
+        assert sorted((*self.books.waiting, *self.books.held)) == sorted(self.requests)
+
+    @invariant()
+    def nobody_waits_in_an_empty_cluster(self) -> None:
+        if not self.books.held:
+            free = [("n0", {"CPU": 3.0}), ("n1", {"CPU": 2.0}), ("n2", {"CPU": 1.0})]
+            for ticket in self.books.waiting:
+                assert fit(self.requests[ticket], free) is None
+
+
+TestLedgerMachine = LedgerMachine.TestCase

@@ -1,0 +1,315 @@
+"""For tests: a clock by hand, and an in-memory backend that does what the test says.
+
+Public as `thornback.pool.testing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import TypeAlias
+
+import anyio
+import anyio.lowlevel
+import attrs
+
+from thornback.pool.ports import (
+    Assignment,
+    Attribute,
+    Beat,
+    CaughtError,
+    Outcome,
+    Ranks,
+    Report,
+    RunningRank,
+    WorkerSpec,
+)
+
+
+class ManualClock:
+    """Time that passes only by `advance` (fulfils `Clock`)."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._sleepers: dict[anyio.Event, float] = {}
+
+    def monotonic(self) -> float:
+        """Seconds since the clock was made."""
+        return self._now
+
+    async def sleep(self, delay_s: float, /) -> None:
+        """Wait until the test has let so much time pass."""
+        done = anyio.Event()
+        self._sleepers[done] = self._now + delay_s
+        try:
+            await done.wait()
+        finally:
+            self._sleepers.pop(done, None)
+
+    async def advance(self, delay_s: float) -> None:
+        """Let time pass, from sleeper to sleeper, and the tasks that wake run until they wait
+        again."""
+        end = self._now + delay_s
+        await settle()
+        while (due := min(self._sleepers.values(), default=end + 1.0)) <= end:
+            self._now = max(self._now, due)
+            for done, at in list(self._sleepers.items()):
+                if at <= due:
+                    del self._sleepers[done]
+                    done.set()
+            await settle()
+        self._now = end
+
+
+async def settle() -> None:
+    """Let the other tasks run until they wait for something (as far as they do no real input or
+    output)."""
+    for _ in range(60):
+        await anyio.lowlevel.checkpoint()
+
+
+class FakeUnavailableError(Exception):
+    """The fake worker cannot be reached now."""
+
+
+class FakeDeathError(Exception):
+    """The fake worker is dead."""
+
+
+Script: TypeAlias = Callable[["FakeWorker", Assignment, int], Outcome | None]
+"""What a rank comes to on a fake worker; None: it runs until `FakeWorker.finish`, a recall or the
+end."""
+
+
+def fake_script(worker: FakeWorker, assignment: Assignment, rank: int) -> Outcome | None:
+    """Do what the program's bytes say: `fails`, `blocks`, anything else succeeds with the rank as
+    its result."""
+    match worker.blobs[assignment.program]:
+        case b"blocks":
+            return None
+        case b"fails":
+            error = CaughtError(type_names=("builtins.ValueError",), message=f"bad rank {rank}")
+            return Outcome(rank=rank, ok=False, error=error, pid=worker.pid)
+        case _:
+            return Outcome(rank=rank, ok=True, result=str(rank), pid=worker.pid)
+
+
+@attrs.define(slots=True, eq=False)
+class _FakeCall:
+    """An assignment on a fake worker."""
+
+    first: Report
+    last: Report | None
+
+
+@attrs.define(slots=True, eq=False)
+class FakeWorker:
+    """An in-memory worker, to be led by the test."""
+
+    node: str
+    index: int
+    nodes: int
+    handle: object
+    spec: WorkerSpec
+    pid: int
+    script: Script
+    blobs: dict[str, bytes] = attrs.field(factory=dict)
+    calls: list[tuple[str, object]] = attrs.field(factory=list)
+    """Every call that reached the backend: (method, payload)."""
+    kills: int = 0
+    unkillable: bool = False
+    stuck_in_start: bool = False
+    obituary: tuple[BaseException, Mapping[str, Attribute]] | None = None
+    _silent: bool = False
+    _cut: bool = False
+    _assignments: dict[int, _FakeCall] = attrs.field(factory=dict)
+    _changed: anyio.Event = attrs.field(factory=anyio.Event)
+
+    def die(
+        self,
+        error: BaseException | None = None,
+        facts: Mapping[str, Attribute] | None = None,
+    ) -> None:
+        """Be dead: what is pending and what comes fails."""
+        if self.obituary is None:
+            default = FakeDeathError(f"worker {self.index} on {self.node} died")
+            self.obituary = (error or default, dict(facts or {}))
+            self._change()
+
+    def fall_silent(self, silent: bool = True) -> None:
+        """Answer nothing from now on, or again."""
+        self._silent = silent
+        self._change()
+
+    def cut(self, cut: bool = True) -> None:
+        """Be out of reach: what is pending and what comes fails as unavailable; or be in reach
+        again."""
+        self._cut = cut
+        self._change()
+
+    def finish(self, assignment: int, outcome: Outcome | None) -> None:
+        """End the running rank of an assignment; None: it was killed by a recall, so it is
+        returned."""
+        call = self._assignments[assignment]
+        if call.last is None and call.first.running is not None:
+            rank = call.first.running
+            returned: Ranks = () if outcome else (range(rank, rank + 1),)
+            call.last = Report(
+                outcomes=(outcome,) if outcome else (), returned=returned, final=True
+            )
+            self._change()
+
+    def count(self, method: str) -> int:
+        """How many calls of a method there were."""
+        return sum(1 for name, _ in self.calls if name == method)
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        while True:
+            if self.obituary is not None:
+                raise self.obituary[0]
+            if self._cut:
+                raise FakeUnavailableError(f"worker {self.index} on {self.node} is out of reach")
+            if not self._silent and ready():
+                return
+            await self._changed.wait()
+
+    async def answer(self, method: str, payload: object) -> object:
+        """Do what a supervisor does with a call."""
+        self.calls.append((method, payload))
+        await anyio.lowlevel.checkpoint()
+        await self._until(lambda: True)
+        match method, payload:
+            case "load", (str(key), bytes(blob)):
+                self.blobs[key] = blob
+                return None
+            case "run", (Assignment() as assignment, _):
+                return self._run(assignment).first
+            case "wait", (int(number), _):
+                call = self._assignments[number]
+                await self._until(lambda: call.last is not None)
+                return call.last
+            case "beat", _:
+                return Beat(host="fake", pid=self.pid, rss_bytes=1, running=self._running())
+            case "recall", (int(number), bool(kill)):
+                if kill and number in self._assignments:
+                    self.finish(number, None)
+                return None
+            case "watch", _:
+                await self._until(lambda: False)
+            case "close", _:
+                return None
+        raise ValueError(f"no such method of a supervisor: {method}({payload!r})")
+
+    def _run(self, assignment: Assignment) -> _FakeCall:
+        if assignment.assignment not in self._assignments:
+            ranks = list(chain.from_iterable(assignment.ranks))
+            outcomes: list[Outcome] = []
+            running = None
+            while ranks and running is None:
+                rank = ranks.pop(0)
+                outcome = self.script(self, assignment, rank)
+                if outcome is None:
+                    running = rank
+                else:
+                    outcomes.append(outcome)
+            returned = tuple(range(rank, rank + 1) for rank in ranks)
+            final = running is None
+            report = Report(
+                outcomes=tuple(outcomes), returned=returned, running=running, final=final
+            )
+            call = _FakeCall(first=report, last=report if final else None)
+            self._assignments[assignment.assignment] = call
+        return self._assignments[assignment.assignment]
+
+    def _running(self) -> tuple[RunningRank, ...]:
+        return tuple(
+            RunningRank(
+                assignment=number, rank=call.first.running, attempt=1, pid=self.pid, ran_s=0.0
+            )
+            for number, call in self._assignments.items()
+            if call.last is None and call.first.running is not None
+        )
+
+
+class FakeBackend:
+    """In-memory workers (fulfils `WorkerBackend`).
+
+    Args:
+        script: what ranks come to.
+        on_start: called with each new worker before it lives; may prepare it, or raise, which fails
+        the start.
+    """
+
+    def __init__(
+        self,
+        script: Script = fake_script,
+        on_start: Callable[[FakeWorker], None] = lambda worker: None,
+    ) -> None:
+        self.workers: list[FakeWorker] = []
+        """In the order of their starts; of a gang started at once, that order is not fixed."""
+        self._script = script
+        self._on_start = on_start
+
+    def of(self, node: str) -> FakeWorker:
+        """Return the last worker that was started on a node."""
+        return next(worker for worker in reversed(self.workers) if worker.node == node)
+
+    def crash(self, pid: int) -> None:
+        """Let the worker of that (made up) process die."""
+        next(worker for worker in self.workers if worker.pid == pid).die()
+
+    async def start(
+        self, node: str, index: int, nodes: int, handle: object, spec: WorkerSpec, /
+    ) -> FakeWorker:
+        """Make a worker."""
+        pid = 1000 + len(self.workers)
+        worker = FakeWorker(node, index, nodes, handle, spec, pid, self._script)
+        self._on_start(worker)
+        self.workers.append(worker)
+        try:
+            await anyio.lowlevel.checkpoint()
+            if worker.stuck_in_start:
+                await anyio.Event().wait()
+        except BaseException:
+            worker.die()
+            raise
+        return worker
+
+    async def call(self, worker: object, method: str, payload: object, /) -> object:
+        """Let the worker answer."""
+        return await self._known(worker).answer(method, payload)
+
+    def is_unavailable(self, error: BaseException, /) -> bool:
+        """Whether the worker was only cut off."""
+        return isinstance(error, FakeUnavailableError)
+
+    async def kill(self, worker: object, /, *, timeout_s: float) -> bool:
+        """Kill it, unless it is `unkillable`."""
+        known = self._known(worker)
+        known.kills += 1
+        await anyio.lowlevel.checkpoint()
+        if known.unkillable:
+            return False
+        known.die(FakeDeathError("killed"), {"death_cause": "KILLED"})
+        return True
+
+    async def death(
+        self, worker: object, error: BaseException, /
+    ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
+        """Return what the test gave to `FakeWorker.die`."""
+        obituary = self._known(worker).obituary
+        return (error, {}) if obituary is None else (error, obituary[1])
+
+    def _known(self, worker: object) -> FakeWorker:
+        if not isinstance(worker, FakeWorker):
+            raise TypeError(f"expected a FakeWorker, got {type(worker).__name__}")
+        return worker
+
+
+async def fake_blobs(key: str) -> bytes:
+    """Give every key as its own bytes: `Assignment.program` says what `fake_script` does."""
+    return key.encode()

@@ -1,0 +1,452 @@
+"""One gang's traffic: starts its workers, hands them work, and carries out what the roster says.
+Internal to the pool.
+
+All tasks of a gang live in one task group (`_tend`), which ends when the gang is lost or closed:
+nothing outlives it. Per worker one `watch` call is always pending: its failure is the notice of
+death.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import assert_never
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup, TaskStatus
+
+from thornback.pool.clock import Expired, within
+from thornback.pool.link import BlobsFailed, Link
+from thornback.pool.params import Surroundings, caught
+from thornback.pool.ports import Assignment, Beat, CaughtError, GangLostError, Report, WorkerSpec
+from thornback.pool.reports import Reports, copy_of
+from thornback.pool.roster import (
+    Deliver,
+    GangGone,
+    Instruction,
+    KillRank,
+    Loss,
+    MemberState,
+    Roster,
+)
+
+_LOG = logging.getLogger(__name__)
+
+
+@attrs.define(slots=True, eq=False)
+class _Work:
+    """An assignment under way."""
+
+    assignment: Assignment
+    reports: Reports
+    ended: anyio.Event = attrs.field(factory=anyio.Event)
+    issued: dict[int, anyio.Event] = attrs.field(factory=dict)
+    """By member: its `run` has been called, so that a recall finds something to recall. Empty: not
+    sent."""
+    recalled: bool = False
+
+
+class _MemberDown(Exception):
+    """This worker is dead or about to be declared so: whoever asks it stops here. Never leaves the
+    gang."""
+
+
+class Gang:
+    """The workers of one gang, from `open` to `close`."""
+
+    def __init__(
+        self,
+        gang: int,
+        nodes: Sequence[str],
+        handle: object,
+        spec: WorkerSpec,
+        surroundings: Surroundings,
+    ) -> None:
+        self.settled = anyio.Event()
+        """Lost or closed."""
+        self.loss: GangLostError | None = None
+        self._gang = gang
+        self._handle = handle
+        self._spec = spec
+        self._params = surroundings.params
+        self._clock = surroundings.clock
+        self._roster = Roster(
+            nodes,
+            silence_s=self._params.silence_s,
+            max_tick_s=1.5 * self._params.beat_every_s,
+            severity=surroundings.severity,
+        )
+        self._links = [Link(m, node, surroundings, self._roster) for m, node in enumerate(nodes)]
+        self._dying: dict[int, None] = {}
+        self._work: dict[int, _Work] = {}
+        self._tasks: TaskGroup | None = None
+        self._opening = anyio.CancelScope()
+        self._idle = anyio.Event()
+        """Neither `open` nor `_tend` is under way."""
+        self._burying = anyio.Lock()
+        self._closed = False
+
+    # Opening and closing
+
+    async def open(self, group: TaskGroup, timeout_s: float) -> None:
+        """Start all workers, wait until each has answered, and tend them in `group` from then on.
+
+        Raises:
+            GangLostError: a worker did not come up in time, or the gang was closed; no worker is
+            left running.
+        """
+        opened = False
+        try:
+            with self._opening:
+                await within(self._clock, timeout_s, self._start_all)
+                await group.start(self._tend)
+                opened = True
+            if not opened:
+                raise closed(self._gang)
+        except Expired:
+            self._lose(self._start_timed_out(timeout_s))
+            raise self.lost() from None
+        except GangLostError as error:
+            self._lose(
+                Loss(error=error.error, node=error.node, phase=error.phase, facts=error.facts)
+            )
+            raise
+        finally:
+            if not opened:
+                with anyio.CancelScope(shield=True):
+                    await self._bury(self._params.kill_s)
+                self._idle.set()
+
+    async def _start_all(self) -> None:
+        nodes = len(self._links)
+        await self._everywhere(lambda link: link.start(nodes, self._handle, self._spec))
+
+    def _start_timed_out(self, timeout_s: float) -> Loss:
+        slow = [
+            link.node
+            for link in self._links
+            if self._roster.state(link.member) is MemberState.STARTING
+        ]
+        message = (
+            f"no sign of life from {len(slow)} of {len(self._links)} workers "
+            f"(on {', '.join(slow)}) within {timeout_s:g} s"
+        )
+        error = caught("WorkerStartTimedOut", message, timeout_s=timeout_s)
+        return Loss(error=error, node=slow[0] if slow else None, phase="start")
+
+    async def _tend(self, *, task_status: TaskStatus[None]) -> None:
+        """Live the life of an open gang; when it is lost, end its workers."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                for link in self._links:
+                    self._spawn(partial(self._watch, link))
+                task_status.started()
+        finally:
+            self._tasks = None
+            with anyio.CancelScope(shield=True):
+                if self.loss is not None:
+                    await self._bury(self._params.kill_s)
+            self._idle.set()
+
+    async def close(self, *, kill: bool, timeout_s: float) -> bool:
+        """End the workers, whatever they do. Shielded, bounded, idempotent, never raises. True: all
+        confirmed dead."""
+        with anyio.CancelScope(shield=True):
+            graceful = not kill and not self._closed and self._tasks is not None
+            self._closed = True
+            self._fail_all(closed(self._gang))
+            self.settled.set()
+            self._opening.cancel()
+            if self._tasks is not None:
+                self._tasks.cancel_scope.cancel()
+            try:
+                await within(self._clock, timeout_s, partial(self._end_all, graceful, timeout_s))
+            except Exception as failure:  # noqa: BLE001  # answered by False
+                _LOG.warning("gang %d is not closed cleanly: %r", self._gang, failure)
+        return all(link.killed for link in self._links)
+
+    async def _end_all(self, graceful: bool, timeout_s: float) -> None:
+        if graceful:
+            try:
+                await within(
+                    self._clock,
+                    timeout_s / 2,
+                    partial(self._everywhere, lambda link: link.call("close", None)),
+                )
+            except Exception as failure:  # noqa: BLE001  # the kill below does not need its consent
+                _LOG.debug("gang %d did not close by itself: %r", self._gang, failure)
+        await self._idle.wait()
+        await self._bury(timeout_s)
+
+    async def _bury(self, timeout_s: float) -> None:
+        async with self._burying, anyio.create_task_group() as group:
+            for link in self._links:
+                group.start_soon(link.kill, timeout_s)
+
+    # Work
+
+    def run(self, assignment: Assignment) -> Reports:
+        """Hand out an assignment; the reports come as the workers send them.
+
+        Raises:
+            ValueError: see `Roster.assigned`.
+        """
+        reports = Reports()
+        if self.loss is not None:
+            reports.fail(self.lost())
+        elif self._tasks is None:
+            reports.fail(not_open(self._gang))
+        else:
+            accepted = self._roster.assigned(assignment.assignment, assignment.ranks)
+            work = self._work[assignment.assignment] = _Work(assignment, reports)
+            if accepted:
+                self._spawn(partial(self._drive, work))
+        return reports
+
+    async def _drive(self, work: _Work) -> None:
+        """Load what is missing, everywhere; then run, everywhere."""
+        assignment = work.assignment
+        number = assignment.assignment
+        keys = (assignment.program, *assignment.inputs)
+        try:
+            await self._everywhere(lambda link: self._of(link, partial(link.load, keys), "run"))
+        except BlobsFailed as error:
+            self._roster.withdrawn(number)
+            self._end(number)
+            work.reports.fail(error.__cause__ or error)
+            return
+        except _MemberDown:
+            work.recalled = True
+        if work.recalled:
+            for link in self._links:
+                self._apply(self._roster.reported(link.member, number, Report(final=True)))
+            return
+        work.issued = {link.member: anyio.Event() for link in self._links}
+        for link in self._links:
+            self._spawn(partial(self._run, link, work))
+
+    async def _run(self, link: Link, work: _Work) -> None:
+        assignment = work.assignment
+        number = assignment.assignment
+
+        def payload(acks: tuple[int, ...]) -> object:
+            work.issued[link.member].set()
+            return (assignment, acks)
+
+        report = await self._ask(link, "run", payload)
+        if isinstance(report, Report) and not report.final:
+            self._apply(self._roster.reported(link.member, number, report))
+            report = await self._ask(link, "wait", lambda acks: (number, acks))
+        if not isinstance(report, Report) or not report.final:
+            message = f"expected the final report of assignment {number}, got {report!r:.200}"
+            await self._declare_dead(link, caught("WorkerMisbehaved", message), "run")
+            return
+        link.acknowledge(number)
+        self._apply(self._roster.reported(link.member, number, report))
+
+    def recall(self, number: int, *, kill: bool) -> None:
+        """Hasten the end of an assignment. Unknown or ended: a no-op."""
+        work = self._work.get(number)
+        if work is None or self._tasks is None:
+            return
+        for link in self._links:
+            self._recall_from(link, work, kill)
+
+    def _recall_from(self, link: Link, work: _Work, kill: bool) -> None:
+        if work.issued:
+            self._spawn(partial(self._recall, link, work, kill))
+        else:
+            work.recalled = True
+
+    async def _recall(self, link: Link, work: _Work, kill: bool) -> None:
+        number = work.assignment.assignment
+        await work.issued[link.member].wait()
+        await self._ask(link, "recall", lambda _: (number, kill))
+        if not kill:
+            return
+        limit_s = self._params.recall_s
+        try:
+            await within(self._clock, limit_s, work.ended.wait)
+        except Expired:
+            if self._roster.owes(link.member, number):
+                message = f"the worker did not give up assignment {number} within {limit_s:g} s"
+                error = caught("RecallTimedOut", message, timeout_s=limit_s)
+                await self._declare_dead(link, error, "recall")
+
+    # Signs of life
+
+    def pulse(self) -> None:
+        """Ask every worker that has none pending for a heartbeat; end those that are silent for too
+        long."""
+        if self._tasks is None:
+            return
+        limit_s = self._params.silence_s
+        for member in self._roster.ticked(self._clock.monotonic()):
+            message = f"the worker has not answered anything for {limit_s:g} s"
+            error = caught("WorkerSilent", message, timeout_s=limit_s)
+            self._spawn(partial(self._declare_dead, self._links[member], error, "heartbeat"))
+        for link in self._links:
+            if not link.beating and self._roster.state(link.member) is MemberState.ALIVE:
+                link.beating = True
+                self._spawn(partial(self._beat, link))
+
+    async def _beat(self, link: Link) -> None:
+        try:
+            await self._ask(link, "beat", lambda acks: acks, phase="heartbeat")
+        finally:
+            link.beating = False
+
+    async def beats(self) -> tuple[Beat, ...]:
+        """Return a heartbeat of each worker that answers within `ask_s`, in the order of the nodes."""
+        found: dict[int, Beat] = {}
+
+        async def ask(link: Link) -> None:
+            try:
+                beat = await within(self._clock, self._params.ask_s, partial(link.call, "beat", ()))
+            except Exception:  # noqa: BLE001  # left out; `watch` tells of deaths
+                return
+            if isinstance(beat, Beat):
+                self._roster.answered(link.member)
+                found[link.member] = attrs.evolve(beat, node=link.node)
+
+        if self._tasks is not None:
+            await self._everywhere(ask)
+        return tuple(found[member] for member in sorted(found))
+
+    async def _watch(self, link: Link) -> None:
+        await self._ask(link, "watch", lambda _: None)
+        message = "the worker ended by itself, without being asked to"
+        await self._declare_dead(link, caught("WorkerDied", message), "run")
+
+    # Tasks and their ends
+
+    def lost(self) -> GangLostError:
+        """Return the loss, as a new exception."""
+        return copy_of(self.loss or closed(self._gang))
+
+    def _spawn(self, call: Callable[[], Awaitable[None]]) -> None:
+        if self._tasks is not None:
+            self._tasks.start_soon(self._guarded, call)
+
+    async def _guarded(self, call: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await call()
+        except _MemberDown:
+            pass
+        except Exception as error:  # noqa: BLE001  # it costs this gang, not the pool with the others
+            _LOG.exception("gang %d failed by an error of the pool", self._gang)
+            self._lose(Loss(error=error))
+
+    async def _everywhere(self, call: Callable[[Link], Awaitable[object]]) -> None:
+        """Do it for all workers at once. The first failure cancels the rest, and is raised."""
+        if len(self._links) == 1:
+            await call(self._links[0])
+            return
+        failures: list[Exception] = []
+        async with anyio.create_task_group() as group:
+
+            async def attempt(link: Link) -> None:
+                try:
+                    await call(link)
+                except Exception as error:  # noqa: BLE001  # raised below, outside of the group
+                    failures.append(error)
+                    group.cancel_scope.cancel()
+
+            for link in self._links:
+                group.start_soon(attempt, link)
+        if failures:
+            raise failures[0]
+
+    async def _ask(
+        self,
+        link: Link,
+        method: str,
+        payload: Callable[[tuple[int, ...]], object],
+        phase: str = "run",
+    ) -> object:
+        answers: list[object] = []
+
+        async def ask() -> None:
+            answers.append(await link.ask(method, payload))
+
+        await self._of(link, ask, phase)
+        return answers[0]
+
+    async def _of(self, link: Link, call: Callable[[], Awaitable[None]], phase: str) -> None:
+        """Do something with a worker; if it turns out to be gone, declare it dead and raise
+        `_MemberDown`."""
+        try:
+            await call()
+        except BlobsFailed:
+            raise
+        except Exception as error:
+            # Whatever a backend raises from a call means that the worker is gone
+            # (`WorkerBackend.call`).
+            await self._declare_dead(link, error, phase)
+            raise _MemberDown from error
+
+    async def _declare_dead(
+        self, link: Link, error: CaughtError | BaseException, phase: str
+    ) -> None:
+        """Explain, kill (it may be alive, out of our reach), and only then tell the roster. Once
+        per worker."""
+        if link.member in self._dying:
+            return
+        self._dying[link.member] = None
+        seen = GangLostError(error, link.node, phase) if isinstance(error, CaughtError) else error
+        explained, facts = await link.explain(seen)
+        if isinstance(error, CaughtError):
+            explained = error
+        await link.kill(self._params.kill_s)
+        loss = Loss(error=explained, node=link.node, phase=phase, facts=facts)
+        self._apply(self._roster.died(link.member, loss))
+
+    def _apply(self, instructions: Sequence[Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Deliver(assignment=number, report=report):
+                    if (work := self._work.get(number)) is not None:
+                        work.reports.push(report)
+                    if report.final:
+                        self._end(number)
+                case KillRank(member=member, assignment=number):
+                    if (work := self._work.get(number)) is not None:
+                        self._recall_from(self._links[member], work, True)
+                case GangGone(loss=loss):
+                    self._lose(loss)
+                case _:
+                    assert_never(instruction)
+
+    def _end(self, number: int) -> None:
+        work = self._work.pop(number, None)
+        if work is not None:
+            work.ended.set()
+
+    def _lose(self, loss: Loss) -> None:
+        """The gang is lost: say so to everybody, once."""
+        if self.loss is not None or self._closed:
+            return
+        self.loss = GangLostError(loss.error, loss.node, loss.phase, loss.facts)
+        self._fail_all(self.loss)
+        self.settled.set()
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+
+    def _fail_all(self, error: GangLostError) -> None:
+        for work in self._work.values():
+            work.reports.fail(error)
+        self._work.clear()
+
+
+def closed(gang: int) -> GangLostError:
+    """Make the error of work that was under way when its gang was closed."""
+    return GangLostError(caught("GangClosed", f"gang {gang} was closed"), phase="close")
+
+
+def not_open(gang: int) -> GangLostError:
+    """Make the error of work for a gang that is not open."""
+    message = f"gang {gang} is not open: open it first, and send nothing after its close"
+    return GangLostError(caught("GangNotOpen", message), phase="run")

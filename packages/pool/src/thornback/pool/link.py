@@ -1,0 +1,203 @@
+"""One worker, as its gang sees it: calls that survive a short cut, blobs sent once, and its end.
+Internal to the pool.
+
+A call that could not reach the worker waits until the worker answers again, and is then repeated
+(the worker knows a repeated `run` or `wait` by its assignment). The first caller that is cut off
+probes, with growing delays, for one grace window; the others wait for what it finds. So a cut costs
+one probe, however many calls are in flight.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import anyio
+
+from thornback.pool.clock import Expired, within
+from thornback.pool.params import Surroundings
+from thornback.pool.ports import Attribute, CaughtError, GangLostError, WorkerSpec
+from thornback.pool.roster import Roster
+
+_LOG = logging.getLogger(__name__)
+_ACKNOWLEDGING = ("run", "wait", "beat")
+
+
+class BlobsFailed(Exception):
+    """The driver's side could not give a blob: not the worker's fault. The reason is the
+    `__cause__`."""
+
+
+class Link:
+    """The pool's side of one worker.
+
+    Args:
+        member: its number in the gang.
+        node: where it is to run.
+        surroundings: of the pool.
+        roster: of the gang; told of every sign of life.
+    """
+
+    def __init__(self, member: int, node: str, surroundings: Surroundings, roster: Roster) -> None:
+        self.member = member
+        self.node = node
+        self.killed = True
+        """There is nothing to kill: not started, or its death is confirmed."""
+        self.beating = False
+        """A heartbeat is under way."""
+        self._around = surroundings
+        self._roster = roster
+        self._worker: object = None
+        self._loads: dict[str, anyio.Event] = {}
+        self._acks: dict[int, None] = {}
+        self._regaining: anyio.Event | None = None
+        self._cut_off: BaseException | None = None
+
+    async def start(self, nodes: int, handle: object, spec: WorkerSpec) -> None:
+        """Start the worker and wait for its first sign of life.
+
+        Raises:
+            GangLostError: it did not come up, whatever the reason.
+        """
+        phase = "start"
+        try:
+            self._worker = await self._around.backend.start(
+                self.node, self.member, nodes, handle, spec
+            )
+            self.killed = False
+            phase = "ping"
+            await self.call("beat", ())
+        except Exception as error:
+            # Whatever the backend raised is the reason why this worker did not come up.
+            explained, facts = await self.explain(error)
+            raise GangLostError(explained, self.node, phase, facts) from error
+        self._roster.answered(self.member)
+
+    async def call(self, method: str, payload: object) -> object:
+        """Call once. Raises whatever the backend raises."""
+        return await self._around.backend.call(self._worker, method, payload)
+
+    async def ask(self, method: str, payload: Callable[[tuple[int, ...]], object]) -> object:
+        """Call until it is answered; `payload` gets the assignments to acknowledge.
+
+        Raises:
+            Exception: the worker is gone, or could not be reached for a grace window.
+        """
+        cuts = 0
+        while True:
+            acks = tuple(self._acks)
+            try:
+                answer = await self.call(method, payload(acks))
+            except Exception as error:
+                cuts += 1
+                many = cuts > self._around.params.regains_per_call
+                if many or not self._around.backend.is_unavailable(error):
+                    raise
+                await self._regain(error)
+                continue
+            if method in _ACKNOWLEDGING:
+                for assignment in acks:
+                    self._acks.pop(assignment, None)
+            self._roster.answered(self.member)
+            return answer
+
+    def acknowledge(self, assignment: int) -> None:
+        """Let the worker forget an assignment, with the next call that can say so."""
+        self._acks[assignment] = None
+
+    async def load(self, keys: Sequence[str]) -> None:
+        """Send the blobs that the worker does not have: each once, also when asked for at the same
+        time.
+
+        Raises:
+            BlobsFailed: the driver's side could not give one.
+            Exception: as `ask`.
+        """
+        for key in keys:
+            while (pending := self._loads.get(key)) is not None and not pending.is_set():
+                await pending.wait()
+            if key not in self._loads:
+                await self._load(key)
+
+    async def _load(self, key: str) -> None:
+        self._loads[key] = done = anyio.Event()
+        loaded = False
+        try:
+            try:
+                blob = await self._around.blobs(key)
+            except Exception as error:
+                raise BlobsFailed(key) from error
+            await self.ask("load", lambda _: (key, blob))
+            loaded = True
+        finally:
+            if not loaded:
+                del self._loads[key]
+            done.set()
+
+    async def explain(
+        self, error: BaseException
+    ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
+        """Ask the backend about a death; bounded, never raises."""
+        if self._worker is None:
+            return error, {}
+        around = self._around
+        try:
+            return await within(
+                around.clock,
+                around.params.death_s,
+                lambda: around.backend.death(self._worker, error),
+            )
+        except Exception as failure:  # noqa: BLE001  # then the error speaks for itself
+            _LOG.warning("no explanation for the death of a worker on %s: %r", self.node, failure)
+            return error, {}
+
+    async def kill(self, timeout_s: float) -> None:
+        """Kill the worker; `killed` tells whether its death is confirmed. Bounded, idempotent,
+        never raises."""
+        if self.killed:
+            return
+        around = self._around
+        try:
+            self.killed = await within(
+                around.clock,
+                timeout_s,
+                lambda: around.backend.kill(self._worker, timeout_s=timeout_s),
+            )
+        except Exception as failure:  # noqa: BLE001  # answered by `killed`
+            _LOG.warning("the kill of a worker on %s failed: %r", self.node, failure)
+
+    async def _regain(self, error: BaseException) -> None:
+        """Return when the worker answers again; raise when it does not within the grace window."""
+        if self._cut_off is None and self._regaining is None:
+            await self._probe_for_all(error)
+        elif self._regaining is not None:
+            await self._regaining.wait()
+        if self._cut_off is not None:
+            raise self._cut_off
+
+    async def _probe_for_all(self, error: BaseException) -> None:
+        self._regaining = found = anyio.Event()
+        self._roster.unavailable(self.member)
+        try:
+            await within(self._around.clock, self._around.params.grace_s, self._probe)
+        except Expired:
+            self._cut_off = error
+        except Exception as death:  # noqa: BLE001  # raised by everybody who waits for it
+            self._cut_off = death
+        finally:
+            self._regaining = None
+            found.set()
+
+    async def _probe(self) -> None:
+        delay_s = self._around.params.probe_first_s
+        while True:
+            await self._around.clock.sleep(delay_s)
+            try:
+                await self.call("beat", ())
+            except Exception as error:
+                if not self._around.backend.is_unavailable(error):
+                    raise
+            else:
+                self._roster.answered(self.member)
+                return
+            delay_s = min(2 * delay_s, self._around.params.probe_most_s)

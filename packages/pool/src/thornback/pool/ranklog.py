@@ -1,0 +1,82 @@
+"""The log file of one rank process: appended to by the process, measured and kept in bounds by the supervisor."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_BLOCK_BYTES = 4096
+_KEEP_SIZE = 1
+_PUNCH_HOLE = 2
+"""Source: fallocate(2)."""
+
+
+class RankLog:
+    """An append-only file. Offsets stay valid for its life: what a flood wrote first is given back as a hole."""
+
+    def __init__(self, path: str, cap_bytes: int) -> None:
+        """Create the file. If that fails (a full disk), there is no log: `path` is empty then."""
+        self.path = path
+        self._cap_bytes = cap_bytes
+        self._dropped_to = 0
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            self._fd = -1
+            self.path = ""
+
+    def size(self) -> int:
+        """Return the offset at which the next byte will be written."""
+        return os.fstat(self._fd).st_size if self._fd >= 0 else 0
+
+    def tail(self, start: int, *, max_bytes: int = 4096, max_lines: int = 64) -> str:
+        """Return the last lines written since `start`."""
+        if self._fd < 0:
+            return ""
+        end = self.size()
+        start = min(start, end)
+        begin = max(start, end - max_bytes)
+        try:
+            data = os.pread(self._fd, end - begin, begin)
+        except OSError:
+            return ""
+        lines = data.replace(b"\0", b"").decode("utf-8", "replace").splitlines(keepends=True)
+        if begin > start and len(lines) > 1:
+            lines = lines[1:]  # cut off in the middle
+        return "".join(lines[-max_lines:])
+
+    def trim(self) -> None:
+        """Keep the disk space within the cap: give the oldest half back when it is reached."""
+        end = self.size()
+        if end - self._dropped_to <= self._cap_bytes:
+            return
+        drop_to = (end - self._cap_bytes // 2) // _BLOCK_BYTES * _BLOCK_BYTES
+        if not _punch_hole(self._fd, self._dropped_to, drop_to - self._dropped_to):
+            os.ftruncate(self._fd, 0)  # a file system without holes: offsets of this file start again
+            drop_to = 0
+        self._dropped_to = drop_to
+
+    def close(self) -> None:
+        """Let go of the file; remove it if nothing was written. Idempotent."""
+        if self._fd < 0:
+            return
+        empty = self.size() == 0
+        os.close(self._fd)
+        self._fd = -1
+        if empty:
+            try:
+                os.unlink(self.path)
+            except OSError:
+                return
+
+
+def _punch_hole(fd: int, offset: int, length: int) -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    fallocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    if fallocate is None:
+        return False
+    arguments = (ctypes.c_int64(offset), ctypes.c_int64(length))
+    return bool(fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, *arguments) == 0)
