@@ -7,6 +7,7 @@ The profile is `ci` unless the variable HYPOTHESIS_PROFILE or the option --hypot
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 from hypothesis import settings
@@ -20,6 +21,12 @@ _DEFAULT = settings.get_profile("default")
 settings.register_profile("ci", _DEFAULT, max_examples=60, deadline=None, print_blob=True)
 settings.register_profile("nightly", _DEFAULT, max_examples=2000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Child processes must find the sources in another folder too; Pants gives relative paths.
+sys.path[:] = [path and os.path.abspath(path) for path in sys.path]
+if _extra := os.environ.get("__PEX_EXTRA_SYS_PATH__"):
+    _paths = (os.path.abspath(path) for path in _extra.split(os.pathsep))
+    os.environ["__PEX_EXTRA_SYS_PATH__"] = os.pathsep.join(_paths)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,5 @@
-"""Each protocol is fulfilled by the class that the executor puts there: asserted once for mypy, once at run time."""
+"""Each protocol is fulfilled by the class that the executor puts there: asserted once for mypy,
+once at run time."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ PAIRS: list[tuple[type, type]] = [
 
 
 def _shape(function: Callable[..., Any]) -> list[tuple[str, bool]]:
-    """Return (name, positional or not) of the parameters; positional ones may be named otherwise."""
+    """Return (name, positional or not) of the parameters; positional ones may be named
+    otherwise."""
     parameters = list(inspect.signature(function).parameters.values())[1:]
     named = inspect.Parameter.KEYWORD_ONLY
     return sorted(
@@ -86,7 +88,9 @@ def test_class_has_every_member_of_its_protocol(port: type, made: type) -> None:
             continue
         if isinstance(member, property):
             assert name in fields or hasattr(made, name), f"{made.__name__} lacks {name}"
-        elif name != "connect":  # an async context manager: the decorator hides its parameters' kinds
+        elif (
+            name != "connect"
+        ):  # an async context manager: the decorator hides its parameters' kinds
             assert _shape(getattr(made, name)) == _shape(member), f"{made.__name__}.{name}"
 
 

@@ -3,8 +3,8 @@
     python tools/bench/noop_ranks.py [--repeat 3]
 
 Slopes, so that start-up does not count: thornback (T(220) - T(20)) / 200 with 4 workers, datatrove
-(T(16) - T(8)) / 8 with 4 workers. The two take turns; medians are printed, and the ratio of the medians.
-"""
+(T(16) - T(8)) / 8 with 4 workers. The two take turns; medians are printed, and the ratio of the
+medians."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def main() -> None:
         for _ in range(options.repeat):
             ours.append((time_thornback(220, folder) - time_thornback(20, folder)) / 200)
             theirs.append((time_datatrove(16, folder) - time_datatrove(8, folder)) / 8)
-            print(f"thornback {ours[-1] * 1e3:.2f} ms, datatrove {theirs[-1] * 1e3:.0f} ms per rank")
+            print(
+                f"thornback {ours[-1] * 1e3:.2f} ms, datatrove {theirs[-1] * 1e3:.0f} ms per rank"
+            )
     ratio = statistics.median(theirs) / max(statistics.median(ours), 1e-6)
     print(
         json.dumps(

@@ -1,10 +1,11 @@
-"""How busy the slots of one worker are while there is work: 200 ranks of log-normal sleeps, `processes=8`, local backend.
+"""How busy the slots of one worker are while there is work: 200 ranks of log-normal sleeps,
+`processes=8`, local backend.
 
     python tools/bench/slots.py [--ranks 200] [--sigma 1.5] [--median-s 0.05]
 
-Prints the share of slot time that ranks ran, from the first start until the queue was empty (the last rank was started):
-what remains after that is the tail of the longest ranks, which no scheduler can fill.
-"""
+Prints the share of slot time that ranks ran, from the first start until the queue was empty (the
+last rank was started): what remains after that is the tail of the longest ranks, which no scheduler
+can fill."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_function_that_does_not_pickle_is_refused_with_the_mend() -> None:
         with lock:
             pass
 
-    with pytest.raises(UsageError, match="Stage 'a': its function does not pickle .*setup="):
+    with pytest.raises(UsageError, match=r"Stage 'a': its function does not pickle .*setup="):
         RunPlan(Job("j", [Stage("a", locked)]), SETTINGS)
     with pytest.raises(UsageError, match="item 1 does not pickle"):
         RunPlan(Job("j", [Stage("a", work, items=[1, lock])]), SETTINGS)
@@ -93,7 +93,9 @@ def test_failed_allowed_is_a_count_or_a_fraction() -> None:
 
 def test_identity_changes_with_what_makes_another_stage_and_with_nothing_else() -> None:
     base = identity_of(Job("j", [Stage("a", work, items=[1, {"x": {1}}])]))
-    assert base == identity_of(Job("j", [Stage("a", work, items=[1, {"x": {1}}], retries=9, cpus=2)]))
+    assert base == identity_of(
+        Job("j", [Stage("a", work, items=[1, {"x": {1}}], retries=9, cpus=2)])
+    )
     assert base != identity_of(Job("j", [Stage("a", work, items=[2, {"x": {1}}])]))
     assert base != identity_of(Job("j", [Stage("a", other, items=[1, {"x": {1}}])]))
     assert base != identity_of(Job("j", [Stage("a", work, items=[1, {"x": {1}}], version="2")]))

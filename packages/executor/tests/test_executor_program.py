@@ -81,8 +81,8 @@ def test_publish_gives_a_staged_path_of_this_try_and_notes_the_pair(tmp_path: Pa
     def fn(ctx: RankContext) -> None:
         with ctx.publish("out/a.txt") as staged:
             Path(staged).write_text("x")
-        with pytest.raises(OSError), ctx.publish("out/b.txt"):
-            raise OSError
+        with pytest.raises(OSError, match="full"), ctx.publish("out/b.txt"):
+            raise OSError("disk is full")
 
     outputs = program(fn, str(tmp_path)).run(call(1)).outputs
     assert outputs == (

@@ -1,4 +1,4 @@
-"""Whole lives of an allocator, with faults: nothing is given twice, and nothing is left at the end."""
+"""Whole lives of an allocator, with faults: nothing is given twice, nothing is left at the end."""
 
 from __future__ import annotations
 

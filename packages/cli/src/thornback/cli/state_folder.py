@@ -10,6 +10,8 @@ from pathlib import Path
 
 CONTROL = "control"
 """The journal's folder inside a state: what tells a state from any other folder."""
+LOCK = "lock"
+"""The file in it that the driver of a run holds an flock on."""
 
 
 class NotAState(ValueError):
@@ -44,7 +46,8 @@ def remove(state: Path) -> bool:
     if not state.exists():
         return False
     with contextlib.ExitStack() as held:
-        for lock in sorted(state.glob(f"{CONTROL}/*lock*")):
+        lock = state / CONTROL / LOCK
+        if lock.exists():
             _hold(lock, state, held)
         shutil.rmtree(state)
     return True

@@ -1,4 +1,5 @@
-"""What the driver remembers for people: certificates of failed attempts and the verdicts on them. Decides nothing."""
+"""What the driver remembers for people: certificates of failed attempts and the verdicts on them.
+Decides nothing."""
 
 from __future__ import annotations
 
@@ -22,9 +23,7 @@ class Witness:
         self._policy = policy
         self._verdicts = verdicts
 
-    def decide(
-        self, fault: Fault, history: Sequence[tuple[Fault, str]], draw: float, /
-    ) -> Verdict:
+    def decide(self, fault: Fault, history: Sequence[tuple[Fault, str]], draw: float, /) -> Verdict:
         """Return what the policy decides (fulfils `thornback.scheduler.ports.RetryPolicy`)."""
         verdict = self._policy.decide(fault, history, draw)
         self._verdicts.append((fault, verdict))
@@ -32,7 +31,8 @@ class Witness:
 
 
 class Watchers:
-    """Calls observers; one that raises is logged and not called again: watching never fails a run."""
+    """Calls observers; one that raises is logged and not called again: watching never fails a
+    run."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = list(observers)
@@ -42,7 +42,7 @@ class Watchers:
         for observer in list(self._observers):
             try:
                 call(observer)
-            except Exception:  # noqa: BLE001  # foreign code: whatever it raises ends its watching, not the run
+            except Exception:  # foreign code: whatever it raises ends its watching, not the run
                 logger.exception("an observer raised and is not called again: %r", observer)
                 self._observers.remove(observer)
 

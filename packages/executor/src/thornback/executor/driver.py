@@ -1,9 +1,8 @@
 """The driver: feeds events to the scheduler and carries out its commands. It decides nothing.
 
-One loop, one inbox. Every command is carried out by a task of its own that turns *any* exception into the command's
-one answer. The inbox is drained before time is told (`Ticked`), so a driver that was paused never times out answers
-that are already there.
-"""
+One loop, one inbox. Every command is carried out by a task of its own that turns *any* exception
+into the command's one answer. The inbox is drained before time is told (`Ticked`), so a driver that
+was paused never times out answers that are already there."""
 
 from __future__ import annotations
 
@@ -112,11 +111,13 @@ class Driver:
         self._subscribers: list[Callable[[Dispatched], None]] = []
         self._told_s = float("-inf")
 
-    # -- the loop ----------------------------------------------------------------------------------------------------
+    # -- the loop
+    # ------------------
 
     async def run(self) -> None:
-        """Run to the end; `end` then says how. Cancelled or failed: everything held is closed first, bounded."""
-        names = {name: number for name, number in self._plan.index.items()}
+        """Run to the end; `end` then says how. Cancelled or failed: everything held is closed
+        first, bounded."""
+        names = self._plan.index
         done = {names[n]: r for n, r in self._opened.done.items() if n in names and r}
         failed = {names[n]: r for n, r in self._opened.failed.items() if n in names and r}
         self._inbox.post(ev.RunStarted(done=done, failed=failed))
@@ -149,9 +150,7 @@ class Driver:
             group.start_soon(self._record, records, completions)
         self._tell_progress()
 
-    def _handle(
-        self, event: Event, group: anyio.abc.TaskGroup, records: list[cmd.Record]
-    ) -> None:
+    def _handle(self, event: Event, group: anyio.abc.TaskGroup, records: list[cmd.Record]) -> None:
         self._verdicts.clear()
         lost = self._held_by(event.gang) if isinstance(event, ev.GangLost) else []
         commands = self.scheduler.handle(event, self._parts.clock.monotonic())
@@ -177,7 +176,8 @@ class Driver:
                     assert_never(command)
         self._forget(event)
 
-    # -- assignments -------------------------------------------------------------------------------------------------
+    # -- assignments
+    # ------------------
 
     def _dispatch(self, command: cmd.Dispatch, group: anyio.abc.TaskGroup) -> None:
         epoch = f"{self._opened.term:06d}.{command.assignment:09d}"
@@ -240,9 +240,7 @@ class Driver:
         if good:
             ranks = merge_ranks([outcome.rank for outcome in good])
             busy_s = sum(outcome.ran_s for outcome in good)
-            self._inbox.post(
-                ev.RanksSucceeded(assignment=assignment, ranks=ranks, busy_s=busy_s)
-            )
+            self._inbox.post(ev.RanksSucceeded(assignment=assignment, ranks=ranks, busy_s=busy_s))
         if report.returned:
             self._inbox.post(ev.RanksReturned(assignment=assignment, ranks=report.returned))
 
@@ -266,10 +264,12 @@ class Driver:
                     live.command.gang, command.assignment, kill=command.kill
                 )
 
-    # -- records -----------------------------------------------------------------------------------------------------
+    # -- records
+    # ------------------
 
     def _keep_payload(self, command: cmd.Record) -> None:
-        """Move the outcomes that are to be recorded out of the assignment; the fence has let them pass."""
+        """Move the outcomes that are to be recorded out of the assignment; the fence has let them
+        pass."""
         live = self._assignments.get(command.assignment) if command.assignment is not None else None
         if live is None or command.state is not cmd.RecordState.DONE:
             return
@@ -317,7 +317,8 @@ class Driver:
         for command in commands:
             self._inbox.post(ev.Recorded(stage=command.stage, ranks=command.ranks))
 
-    # -- certificates ------------------------------------------------------------------------------------------------
+    # -- certificates
+    # ------------------
 
     def _event(self, posted: Posted) -> Event:
         """Classify a loss, and note what it took with it."""
@@ -342,7 +343,8 @@ class Driver:
         commands: Sequence[cmd.Command],
         lost: Sequence[tuple[_LiveAssignment, Ranks]],
     ) -> None:
-        """Write the certificate of a failure that the scheduler has just judged (a stale one it has not)."""
+        """Write the certificate of a failure that the scheduler has just judged (a stale one it has
+        not)."""
         if not self._verdicts:
             return
         verdict = self._verdicts[-1][1]
@@ -388,7 +390,8 @@ class Driver:
         commands: Sequence[cmd.Command],
         lost: Sequence[tuple[_LiveAssignment, Ranks]],
     ) -> None:
-        """One certificate for each assignment that was lost with the gang; one for the gang if it had none."""
+        """One certificate for each assignment that was lost with the gang; one for the gang if it
+        had none."""
         self._tracer.gang_lost(event.gang, event.fault)
         report = AttemptReport(
             stage=self._wanted_by[event.gang],
@@ -424,7 +427,8 @@ class Driver:
         self._watchers.tell(lambda observer: observer.failed(attempt))
 
     def _forget(self, event: Event) -> None:
-        """Drop what the event carried and nobody claimed: a report of ranks that were no longer outstanding."""
+        """Drop what the event carried and nobody claimed: a report of ranks that were no longer
+        outstanding."""
         if isinstance(event, ev.RanksSucceeded | ev.RankFailed | ev.RanksReturned):
             live = self._assignments.get(event.assignment)
             if live is not None:
@@ -442,13 +446,14 @@ class Driver:
                 if live.command.gang == event.gang:
                     del self._assignments[number]
 
-    # -- what others may ask -----------------------------------------------------------------------------------------
+    # -- what others may ask
+    # -----------------------------------------------------------------------------------------
 
     async def _watch_drains(self) -> None:
         try:
             async for node, left_s in self._parts.leases.drains():
                 self._inbox.post(ev.NodeDraining(node=node, left_s=left_s))
-        except Exception:  # noqa: BLE001  # drains are a hint: without them a lost node is still noticed
+        except Exception:  # drains are a hint: without them a lost node is still noticed
             logger.warning("no more drain notices in this run", exc_info=True)
 
     def cancel(self, reason: str, *, kill: bool) -> None:
@@ -460,7 +465,8 @@ class Driver:
         return await self._parts.workers.beat(gang)
 
     async def dispatches(self) -> AsyncIterator[Dispatched]:
-        """Yield every assignment from now on, as it is handed over. Slow readers miss the oldest beyond 1,000."""
+        """Yield every assignment from now on, as it is handed over. Slow readers miss the oldest
+        beyond 1,000."""
         sender, receiver = anyio.create_memory_object_stream[Dispatched](1000)
 
         def offer(seen: Dispatched) -> None:

@@ -1,4 +1,5 @@
-"""What the executor raises. `UsageError`: the call was wrong, and the message names the mend. The rest: the run ended badly."""
+"""What the executor raises. `UsageError`: the call was wrong, and the message names the mend. The
+rest: the run ended badly."""
 
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ if TYPE_CHECKING:
 
 
 class UsageError(ValueError):
-    """The job or the call is wrong; nothing was run. Not to be confused with `RunFailed`: the job ran and failed."""
+    """The job or the call is wrong; nothing was run. Not to be confused with `RunFailed`: the job
+    ran and failed."""
 
 
 class BackendUnavailable(UsageError):
-    """The backend asked for cannot be used here (Ray is not installed, or its address is of a kind we refuse)."""
+    """The backend asked for cannot be used here (Ray is not installed, or its address is of a kind
+    we refuse)."""
 
 
 class RankFailure(Exception):
@@ -42,7 +45,8 @@ class RankFailure(Exception):
 
 
 class RunFailed(ExceptionGroup[RankFailure]):
-    """The run ended with failed ranks: one `RankFailure` per cause. `.report` is the whole `RunReport`."""
+    """The run ended with failed ranks: one `RankFailure` per cause. `.report` is the whole
+    `RunReport`."""
 
     report: RunReport
 
@@ -57,11 +61,15 @@ class RunFailed(ExceptionGroup[RankFailure]):
 
 
 class RunCancelled(Exception):
-    """The run was cancelled before it ended. What is recorded stays; `.report` says what that is."""
+    """The run was cancelled before it ended. What is recorded stays; `.report` says what that
+    is."""
 
     def __init__(self, report: RunReport) -> None:
         super().__init__(report)
         self.report = report
 
     def __str__(self) -> str:
-        return f"the run was cancelled ({self.report.reason}); what is recorded stays in {self.report.state_url}"
+        return (
+            f"the run was cancelled ({self.report.reason}); "
+            f"what is recorded stays in {self.report.state_url}"
+        )

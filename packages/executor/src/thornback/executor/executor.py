@@ -38,7 +38,8 @@ from thornback.faults import Classifier as FaultClassifier
 
 logger = logging.getLogger(__name__)
 Companion: TypeAlias = Callable[[Driver], Awaitable[None]]
-"""An async function that goes along with a run, in the driver: it may watch assignments, ask workers, cancel."""
+"""An async function that goes along with a run, in the driver: it may watch assignments, ask
+workers, cancel."""
 OnMismatch: TypeAlias = Literal["refuse", "adopt", "fresh"]
 T = TypeVar("T")
 
@@ -79,8 +80,8 @@ class ExecutorOptions(TypedDict, total=False):
 class Executor:
     """Runs jobs on a platform, with the record of each kept under `state`.
 
-    Make one with `Executor.on_ray(...)` or `Executor.on_local(...)`, or give a `platform` of your own.
-    """
+    Make one with `Executor.on_ray(...)` or `Executor.on_local(...)`, or give a `platform` of your
+    own."""
 
     platform: Platform
     state: str
@@ -92,7 +93,8 @@ class Executor:
     runtime_env: Mapping[str, object] = attrs.field(factory=dict)
     """Ray's; refused by other platforms."""
     on_mismatch: OnMismatch = "refuse"
-    """If `state` holds another job: refuse, adopt what has the same stage names, or start afresh."""
+    """If `state` holds another job: refuse, adopt what has the same stage names, or start
+    afresh."""
     observers: Sequence[Observer] = ()
     companions: Sequence[Companion] = ()
     tracer_provider: TracerProvider | None = None
@@ -107,7 +109,8 @@ class Executor:
     def on_local(
         *, state: str, cpus: float | None = None, **options: Unpack[ExecutorOptions]
     ) -> Executor:
-        """Return an executor whose workers are processes of this machine. Other arguments: as the class's fields."""
+        """Return an executor whose workers are processes of this machine. Other arguments: as the
+        class's fields."""
         from thornback.executor.on_local import LocalPlatform
 
         return Executor(platform=LocalPlatform(cpus=cpus), state=os.fspath(state), **options)
@@ -122,9 +125,9 @@ class Executor:
     ) -> Executor:
         """Return an executor on Ray. Other arguments: as the class's fields.
 
-        Attaches to a Ray that this process has initialised, else to `address`, else to RAY_ADDRESS, else to a cluster
-        that runs on this machine, else starts one of its own with `local_cpus` logical CPUs, and says which in
-        `RunInfo.backend`.
+        Attaches to a Ray that this process has initialised, else to `address`, else to RAY_ADDRESS,
+        else to a cluster that runs on this machine, else starts one of its own with `local_cpus`
+        logical CPUs, and says which in `RunInfo.backend`.
 
         Raises:
             BackendUnavailable: Ray is not installed, or the address is a Ray Client one (`ray://`).
@@ -135,14 +138,14 @@ class Executor:
         return Executor(platform=platform, state=os.fspath(state), **options)
 
     def run(self, job: Job, *, check: bool = True) -> RunReport:
-        """Run the job to its end and return the report; blocks. In a thread of its own when a loop runs here.
+        """Run the job to its end and return the report; blocks. In a thread of its own when a loop
+        runs here.
 
-        Ctrl-C (or SIGTERM) once ends the run in order: running ranks are killed, what is recorded stays, and
-        `RunCancelled` is raised. Twice ends the process at once.
+        Ctrl-C (or SIGTERM) once ends the run in order: running ranks are killed, what is recorded
+        stays, and `RunCancelled` is raised. Twice ends the process at once.
 
-        Args:
-            job: what to run.
-            check: raise if the run failed or was cancelled; False returns the report whatever happened.
+        Args: job: what to run. check: raise if the run failed or was cancelled; False returns the
+            report whatever happened.
 
         Raises:
             UsageError: the job cannot run as it is; nothing was run.
@@ -159,12 +162,14 @@ class Executor:
         return _checked(_outside_of_any_loop(main), check=check)
 
     async def arun(self, job: Job, *, check: bool = True) -> RunReport:
-        """As `run`, under asyncio or trio. Cancelled: everything it opened is closed first, bounded."""
+        """As `run`, under asyncio or trio. Cancelled: everything it opened is closed first,
+        bounded."""
         plan = self._plan(job)
         self.platform.prepare()
         return _checked(await self._run(plan, signals=False), check=check)
 
-    # -- inside ------------------------------------------------------------------------------------------------------
+    # -- inside
+    # ------------------
 
     def _plan(self, job: Job) -> RunPlan:
         state = self.state if "://" in self.state else os.path.abspath(self.state)
@@ -260,12 +265,13 @@ def _outside_of_any_loop(main: Callable[[], Awaitable[T]]) -> T:
 async def _accompany(companion: Companion, driver: Driver) -> None:
     try:
         await companion(driver)
-    except Exception:  # noqa: BLE001  # foreign code: whatever it raises ends the companion, not the run
+    except Exception:  # foreign code: whatever it raises ends the companion, not the run
         logger.exception("a companion of the run raised: %r", companion)
 
 
 async def _watch_signals(driver: Driver) -> None:
-    """First Ctrl-C: end in order. Second: end now; workers see the driver's end and kill their own trees."""
+    """First Ctrl-C: end in order. Second: end now; workers see the driver's end and kill their own
+    trees."""
     asked = False
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for number in signals:
@@ -277,7 +283,8 @@ async def _watch_signals(driver: Driver) -> None:
 
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the one exception inside, if there is just one: task groups wrap whatever passes through them."""
+    """Return the one exception inside, if there is just one: task groups wrap whatever passes
+    through them."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -346,7 +353,8 @@ def _failures(report: RunReport) -> list[RankFailure]:
 
 
 def _stage_failure(report: RunReport) -> RankFailure:
-    """Return the failure of a stage that was given up as a whole, without a rank of its own to blame."""
+    """Return the failure of a stage that was given up as a whole, without a rank of its own to
+    blame."""
     stages: list[StageProgress] = [s for s in report.stages.values() if s.failed or s.skipped]
     name = stages[0].name if stages else next(iter(report.stages))
     return RankFailure(name, (), report.reason)

@@ -1,8 +1,9 @@
-"""Carries out `OpenGang` and `CloseGang`: id -> lease and workers. Does what it is told, and decides nothing.
+"""Carries out `OpenGang` and `CloseGang`: id -> lease and workers. Does what it is told, and
+decides nothing.
 
-A gang has one task for its whole life: lease, start the workers, say ready, then wait until it is lost. `CloseGang`
-cancels that task, waits until it has settled, and undoes what is held, in this order: workers, then lease.
-"""
+A gang has one task for its whole life: lease, start the workers, say ready, then wait until it is
+lost. `CloseGang` cancels that task, waits until it has settled, and undoes what is held, in this
+order: workers, then lease."""
 
 from __future__ import annotations
 
@@ -64,11 +65,13 @@ class GangKeeper:
         return len(self._gangs)
 
     def expect(self, gang: int) -> None:
-        """Register a gang before its task runs, so that a close that overtakes the task finds it."""
+        """Register a gang before its task runs, so that a close that overtakes the task finds
+        it."""
         self._gangs[gang] = _LiveGang(anyio.CancelScope())
 
     async def open(self, command: OpenGang) -> None:
-        """Live the gang's life; ends when it is lost or its close cancels it. Any exception becomes a `Loss`."""
+        """Live the gang's life; ends when it is lost or its close cancels it. Any exception becomes
+        a `Loss`."""
         live = self._gangs[command.gang]
         span = self._tracer.gang_opened(command.gang)
         try:

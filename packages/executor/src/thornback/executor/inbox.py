@@ -1,4 +1,5 @@
-"""The driver's inbox: events in order of arrival, never full, and a wait that ends at a given time."""
+"""The driver's inbox: events in order of arrival, never full, and a wait that ends at a given
+time."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ T = TypeVar("T")
 
 
 class Inbox(Generic[T]):
-    """Unbounded on purpose: every event answers a command, so there are never more than commands in flight."""
+    """Unbounded on purpose: every event answers a command, so there are never more than commands in
+    flight."""
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
@@ -30,7 +32,8 @@ class Inbox(Generic[T]):
         return self._items.popleft()
 
     async def wait(self, timeout_s: float | None) -> None:
-        """Return when there is an item, or after `timeout_s` seconds (None: no limit, somebody owes an answer)."""
+        """Return when there is an item, or after `timeout_s` seconds (None: no limit, somebody owes
+        an answer)."""
         if self._items:
             await anyio.lowlevel.checkpoint()
             return

@@ -1,4 +1,5 @@
-"""What a user submits: a job of stages. Values, checked when they are made; nothing here runs anything."""
+"""What a user submits: a job of stages. Values, checked when they are made; nothing here runs
+anything."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ class Stage:
     cpus: float = attrs.field(default=1, kw_only=True)
     gpus: float = attrs.field(default=0, kw_only=True)
     memory: int | None = attrs.field(default=None, kw_only=True, converter=parse_memory)
-    """Bytes (or '3GiB') reserved for a rank, and its limit: a rank over it is killed as OOM and tried with more."""
+    """Bytes (or '3GiB') reserved for a rank, and its limit: a rank over it is killed as OOM and
+    tried with more."""
     nodes: int = attrs.field(default=1, kw_only=True)
     processes: int = attrs.field(default=1, kw_only=True)
     """Ranks that one worker runs at the same time; its bundle is that much larger."""
@@ -115,7 +117,9 @@ class Stage:
             if value is not None and not value >= 0:
                 raise UsageError(f"Stage {self.name!r}: {field}={value!r}, expected 0 or more")
         if self.timeout_s == 0:
-            raise UsageError(f"Stage {self.name!r}: timeout_s=0 leaves no time; None means no limit")
+            raise UsageError(
+                f"Stage {self.name!r}: timeout_s=0 leaves no time; None means no limit"
+            )
         if self.max_gangs is not None and self.max_gangs < 1:
             raise UsageError(f"Stage {self.name!r}: max_gangs={self.max_gangs}, expected 1 or more")
 
@@ -141,7 +145,8 @@ class Stage:
 
 @attrs.frozen(slots=True)
 class Job:
-    """Stages in the order of submission, which breaks ties of priority. Their order of running is `after`."""
+    """Stages in the order of submission, which breaks ties of priority. Their order of running is
+    `after`."""
 
     name: str
     stages: tuple[Stage, ...] = attrs.field(converter=tuple)

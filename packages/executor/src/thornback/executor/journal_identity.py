@@ -69,11 +69,13 @@ def reconcile(
     Raises:
         IdentityMismatch: with `refuse`, if there is a difference.
     """
-    if old is None or on_mismatch == "fresh":
+    if old is None:
         return Kept(identity=new, records={})
     found = differences(old, new)
     if found and on_mismatch == "refuse":
         raise IdentityMismatch(url, found)
+    if found and on_mismatch == "fresh":
+        return Kept(identity=new, records={})
     sizes = {stage.name: stage.world_size for stage in new.stages}
     kept = {name: clip(records[name], size) for name, size in sizes.items() if name in records}
     if found:

@@ -17,7 +17,8 @@ from thornback.pool import Blobs, WorkerPool
 
 @attrs.define(kw_only=True, slots=True)
 class RayPlatform:
-    """A Ray cluster (fulfils `Platform`). Everything it creates is non-detached: it dies with this driver."""
+    """A Ray cluster (fulfils `Platform`). Everything it creates is non-detached: it dies with this
+    driver."""
 
     address: str | None = None
     local_cpus: int | None = None
@@ -32,18 +33,19 @@ class RayPlatform:
         address = self.address or os.environ.get("RAY_ADDRESS", "")
         if address.startswith("ray://"):
             raise BackendUnavailable(
-                f"{address!r} is a Ray Client address, which hides what a driver needs to know of its workers: "
-                "run the driver on a node of the cluster (for example with `ray job submit`) and leave the address "
-                "out, or give the GCS address host:6379"
+                f"{address!r} is a Ray Client address, which hides what a driver needs to know of "
+                "its workers: run the driver on a node of the cluster (for example with `ray job "
+                "submit`) and leave the address out, or give the GCS address host:6379"
             )
 
     def prepare(self) -> None:
-        """Initialise Ray, unless this process has done so. Blocks: seconds for a Ray that is started here.
+        """Initialise Ray, unless this process has done so. Blocks: seconds for a Ray that is
+        started here.
 
-        In the caller's thread, since a Ray head installs a SIGTERM handler, for which it needs the main one.
-        Source: ray 2.60 `_private/node.py`.
-        """
-        # Under `uv run` Ray would upload the tree and start every worker through uv; it reads this when imported.
+        In the caller's thread, since a Ray head installs a SIGTERM handler, for which it needs the
+        main one. Source: ray 2.60 `_private/node.py`."""
+        # Under `uv run` Ray would upload the tree and start every worker through uv; it reads this
+        # when imported.
         # Source: ray 2.60 `_private/worker.py`.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         import ray
@@ -66,7 +68,8 @@ class RayPlatform:
 
     @asynccontextmanager
     async def connect(self, blobs: Blobs, /) -> AsyncIterator[Connection]:
-        """Return an allocator and a pool on the cluster; placement groups and actors end with the context."""
+        """Return an allocator and a pool on the cluster; placement groups and actors end with the
+        context."""
         import ray
 
         from thornback.placement.on_ray import RayCluster
@@ -75,4 +78,6 @@ class RayPlatform:
         address = ray.get_runtime_context().gcs_address
         cluster, backend = RayCluster(), RayBackend()
         async with Allocator(cluster) as leases, WorkerPool(backend, blobs) as workers:
-            yield Connection(name=f"Ray {ray.__version__} at {address}", leases=leases, workers=workers)
+            yield Connection(
+                name=f"Ray {ray.__version__} at {address}", leases=leases, workers=workers
+            )

@@ -7,12 +7,14 @@ import attrs
 
 @attrs.frozen(kw_only=True, slots=True)
 class ExecutorParams:
-    """One enforcer per phase: place is the driver's; start, silence and close are the pool's; rank the supervisor's."""
+    """One enforcer per phase: place is the driver's; start, silence and close are the pool's; rank
+    the supervisor's."""
 
     place_s: float = 600.0
     """An autoscaler needs minutes to bring a node."""
     start_s: float = 180.0
-    """Until every worker of a gang has answered; a loaded machine starts a Ray actor in tens of seconds."""
+    """Until every worker of a gang has answered; a loaded machine starts a Ray actor in tens of
+    seconds."""
     close_s: float = 15.0
     """For the workers of a gang to die; then the run goes on and the report names the gang."""
     release_s: float = 30.0

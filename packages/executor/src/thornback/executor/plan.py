@@ -1,4 +1,5 @@
-"""Turns a job into what the parts need: the graph, the scheduler's stages, requests for gangs, assignments. Pure."""
+"""Turns a job into what the parts need: the graph, the scheduler's stages, requests for gangs,
+assignments. Pure."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def _shape(stage: Stage) -> _Shape:
 
 
 class RunPlan:
-    """A checked job. Raises `UsageError`, naming the mend, for whatever can be known to be wrong before it runs."""
+    """A checked job. Raises `UsageError`, naming the mend, for whatever can be known to be wrong
+    before it runs."""
 
     def __init__(self, job: Job, settings: Settings) -> None:
         self.job = job
@@ -62,7 +64,9 @@ class RunPlan:
             raise UsageError(str(error)) from error
         self.index = {stage.name: number for number, stage in enumerate(job.stages)}
         self._shapes = list(dict.fromkeys(_shape(stage) for stage in job.stages))
-        self.programs = {f"program:{number}": self._program(number) for number in self.index.values()}
+        self.programs = {
+            f"program:{number}": self._program(number) for number in self.index.values()
+        }
         self._items = [self._pickled_items(stage) for stage in job.stages]
 
     def dag(self) -> Dag:
@@ -196,7 +200,7 @@ class RunPlan:
 def _pickled(value: object, what: str) -> bytes:
     try:
         return bytes(cloudpickle.dumps(value))
-    except Exception as error:  # noqa: BLE001  # a user's object may raise anything from __reduce__
+    except Exception as error:  # a user's object may raise anything from __reduce__
         raise UsageError(
             f"{what} ({type(error).__name__}: {error}): open files, locks and connections where "
             "they are used, in the function or in the stage's setup="
@@ -212,5 +216,3 @@ def merge_ranks(ranks: Sequence[int]) -> Ranks:
         else:
             pieces.append(range(rank, rank + 1))
     return tuple(pieces)
-
-

@@ -1,7 +1,7 @@
 """What the driver needs from others, as protocols, and the records that go to the journal.
 
-The driver is their consumer, so they are defined here; `placement`, `pool` and `faults` fulfil them without knowing.
-"""
+The driver is their consumer, so they are defined here; `placement`, `pool` and `faults` fulfil them
+without knowing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thornback.pool import Assignment, Beat, Blobs, GangLostError, Report, Worke
 
 Ranks: TypeAlias = tuple[range, ...]
 Attribute: TypeAlias = str | int | float | bool | None
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
 class Clock(Protocol):
@@ -73,7 +73,8 @@ class Workers(Protocol):
         *,
         timeout_s: float,
     ) -> None:
-        """Start one worker per node; return when all have answered. Raises `GangLostError`. Cancelled: close it."""
+        """Start one worker per node; return when all have answered. Raises `GangLostError`.
+        Cancelled: close it."""
         ...
 
     def run(self, gang: int, work: Assignment, /) -> AsyncIterator[Report]:
@@ -181,7 +182,8 @@ class Platform(Protocol):
     """Where gangs live. A custom executor brings its own."""
 
     def prepare(self) -> None:
-        """Called in the caller's thread before any loop runs. Raises `BackendUnavailable`. Repeated: a no-op."""
+        """Called in the caller's thread before any loop runs. Raises `BackendUnavailable`.
+        Repeated: a no-op."""
         ...
 
     def connect(self, blobs: Blobs, /) -> AbstractAsyncContextManager[Connection]:

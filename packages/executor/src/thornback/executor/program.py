@@ -1,8 +1,8 @@
-"""The side of a stage that runs in the rank process: the context a rank function gets, and the program that calls it.
+"""The side of a stage that runs in the rank process: the context a rank function gets, and the
+program that calls it.
 
-Nothing here may import the driver side: the fork server of a worker imports this module, and a rank process starts
-with it.
-"""
+Nothing here may import the driver side: the fork server of a worker imports this module, and a rank
+process starts with it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class BadResult(TypeError):
 
 @attrs.define(slots=True, eq=False)
 class RankContext:
-    """What a rank knows about itself, and what it may ask for. Attempts count from 1, ranks from 0."""
+    """What a rank knows about itself, and what it may ask for. Attempts count from 1, ranks from
+    0."""
 
     stage: str
     rank: int
@@ -50,7 +51,8 @@ class RankContext:
 
     @property
     def staging(self) -> str:
-        """A folder (path or URL) that belongs to this try of the rank alone; swept when the run ends."""
+        """A folder (path or URL) that belongs to this try of the rank alone; swept when the run
+        ends."""
         if "://" not in self._staging:
             os.makedirs(self._staging, exist_ok=True)
         return self._staging
@@ -60,16 +62,17 @@ class RankContext:
         return items[self.rank :: self.world_size]
 
     def results(self, stage: str) -> list[Any]:
-        """Return the results of a stage named in `after`, in order of rank; failed ranks are left out."""
+        """Return the results of a stage named in `after`, in order of rank; failed ranks are left
+        out."""
         return self._results(stage)
 
     @contextlib.contextmanager
     def publish(self, final: str) -> Iterator[str]:
         """Give a path to write to; the driver moves it to `final` once this rank is recorded.
 
-        Exactly the files of the one recorded attempt appear under their final names. A relative path counts from the
-        folder in which the driver was started. If the block raises, nothing is published.
-        """
+        Exactly the files of the one recorded attempt appear under their final names. A relative
+        path counts from the folder in which the driver was started. If the block raises, nothing is
+        published."""
         target = final if "://" in final else os.path.join(self._cwd, final)
         staged = posixpath.join(self.staging, f"{len(self._outputs)}-{posixpath.basename(target)}")
         yield staged
@@ -146,7 +149,7 @@ class StageProgram:
         except (TypeError, ValueError) as error:
             raise BadResult(
                 f"Stage {self.stage!r} rank {rank} returned a {type(value).__qualname__} that is "
-                f"not JSON ({error}): return plain lists, dicts, text and numbers, or publish a file"
+                f"not JSON ({error}): return lists, dicts, text and numbers, or publish a file"
             ) from error
         if len(text) > MAX_RESULT_BYTES:
             raise BadResult(

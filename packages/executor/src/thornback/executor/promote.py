@@ -28,8 +28,7 @@ AT_ONCE = 8
 
 
 def promote_all(outputs: Iterable[tuple[str, str]]) -> None:
-    """Promote (staged, final) pairs, then make the renames durable: one fsync per folder of final
-    names.
+    """Promote (staged, final) pairs; then make renames durable, with one fsync per folder.
 
     Raises:
         JournalError: neither of a pair exists.
@@ -46,8 +45,8 @@ def promote_all(outputs: Iterable[tuple[str, str]]) -> None:
 
 def promote(staged: str, final: str) -> str | None:
     """Promote one pair; return the local folder that is to be synced, if it is one."""
-    from_fs, from_path = fsspec.core.url_to_fs(staged)
-    to_fs, to_path = fsspec.core.url_to_fs(final)
+    from_fs, from_path = _resolve(staged)
+    to_fs, to_path = _resolve(final)
     if isinstance(from_fs, LocalFileSystem) and isinstance(to_fs, LocalFileSystem):
         _promote_local(from_path, to_path)
         return os.path.dirname(to_path)
@@ -100,26 +99,35 @@ async def promote_outputs(
         raise errors[0]
 
 
+def _resolve(url: str) -> tuple[Any, str]:  # fsspec ships no types
+    fs, path = fsspec.core.url_to_fs(url)
+    return fs, str(path)
+
+
 def _is_local(url: str) -> bool:
     return "://" not in url or url.startswith(("file://", "local://"))
 
 
 def _promote_local(staged: str, final: str) -> None:
     try:
-        os.replace(staged, final)
-        return
+        if os.path.lexists(staged):
+            os.makedirs(os.path.dirname(final), exist_ok=True)
+            _move(staged, final)
+            return
     except FileNotFoundError:
-        if not os.path.lexists(staged):
-            if os.path.lexists(final):
-                return
-            raise _missing(staged, final) from None
-        os.makedirs(os.path.dirname(final), exist_ok=True)
+        if os.path.lexists(staged):
+            raise
+    if not os.path.lexists(final):  # else promoted before, or by another driver just now
+        raise _missing(staged, final)
+
+
+def _move(staged: str, final: str) -> None:
+    try:
+        os.replace(staged, final)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         _copy_local(staged, final)
-        return
-    _promote_local(staged, final)
 
 
 def _copy_local(staged: str, final: str) -> None:
@@ -140,7 +148,7 @@ def _copy_local(staged: str, final: str) -> None:
         os.unlink(staged)
 
 
-def _fetch(fs: Any, path: str, final: str) -> None:  # fsspec ships no types
+def _fetch(fs: Any, path: str, final: str) -> None:
     os.makedirs(os.path.dirname(final), exist_ok=True)
     temporary = f"{final}.{secrets.token_hex(4)}.tmp"
     try:

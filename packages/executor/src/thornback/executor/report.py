@@ -1,4 +1,5 @@
-"""What a run says of itself: to its observers while it goes on, and to its caller at the end. Plain values."""
+"""What a run says of itself: to its observers while it goes on, and to its caller at the end. Plain
+values."""
 
 from __future__ import annotations
 
@@ -112,7 +113,8 @@ class RunReport:
 
 
 class Observer(Protocol):
-    """Watches a run from the driver. Called on the loop: must be quick. An error is logged, and ends the watching."""
+    """Watches a run from the driver. Called on the loop: must be quick. An error is logged, and
+    ends the watching."""
 
     def started(self, info: RunInfo, /) -> None: ...
 

@@ -120,10 +120,11 @@ def base_lines(records: Mapping[str, StageRecords]) -> list[bytes]:
     """Return the lines of a base. Ranges are merged; epochs and outputs (promoted by then) are left
     out.
     """
-    return [encode_record(record) for name in records for record in _merged(name, records[name])]
+    return [encode_record(record) for name in records for record in merged(name, records[name])]
 
 
-def _merged(stage: str, records: StageRecords) -> Iterator[Completion]:
+def merged(stage: str, records: StageRecords) -> Iterator[Completion]:
+    """Yield few records that fold to `records`."""
     for ranks in _chunks(records.done):
         yield Completion(stage=stage, ranks=ranks, state="done")
     for items in _chunks(tuple(records.results.items())):

@@ -1,4 +1,5 @@
-"""Helpers for tests of runs: chaos done from the driver's side, on seeing an event. No code in the rank knows of it."""
+"""Helpers for tests of runs: chaos done from the driver's side, on seeing an event. No code in the
+rank knows of it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from thornback.executor.driver import Dispatched, Driver
 from thornback.pool import Beat, RunningRank
 
 LOOKS = 2000
-"""How often one assignment is looked at before the next is tried: each look is an answered call, not a sleep."""
+"""How often one assignment is looked at before the next is tried: each look is an answered call,
+not a sleep."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -31,11 +33,12 @@ class Kill:
 
 @attrs.define(slots=True, eq=False)
 class Chaos:
-    """Kills worker processes and rank processes of this machine with SIGKILL, each in the first attempt of a rank.
+    """Kills worker processes and rank processes of this machine with SIGKILL, each in the first
+    attempt of a rank.
 
-    Use it as a companion: `Executor.on_local(..., companions=[Chaos(kill_ranks=1, kill_workers=1)])`. Workers on other
-    hosts are left alone. Afterwards `kills` tells what was killed.
-    """
+    Use it as a companion: `Executor.on_local(..., companions=[Chaos(kill_ranks=1,
+    kill_workers=1)])`. Workers on other hosts are left alone. Afterwards `kills` tells what was
+    killed."""
 
     kill_ranks: int = 1
     kill_workers: int = 1
@@ -47,7 +50,11 @@ class Chaos:
     async def __call__(self, driver: Driver) -> None:
         """Watch the run until everything is killed (fulfils `Companion`)."""
         async for seen in driver.dispatches():
-            if seen.attempt == 1 and self.stage in (None, seen.stage) and seen.gang not in self._hit:
+            if (
+                seen.attempt == 1
+                and self.stage in (None, seen.stage)
+                and seen.gang not in self._hit
+            ):
                 await self._strike(driver, seen)
             if not self._next():
                 return
@@ -59,7 +66,8 @@ class Chaos:
         return "worker" if done.count("worker") < self.kill_workers else None
 
     async def _strike(self, driver: Driver, seen: Dispatched) -> None:
-        """Look at the gang until the assignment is seen running, then kill. Gives up when it has ended meanwhile."""
+        """Look at the gang until the assignment is seen running, then kill. Gives up when it has
+        ended meanwhile."""
         what = self._next()
         for _ in range(LOOKS):
             beats = [b for b in await driver.beat(seen.gang) if b.host == socket.gethostname()]
@@ -78,23 +86,24 @@ class Chaos:
             await anyio.lowlevel.checkpoint()
 
     async def _kill_rank(self, driver: Driver, seen: Dispatched, running: RunningRank) -> bool:
-        """Stop the process first, and kill it only if it is still in that rank: else the blow would hit nobody."""
+        """Stop the process first, and kill it only if it is still in that rank: else the blow would
+        hit nobody."""
         try:
             os.kill(running.pid, signal.SIGSTOP)
         except ProcessLookupError:
             return False
         still = False
         try:
-            for _ in range(2):  # what it had sent before it stopped is read by the first of the two answers
+            for _ in range(
+                2
+            ):  # what it had sent before it stopped is read by the first of the two answers
                 found = _running(await driver.beat(seen.gang), seen.assignment)
                 still = found is not None and found[1].rank == running.rank
         finally:
             os.kill(running.pid, signal.SIGKILL if still else signal.SIGCONT)
         return still
 
-    def _note(
-        self, seen: Dispatched, what: Literal["rank", "worker"], pid: int, rank: int
-    ) -> None:
+    def _note(self, seen: Dispatched, what: Literal["rank", "worker"], pid: int, rank: int) -> None:
         self._hit.add(seen.gang)
         self.kills += (Kill(what=what, pid=pid, stage=seen.stage, rank=rank, gang=seen.gang),)
 

@@ -1,13 +1,13 @@
-"""Spans of a run, by the OpenTelemetry API alone: without an SDK they cost next to nothing and go nowhere.
+"""Spans of a run, by the OpenTelemetry API alone: without an SDK they cost next to nothing and go
+nowhere.
 
-    thornback.run
-      thornback.gang        one per gang; the allocator's and the pool's own spans lie beneath it
-      thornback.stage       from its first dispatch to its last record
-        thornback.assignment    its context is the traceparent that the ranks get
-          thornback.rank          one per attempt, made from its outcome; a retry is linked to the attempt before
+    thornback.run thornback.gang        one per gang; the allocator's and the pool's own spans lie
+      beneath it thornback.stage       from its first dispatch to its last record
+      thornback.assignment    its context is the traceparent that the ranks get thornback.rank
+      one per attempt, made from its outcome; a retry is linked to the attempt before
 
-A rank span is made for faults, for retries, and for ranks of 100 ms and more; others are counted on their assignment.
-"""
+A rank span is made for faults, for retries, and for ranks of 100 ms and more; others are counted on
+their assignment."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class _Assignment:
 
 
 class RunTracer:
-    """Live spans of one run. Every method is quick and does no I/O (exporting is the SDK's affair)."""
+    """Live spans of one run. Every method is quick and does no I/O (exporting is the SDK's
+    affair)."""
 
     def __init__(self, tracer: Tracer, job: str, stages: Sequence[str]) -> None:
         self._tracer = tracer
@@ -127,7 +128,9 @@ class RunTracer:
             self._before[key] = span.get_span_context()
         span.end(end_time=end_ns)
 
-    def assignment_ended(self, assignment: int, lost: Ranks = (), fault: Fault | None = None) -> None:
+    def assignment_ended(
+        self, assignment: int, lost: Ranks = (), fault: Fault | None = None
+    ) -> None:
         """End the span of an assignment; `lost` are the ranks it will never report."""
         live = self._assignments.pop(assignment, None)
         if live is None:

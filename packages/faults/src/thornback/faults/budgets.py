@@ -18,7 +18,7 @@ def _retries(instance: object, attribute: attrs.Attribute[int | None], value: ob
 
 @attrs.frozen(kw_only=True, slots=True)
 class FaultBudget:
-    """What one kind of fault may cost, and who is to blame. Raises ValueError for a bad `retries`."""
+    """What one kind of fault may cost, and who is to blame. ValueError for a bad `retries`."""
 
     retries: int | None = attrs.field(validator=_retries)
     """How often a rank is tried again after faults of this kind. None: without end."""

@@ -1,13 +1,13 @@
 """From an error to a `Fault`: which rule decides, and why.
 
-Theory of operation. Everything is first made a record (`ErrorRecord`), so that live exceptions and data
-that crossed a process border are judged by the same code. Then:
+Theory of operation. Everything is first made a record (`ErrorRecord`), so that live exceptions and
+data that crossed a process border are judged by the same code. Then:
 
 1. *Unwrap*: a `RayTaskError` or `GangLostError` gives way to what it carries. What was under a
    `RayTaskError` is *nested*: the death of an actor in there is not the death of a worker of ours.
 2. *Origin*: who saw it (`facts["origin"]`); every rule may ask for it, and does so before any name.
-3. *Rules*: for the exception, then for each of its causes, nearest first, the first matching rule wins;
-   user rules come first. Rules of last resort are tried after all that, on the exception itself.
+3. *Rules*: for the exception, then for each of its causes, nearest first, the first matching rule
+   wins; user rules come first. Rules of last resort come after all that, on the exception itself.
 4. An *exception group* is classified leaf by leaf; then one leaf decides (`_decisive`).
 """
 
@@ -29,7 +29,7 @@ from thornback.faults.kinds import (
 )
 from thornback.faults.on_ray import RAY_ERROR, RAY_RULES, RAY_TASK_ERROR
 from thornback.faults.records import WRAPPED, ErrorRecord, public_name
-from thornback.faults.rules import Evidence, Rule
+from thornback.faults.rules import WRONG_ORIGIN, Evidence, Rule
 from thornback.faults.tables import (
     EXECUTOR_RULES,
     FACT_RULES,
@@ -42,16 +42,16 @@ from thornback.faults.text import safe
 
 DEFAULT_RULES: tuple[Rule, ...] = (
     *FACT_RULES,
+    *RAY_RULES,
     *POOL_RULES,
     *PLACEMENT_RULES,
     *EXECUTOR_RULES,
-    *RAY_RULES,
     *PYTHON_RULES,
     *LAST_RULES,
 )
 """Every rule, in the order in which they are tried."""
 
-# What of an exception's attributes goes into the fault. No others: user exceptions may carry anything.
+# These attributes go into the fault. No others: user exceptions may carry anything.
 KEPT_ATTRIBUTES = (
     "actor_id",
     "actor_init_failed",
@@ -106,13 +106,17 @@ class Explanation:
             *(f"   {note}" for note in self.notes),
             "rules tried, in order:",
         ]
-        width = max((len(trial.rule) for trial in self.trials), default=0)
-        shown = ""
+        shown, others = "", 0
         for number, trial in enumerate(self.trials, 1):
             if trial.error_type != shown:
                 shown = trial.error_type
                 lines.append(f"  on {shown}")
-            lines.append(f"{number:5}. {trial.rule:{width}}  {trial.mismatch or 'MATCHES'}")
+            if trial.mismatch.startswith(WRONG_ORIGIN):
+                others += 1
+            else:
+                lines.append(f"{number:5}. {trial.rule}: {trial.mismatch or 'MATCHES'}")
+        if others:
+            lines.append(f"  {others} left out: not for what {fault.origin.value} saw")
         return "\n".join(lines)
 
 
@@ -271,8 +275,8 @@ def _unwrap(record: ErrorRecord) -> tuple[list[tuple[ErrorData, bool]], list[str
 def _decisive(kinds: Sequence[FaultKind], origin: Origin) -> int:
     """Return which of several failures decides.
 
-    In user code a bug among them decides: trying again would meet it again. Elsewhere the cause comes
-    before its consequences: a lost node before the crashes that follow from it.
+    In user code a bug among them decides: trying again would meet it again. Elsewhere the cause
+    comes before its consequences: a lost node before the crashes that follow from it.
     """
     first = (FaultKind.APPLICATION, FaultKind.SETUP) if origin is Origin.RANK else ()
     for kind in (*first, *ROOT_FIRST):

@@ -16,7 +16,7 @@ from thornback.faults.text import HIDDEN, clip, looks_secret, safe
 Attribute: TypeAlias = str | int | float | bool | None
 """A plain value taken off an exception, or a fact that the observer of a failure knows."""
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 MESSAGE_CHARS = 4_000
 TRACEBACK_CHARS = 16_000
@@ -25,11 +25,11 @@ MAX_FACTS = 48
 
 
 class ErrorData(Protocol):
-    """An exception as data: what crosses a process border. Any object with these attributes can be classified."""
+    """An exception as data: what crosses a process border. Any such object can be classified."""
 
     @property
     def type_names(self) -> Sequence[str]:
-        """`module.qualname` of every class along the MRO, most derived first; `object` is left out."""
+        """`module.qualname` of every class along the MRO, most derived first, without `object`."""
         ...
 
     @property
@@ -40,7 +40,7 @@ class ErrorData(Protocol):
 
     @property
     def attributes(self) -> Mapping[str, Attribute]:
-        """Plain attributes of the exception: `errno`, `exit_code`, `signal`, `preempted`, `retry_after`, ..."""
+        """Plain attributes: `errno`, `exit_code`, `signal`, `preempted`, `retry_after`, ..."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class ErrorData(Protocol):
 
 
 class Origin(enum.Enum):
-    """Who saw the failure. Tested before any name: one exception means different things by place."""
+    """Who saw the failure. Tested before any name: what one means depends on the place."""
 
     RANK = "rank"
     """The rank's own code raised it, in its process."""
@@ -106,11 +106,11 @@ class Fault:
     phase: str = ""
     """For time-outs and set-up: place, start, setup, rank, heartbeat, recall."""
     facts: Mapping[str, Attribute] = attrs.field(factory=dict)
-    """What was known besides: exit_code, signal, peak_rss_bytes, largest_memory_bytes, retry_after_s, ..."""
+    """What was known besides: exit_code, signal, peak_rss_bytes, largest_memory_bytes, ..."""
     traceback: str = ""
 
     def as_json(self) -> dict[str, Json]:
-        """Return it as what `json.dumps` takes: bounded (about 20 KB), without what looks secret."""
+        """Return what `json.dumps` takes: bounded (about 20 KB), without what looks secret."""
         return {
             "kind": self.kind.value,
             "origin": self.origin.value,
@@ -124,7 +124,7 @@ class Fault:
 
 
 def plain_facts(facts: Mapping[str, object]) -> dict[str, Attribute]:
-    """Return the facts that can be kept: plain, finite, bounded in size and number, secrets hidden."""
+    """Return the facts that can be kept: plain, finite, bounded; secrets are hidden."""
     kept: dict[str, Attribute] = {}
     for key, value in facts.items():
         if len(kept) == MAX_FACTS:

@@ -1,7 +1,7 @@
 """How much memory a rank gets after it ran out of it: a ladder with few rungs. Pure.
 
-Rungs are `base x 1.5^n`, so that many ranks ask for few different amounts, and gangs can be shared. The
-base is what the stage asked for; else the first peak that was seen, rounded up to a common grid.
+Rungs are `base x 1.5^n`, so that many ranks ask for few different amounts, and gangs can be shared.
+The base is what the stage asked for; else the first peak that was seen, rounded up to a grid.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def memory_need(base_bytes: int | None, faults: Iterable[Fault]) -> MemoryNeed:
 
 
 def rung(base_bytes: int, *, above: int) -> int:
-    """Return the lowest rung that is more than `above`: base x 1.5^n in whole MiB (the base as it is)."""
+    """Return the lowest rung above `above`: base x 1.5^n, in whole MiB but for the base itself."""
     level, n = base_bytes, 0
     while level <= above:
         n += 1

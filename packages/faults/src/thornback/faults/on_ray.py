@@ -1,13 +1,15 @@
 """Ray's exceptions, by name: this module imports no ray.
 
-Every class of `ray.exceptions` has a rule of its own; `python -m thornback.faults audit` says so for
+Every class of `ray.exceptions` is named by a rule; `python -m thornback.faults audit` says so for
 the installed version. The order matters: the first rule that matches decides. Source: ray 2.60
 `exceptions.py`, and what its processes were seen to raise (texts: its C++ `gcs_server`).
 """
 
 from __future__ import annotations
 
-from thornback.faults.kinds import FaultKind
+from collections.abc import Mapping
+
+from thornback.faults.kinds import Attribute, ErrorData, FaultKind
 from thornback.faults.rules import Rule
 from thornback.faults.tables import OUTSIDE
 
@@ -42,11 +44,15 @@ def _rule(
 def _dead(
     name: str, kind: FaultKind, why: str, *texts: str, phase: str = "", **facts: str | int | bool
 ) -> Rule:
-    """Return a rule for the death of an actor of *ours*: not one that a task ran into (`nested`)."""
+    """Return a rule for the death of an actor of *ours*: not one that its code ran into (`nested`).
+
+    A structured death cause counts whatever the exception is called that brought the news.
+    """
+    known = "death_cause" in facts or "exit_type" in facts
     return Rule(
         name=f"ray.actor_{name}",
         kind=kind,
-        types=_names("RayActorError"),
+        types=() if known else _names("RayActorError"),
         origins=OUTSIDE,
         facts=facts,
         texts=texts,
@@ -56,10 +62,12 @@ def _dead(
     )
 
 
-# Facts first, then the texts of ray 2.60 for those who have no facts. Every one of these deaths is the
-# same `ActorDiedError`. That the node was preempted is tested by FACT_RULES, before all of this.
+# Every one of these deaths is the same `ActorDiedError`: facts tell them apart, or the texts of ray
+# 2.60. `preempted`, NODE_DIED and OOM as facts are FACT_RULES, before all of this.
 ACTOR_RULES = (
-    _dead("node_preempted", K.PREEMPTION, "its node was preempted", "the actor's node was preempted:"),
+    _dead(
+        "node_preempted", K.PREEMPTION, "its node was preempted", "the actor's node was preempted:"
+    ),
     _dead("node_died", K.NODE_LOST, "its node died", "because its node has died"),
     _dead(
         "placement_removed",
@@ -67,6 +75,13 @@ ACTOR_RULES = (
         "its placement group was removed",
         "INTENDED_SYSTEM_EXIT",
         "placement group",
+    ),
+    _dead(
+        "placement_exit",
+        K.PLACEMENT_REMOVED,
+        "its placement group was removed",
+        "placement group",
+        exit_type="INTENDED_SYSTEM_EXIT",
     ),
     _dead(
         "import",
@@ -100,15 +115,17 @@ ACTOR_RULES = (
         "placement group was removed",
         death_cause="ACTOR_UNSCHEDULABLE",
     ),
-    _dead(
-        "unschedulable", K.UNSCHEDULABLE, "it fits nowhere", death_cause="ACTOR_UNSCHEDULABLE"
-    ),
+    _dead("unschedulable", K.UNSCHEDULABLE, "it fits nowhere", death_cause="ACTOR_UNSCHEDULABLE"),
     _dead("killed", K.INTERRUPTED, "ray.kill, and not by us", death_cause="RAY_KILL"),
-    _dead("out_of_scope", K.SYSTEM, "its last handle was dropped: our bug", death_cause="OUT_OF_SCOPE"),
+    _dead(
+        "out_of_scope", K.SYSTEM, "its last handle was dropped: our bug", death_cause="OUT_OF_SCOPE"
+    ),
     _dead("exited", K.APPLICATION, "its code left the process", exit_type="INTENDED_USER_EXIT"),
     _dead("crashed", K.WORKER_CRASH, "its process ended", death_cause="WORKER_DIED"),
     _dead("oom_text", K.OOM, "the memory monitor killed it", "exit type: NODE_OUT_OF_MEMORY"),
-    _dead("exited_text", K.APPLICATION, "its code left the process", "exit type: INTENDED_USER_EXIT"),
+    _dead(
+        "exited_text", K.APPLICATION, "its code left the process", "exit type: INTENDED_USER_EXIT"
+    ),
     _dead("killed_text", K.INTERRUPTED, "ray.kill, and not by us", "killed by `ray.kill`"),
     Rule(
         name="ray.actor_unavailable",
@@ -134,10 +151,26 @@ ACTOR_RULES = (
         nested=False,
         why="the actor failed, and no more is known",
     ),
+    Rule(
+        name="ray.actor_nested",
+        kind=K.SYSTEM,
+        types=_names("RayActorError"),
+        origins=OUTSIDE,
+        nested=True,
+        why="an actor that the worker's own code called is gone: our bug",
+    ),
 )
 
 REMOVED = "placement group was removed"
+GONE = ("placement group", "does not exist")
+UNSENT = ("failed to submit task to actor",)
 CANNOT_LOAD = "what the worker sent cannot be unpickled here"
+
+
+def _is_plain(error: ErrorData, known: Mapping[str, Attribute]) -> bool:
+    """Return whether it is an `Exception` of no class of its own."""
+    return tuple(error.type_names[:1]) == ("builtins.Exception",)
+
 
 RAY_RULES = (
     _rule("out_of_memory", K.OOM, _names("OutOfMemoryError"), "the memory monitor killed it"),
@@ -180,9 +213,7 @@ RAY_RULES = (
     _rule("node_died", K.NODE_LOST, _names("NodeDiedError"), "the node died"),
     _rule("raylet_died", K.NODE_LOST, _names("LocalRayletDiedError"), "the node's raylet died"),
     _rule("worker_crashed", K.WORKER_CRASH, _names("WorkerCrashedError"), "the process ended"),
-    _rule(
-        "worker_exit", K.WORKER_CRASH, _names("AsyncioActorExit"), "the actor left its process"
-    ),
+    _rule("worker_exit", K.WORKER_CRASH, _names("AsyncioActorExit"), "the actor left its process"),
     _rule("object_freed", K.SYSTEM, _names("ObjectFreedError"), "freed by hand: our bug"),
     _rule(
         "reference_count",
@@ -218,7 +249,9 @@ RAY_RULES = (
         "user code raised it, or something that cannot be pickled",
     ),
     *(
-        _rule(f"unloadable_{text.lower()}", K.APPLICATION, _names("RaySystemError"), CANNOT_LOAD, text)
+        _rule(
+            f"unloadable_{text.lower()}", K.APPLICATION, _names("RaySystemError"), CANNOT_LOAD, text
+        )
         for text in ("ModuleNotFoundError", "ImportError", "AttributeError", "PicklingError")
     ),
     _rule(
@@ -248,20 +281,20 @@ RAY_RULES = (
     _rule("system", K.SYSTEM, _names("RaySystemError"), "Ray itself failed"),
     _rule("task", K.SYSTEM, _names("RayTaskError"), "the worker's own code raised"),
     # Plain exceptions that Ray raises. Source: ray 2.60, seen.
-    _rule(
-        "group_gone",
-        K.PLACEMENT_REMOVED,
-        ("builtins.Exception",),
-        "the placement group is gone",
-        "placement group",
-        "does not exist",
-    ),
-    _rule(
-        "after_shutdown",
-        K.SYSTEM,
-        ("builtins.Exception",),
-        "called after ray.shutdown",
-        "failed to submit task to actor",
+    *(
+        Rule(
+            name=f"ray.{name}",
+            kind=kind,
+            types=("builtins.Exception",),
+            origins=OUTSIDE,
+            texts=texts,
+            when=_is_plain,
+            why=why,
+        )
+        for name, kind, why, texts in (
+            ("group_gone", K.PLACEMENT_REMOVED, "the placement group is gone", GONE),
+            ("after_shutdown", K.SYSTEM, "called after ray.shutdown", UNSENT),
+        )
     ),
     _rule("other", K.SYSTEM, _names("RayError"), "an exception of Ray that no rule names"),
 )

@@ -1,8 +1,8 @@
-"""What shall be done about a fault: again or not, when, where, with what; and who is to blame. Pure.
+"""What shall be done about a fault: again or not, when, where, with what; who is to blame. Pure.
 
-Only charged faults (and, if the caller keeps them, preemptions) are in the history: it is all that a
-decision rests on, besides the fault itself. Budgets count retries: a kind with `retries=3` may occur
-three times, the fourth time the rank is given up.
+A decision rests on the fault and on the history that the caller keeps of the rank: its charged
+faults, and its preemptions, if they are to be limited too. Budgets count retries: a kind with
+`retries=3` may occur three times; the fourth time the rank is given up.
 """
 
 from __future__ import annotations
@@ -13,34 +13,250 @@ import attrs
 
 from thornback.faults.budgets import DEFAULT_BUDGETS, FaultBudget
 from thornback.faults.classifier import Classifier
-from thornback.faults.kinds import Fault, FaultKind, Origin
-from thornback.faults.memory import memory_need
+from thornback.faults.kinds import ErrorData, Fault, FaultKind, Origin
+from thornback.faults.memory import MemoryNeed, memory_need
 
 History = Sequence[tuple[Fault, str]]
+
 GANG_PHASES = ("start", "ping", "heartbeat", "recall", "close")
+"""Time-outs that are not the rank's own: they count as UNAVAILABLE."""
 PATIENT = (FaultKind.THROTTLED, FaultKind.NETWORK, FaultKind.UNAVAILABLE)
+"""Kinds that wait for as long as the other side asked."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
 class RetryVerdict:
-    """What shall be done. Fulfils the `Verdict` of a scheduler; the meaning of each field is there."""
+    """What shall be done: the `Verdict` that a scheduler asks for, which explains each field."""
 
     retry: bool
     delay_s: float = 0.0
+    """Given also without `retry`, for a scheduler that goes on with the gangs it has."""
     charged: bool = True
     blames_rank: bool = False
     blames_node: bool = False
     avoid_node: bool = False
     memory_bytes: int | None = None
-    """Per rank; None: what the stage asks for. Kept for all further retries of the rank."""
+    """Per rank; None: what the stage asks for. Once raised, it is named in every later verdict."""
     timeout_factor: float = 1.0
     reason: str
 
 
-def _at_least(least: float, what: str) -> object:
-    def check(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and value >= least):  # type: ignore[operator]  # number
-            raise ValueError(f"{attribute.name} must be {what} >= {least:g}, not {value!r}.")
+@attrs.frozen(kw_only=True, slots=True)
+class RetryPolicy:
+    """Decides by a table of budgets. Immutable; ValueError for arguments that make no sense."""
 
-    return check
+    retries: int = 0
+    """For errors of the rank's own code (APPLICATION)."""
+    max_retries: int | None = None
+    """Caps the budget of every kind, also of preemptions; None: as in the table."""
+    memory_bytes: int | None = None
+    """What the stage asks for, per rank: the foot of the ladder after OOM."""
+    budgets: Mapping[FaultKind, FaultBudget] = attrs.field(factory=dict)
+    """Instead of those of the default table."""
+    max_charged: int = 10
+    """Retries after charged faults of all kinds together (lost nodes apart); `retries` if that is
+    more."""
+    base_delay_s: float = 1.0
+    backoff_factor: float = 2.0
+    max_delay_s: float = 60.0
+    max_retry_after_s: float = 900.0
+    """No more patience than this for what the other side asks for."""
+    timeout_factor: float = 1.0
+    """Each time-out of a rank multiplies its next time limit by this."""
+
+    def __attrs_post_init__(self) -> None:
+        for name, least in (("retries", 0), ("max_retries", 0), ("memory_bytes", 1)):
+            value: object = getattr(self, name)
+            if value is None and name != "retries":
+                continue
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} must be an int >= {least}, not {value!r}.")
+        if not 0.0 <= self.base_delay_s <= self.max_delay_s < float("inf"):
+            raise ValueError(
+                "0 <= base_delay_s <= max_delay_s < infinity must hold, not "
+                f"{self.base_delay_s!r} and {self.max_delay_s!r}."
+            )
+        if not (self.backoff_factor >= 1.0 and self.timeout_factor >= 1.0):
+            raise ValueError("backoff_factor and timeout_factor must be >= 1.")
+        if self.max_charged < 0 or self.max_retry_after_s < 0.0:
+            raise ValueError("max_charged and max_retry_after_s must be >= 0.")
+
+    def decide(self, fault: Fault, history: History, draw: float, /) -> RetryVerdict:
+        """Return the verdict. Never raises; the same arguments give the same verdict.
+
+        Args:
+            fault: what has happened. Facts that are looked at, where given: `node` (where) and
+                `only_node` (True: there is no other), for poison; `peak_rss_bytes` and
+                `largest_memory_bytes`, for OOM; `retry_after_s`; `non_retryable`.
+            history: the earlier faults of this rank with their nodes, oldest first; empty for a
+                gang's fault.
+            draw: in [0, 1): the jitter.
+        """
+        counted = counted_as(fault)
+        budget = self.budget(counted)
+        earlier = sum(1 for past, _ in history if counted_as(past) is counted)
+        need = memory_need(self.memory_bytes, [*(past for past, _ in history), fault])
+        stop = self._stop(fault, history, earlier, need)
+        limit = self._limit(fault)
+        again = f"retry {earlier + 1}" + ("" if limit is None else f" of {limit}")
+        remedy = budget.remedy
+        if fault.kind is FaultKind.OOM and need.memory_bytes is None:
+            remedy = "as it is: how much memory it needs is not known"
+        elif need.memory_bytes is not None:
+            remedy = f"with {need.memory_bytes / 2**30:.2f} GiB"
+        timeouts = sum(1 for past in (*(p for p, _ in history), fault) if _is_rank_timeout(past))
+        return RetryVerdict(
+            retry=not stop,
+            delay_s=self.delay_s(fault, earlier, draw),
+            charged=budget.charged,
+            blames_rank=budget.blames_rank or fault.phase == "heartbeat",
+            blames_node=self._blames_node(fault, history, budget),
+            avoid_node=_avoids_node(fault, earlier, budget),
+            memory_bytes=need.memory_bytes,
+            timeout_factor=self.timeout_factor**timeouts,
+            reason=f"{fault.kind.value}: "
+            + (f"given up: {stop}" if stop else f"{again}, {remedy}"),
+        )
+
+    def budget(self, kind: FaultKind) -> FaultBudget:
+        """Return the budget of a kind, as this policy has it (before `max_retries` caps it)."""
+        found = self.budgets.get(kind)
+        if found is not None:
+            return found
+        table = DEFAULT_BUDGETS[kind]
+        if kind is FaultKind.APPLICATION:
+            return attrs.evolve(table, retries=self.retries)
+        return table
+
+    def delay_s(self, fault: Fault, earlier: int, draw: float) -> float:
+        """Return the pause: exponential with full jitter, or what the other side asked for.
+
+        Source of full jitter: AWS Architecture Blog, "Exponential Backoff And Jitter" (2015).
+        """
+        draw = draw if 0.0 <= draw <= 1.0 else 1.0
+        asked = fault.facts.get("retry_after_s")
+        if fault.kind in PATIENT and isinstance(asked, int | float) and asked > 0:
+            # Not all at the very moment that was named.
+            return min(float(asked), self.max_retry_after_s) + draw * self.base_delay_s
+        if earlier == 0 and self.budget(counted_as(fault)).at_once:
+            return 0.0
+        # The exponent is bounded so that the power stays finite.
+        grown = self.base_delay_s * self.backoff_factor ** min(earlier, 30)
+        return draw * min(grown, self.max_delay_s)
+
+    def _limit(self, fault: Fault) -> int | None:
+        """Return how many retries a fault like this has; None: no end."""
+        retries = self.budget(counted_as(fault)).retries
+        if fault.kind is FaultKind.SYSTEM and fault.origin is Origin.DRIVER:
+            retries = 0  # Another node would have the same driver.
+        if self.max_retries is None:
+            return retries
+        return self.max_retries if retries is None else min(retries, self.max_retries)
+
+    def _stop(self, fault: Fault, history: History, earlier: int, need: MemoryNeed) -> str:
+        """Return why the rank (or the gang) is given up; empty: it is not."""
+        if fault.kind is FaultKind.CANCELLED:
+            return "it was cancelled"
+        if fault.facts.get("non_retryable") is True:
+            return "the error itself says that trying again is useless (non_retryable)"
+        if fault.kind is FaultKind.TIMEOUT and fault.phase == "place":
+            return f"the resources were not free in time: {_line(fault)}"
+        if fault.kind is FaultKind.UNSCHEDULABLE:
+            # A rung that no node has: once more with what the largest has.
+            known = fault.facts.get("largest_memory_bytes") is not None
+            if earlier == 0 and known and need.memory_bytes and not need.exhausted:
+                return "" if self.max_retries != 0 else "max_retries=0"
+            return f"it can never run: {_line(fault)}"
+        poison = _poison(fault, history)
+        if poison:
+            return poison
+        if fault.kind is FaultKind.OOM and need.exhausted:
+            return f"it ran out of memory with the most there is, {need.memory_bytes} bytes"
+        return self._spent(fault, history, earlier)
+
+    def _spent(self, fault: Fault, history: History, earlier: int) -> str:
+        limit = self._limit(fault)
+        if limit is not None and earlier >= limit:
+            which = f"{limit} retries used up" if limit else "no retries for this"
+            return f"{which}: {_line(fault)}"
+        if not self.budget(counted_as(fault)).in_total:
+            return ""
+        total = sum(1 for past, _ in history if self.budget(counted_as(past)).in_total)
+        most = max(self.max_charged, self.retries)
+        return f"{most} retries of all kinds used up: {_line(fault)}" if total >= most else ""
+
+    def _blames_node(self, fault: Fault, history: History, budget: FaultBudget) -> bool:
+        if _is_own_death(fault):
+            # Who dies everywhere is to blame himself.
+            here = fault.facts.get("node")
+            elsewhere = any(_is_own_death(past) and node != here for past, node in history)
+            return budget.blames_node and not elsewhere
+        if fault.kind is FaultKind.UNAVAILABLE or counted_as(fault) is not fault.kind:
+            return fault.origin is Origin.WORKER
+        return budget.blames_node
+
+
+def counted_as(fault: Fault) -> FaultKind:
+    """Return the kind whose budget pays: a worker's time-out is not the rank's."""
+    if fault.kind is FaultKind.TIMEOUT and fault.phase in GANG_PHASES:
+        return FaultKind.UNAVAILABLE
+    return fault.kind
+
+
+def is_retriable(error: BaseException | ErrorData) -> bool:
+    """Return whether the default policy tries again when this error happens for the first time."""
+    return RetryPolicy().decide(Classifier().classify(error), (), 1.0).retry
+
+
+def backoff_s(error: BaseException | ErrorData, attempt: int, draw: float = 1.0) -> float:
+    """Return how long to wait, in seconds, before trying again after this error.
+
+    Args:
+        error: what the attempt raised.
+        attempt: its number, from 1.
+        draw: give `random.random()` for full jitter; 1: the longest pause.
+
+    Raises:
+        ValueError: `attempt` is less than 1.
+    """
+    if attempt < 1:
+        raise ValueError(f"attempt must be >= 1 (attempts count from 1), not {attempt!r}.")
+    return RetryPolicy().delay_s(Classifier().classify(error), attempt - 1, draw)
+
+
+def _poison(fault: Fault, history: History) -> str:
+    """Return why the rank itself must be what kills its processes; empty: it need not be.
+
+    Only deaths of its *own* process count: a worker may go down for the sake of others. Where
+    neither `node` nor `only_node` is among the facts, the nodes of the history must convict it.
+    """
+    if not _is_own_death(fault):
+        return ""
+    where = [node for past, node in history if _is_own_death(past)]
+    here = fault.facts.get("node")
+    nodes = dict.fromkeys([*where, here if isinstance(here, str) else ""])
+    nodes.pop("", None)
+    if len(nodes) >= 2:
+        return f"poison: its own process died on {len(nodes)} nodes ({', '.join(nodes)})"
+    if where and fault.facts.get("only_node") is True:
+        return f"poison: its own process died {len(where) + 1} times on the only node there is"
+    return ""
+
+
+def _avoids_node(fault: Fault, earlier: int, budget: FaultBudget) -> bool:
+    again = earlier > 0 and fault.kind in (FaultKind.WORKER_CRASH, FaultKind.UNAVAILABLE)
+    return budget.avoid_node or again or counted_as(fault) is not fault.kind
+
+
+def _is_own_death(fault: Fault) -> bool:
+    return fault.kind is FaultKind.WORKER_CRASH and fault.origin is Origin.PROCESS
+
+
+def _is_rank_timeout(fault: Fault) -> bool:
+    return fault.kind is FaultKind.TIMEOUT and fault.origin is Origin.PROCESS
+
+
+def _line(fault: Fault) -> str:
+    line = fault.message.strip().partition("\n")[0]
+    name = fault.error_type.rpartition(".")[2]
+    return f"{name}: {line}"[:200] if line else name

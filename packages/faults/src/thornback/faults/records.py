@@ -1,9 +1,10 @@
-"""Exceptions as data: everything that is needed to classify one later, elsewhere, without its class."""
+"""Exceptions as data: all that is needed to classify one later, elsewhere, without its class."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import attrs
 
@@ -73,7 +74,7 @@ class ErrorRecord:
 
 
 def public_name(name: str) -> str:
-    """Return the name under which a class of ours is exported: `thornback.pool.x.Y` -> `thornback.pool.Y`.
+    """Return the name a class of ours is exported by: `thornback.pool.x.Y` -> `thornback.pool.Y`.
 
     Rules name what is public; where a package keeps the class is its own business.
     """
@@ -134,8 +135,7 @@ def _below(error: BaseException) -> BaseException | ErrorData | None:
         if isinstance(inner, BaseException):
             return inner
         if inner is not None and hasattr(inner, "type_names"):
-            data: ErrorData = inner
-            return data
+            return cast(ErrorData, inner)
     if error.__cause__ is not None:
         return error.__cause__
     return None if error.__suppress_context__ else error.__context__
@@ -190,7 +190,7 @@ def _attributes(error: BaseException) -> dict[str, Attribute]:
 
 
 def _response(error: BaseException) -> list[tuple[str, Attribute]]:
-    """Return what an HTTP answer says: requests, httpx and huggingface_hub; botocore's is a dict."""
+    """Return what an HTTP answer says: requests, httpx, huggingface_hub; botocore's is a dict."""
     response = _get(error, "response")
     if isinstance(response, dict):
         about, meta = response.get("Error"), response.get("ResponseMetadata")
@@ -218,7 +218,7 @@ def _get(thing: object, name: str) -> object:
 
 
 def _traceback(chain: Sequence[BaseException | ErrorData]) -> str:
-    """Return the text that Python would print; only the exception's own for a long chain or group."""
+    """Return the text that Python would print; for a long chain or group, the exception's own."""
     head = chain[0]
     if not isinstance(head, BaseException):
         return ""

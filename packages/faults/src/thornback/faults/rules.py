@@ -13,6 +13,9 @@ from thornback.faults.records import public_name
 Predicate: TypeAlias = Callable[[ErrorData, Mapping[str, Attribute]], bool]
 """Given one exception of the chain and all that is known (facts over attributes)."""
 
+WRONG_ORIGIN = "seen by"
+"""How the mismatch of a rule begins that is not for who saw the failure."""
+
 
 def _strings(instance: object, attribute: attrs.Attribute[tuple[str, ...]], value: object) -> None:
     if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
@@ -39,7 +42,7 @@ class Rule:
     facts: Mapping[str, Attribute | tuple[Attribute, ...]] = attrs.field(factory=dict)
     """Each must have this value, or one of these."""
     texts: tuple[str, ...] = attrs.field(default=(), validator=_strings)
-    """All of these must be in the message, in any case of letters. Only where nothing else tells."""
+    """All of these must be in the message, in any case of letters. For where nothing else tells."""
     nested: bool | None = None
     """Whether it came out of a `RayTaskError`: the code of a task or actor raised it."""
     when: Predicate | None = None
@@ -55,7 +58,7 @@ class Rule:
         """Return the first condition that does not hold; empty: the rule matches."""
         if self.origins and evidence.origin not in self.origins:
             wanted = ", ".join(origin.value for origin in self.origins)
-            return f"seen by {evidence.origin.value}, the rule is for {wanted}"
+            return f"{WRONG_ORIGIN} {evidence.origin.value}, the rule is for {wanted}"
         if self.types and not any(name in evidence.names for name in self.types):
             shown = ", ".join(name.rpartition(".")[2] for name in self.types[:3])
             return f"no {shown}{', ...' if len(self.types) > 3 else ''} on the MRO"

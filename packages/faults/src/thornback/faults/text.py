@@ -7,6 +7,8 @@ import re
 SECRET = r"pass(?:word|wd|phrase)|secret|api[_-]?key|private[_-]?key|access[_-]?key|credential"
 SECRET_KEY = rf"(?i){SECRET}|token(?!s)|cookie|authorization|signature"
 HIDDEN = "***"
+WORD_CHARS = 200
+"""No word is longer, when a text is cut."""
 
 # Only as strings: `re` compiles and caches them when the first failure is described, not at import.
 # Every repetition is bounded, so that no text makes them slow.
@@ -35,11 +37,17 @@ def safe(text: str, limit: int) -> str:
 
 
 def clip(text: str, limit: int) -> str:
-    """Return an encodable `text`; over `limit`, its first quarter and its end, with a mark between."""
+    """Return an encodable `text`; over `limit`, its first quarter and its end, with a mark.
+
+    The end begins with a whole word, and not with the first one: what is left of a cut
+    `password=...` could not be recognised as a secret any more.
+    """
     if len(text) > limit:
-        head = limit // 4
-        left_out = len(text) - limit
-        text = f"{text[:head]} [... {left_out} characters left out ...] {text[head - limit :]}"
+        head, tail = text[: limit // 4], text[limit // 4 - limit :]
+        space = re.search(r"\s", tail[:WORD_CHARS])
+        tail = tail[space.end() if space else WORD_CHARS :]
+        left_out = len(text) - len(head) - len(tail)
+        text = f"{head} [... {left_out} characters left out ...] {tail}"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -198,9 +198,9 @@ def show_resources(amounts: Mapping[str, float]) -> str:
 
 def _show(name: str, amount: float) -> str:
     if name == "memory":
-        for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        for size, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
             if amount >= size:
-                return f"{amount / size:.4g} {unit}"
+                return f"{round(amount / size, 2):g} {unit}"
     return f"{amount:.10g}"
 
 

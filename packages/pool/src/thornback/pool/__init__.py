@@ -1,9 +1,10 @@
 """Keep workers alive and hand them ranks."""
 
-from thornback.pool.params import PoolParams
 from thornback.pool.pool import WorkerPool
+from thornback.pool.poolparams import PoolParams
 from thornback.pool.ports import (
     Assignment,
+    Attribute,
     Beat,
     Blobs,
     CaughtError,
@@ -22,6 +23,7 @@ from thornback.pool.ports import (
 
 __all__ = [
     "Assignment",
+    "Attribute",
     "Beat",
     "Blobs",
     "CaughtError",

@@ -1,7 +1,8 @@
 """Turns an exception into data.
 
-Exceptions never cross a process border themselves: many do not pickle, more do not unpickle, and what unpickles may run
-the code of others. Everything is bounded, and nothing that an exception's own methods do can make this raise.
+Exceptions never cross a process border themselves: many do not pickle, more do not unpickle, and
+what unpickles may run the code of others. Everything is bounded, and nothing that an exception's
+own methods do can make this raise.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ T = TypeVar("T")
 
 
 def catch(error: BaseException, *, skip_frames: int = 0) -> CaughtError:
-    """Return the exception as data, with its chain of causes and, for a group, its leaves. Never raises.
+    """Return the exception as data, with its chain of causes and, for a group, its leaves. Never
+    raises.
 
     Args:
         error: any exception.
@@ -87,7 +89,9 @@ def _safely(call: Callable[[], T], otherwise: T) -> T:
 
 def type_names(cls: type[BaseException]) -> tuple[str, ...]:
     """Return `module.qualname` along the MRO, most derived first, without `object`."""
-    return tuple(f"{each.__module__}.{each.__qualname__}" for each in cls.__mro__ if each is not object)
+    return tuple(
+        f"{each.__module__}.{each.__qualname__}" for each in cls.__mro__ if each is not object
+    )
 
 
 def _message(error: BaseException) -> str:
@@ -105,7 +109,7 @@ def _clip(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
     head = limit // 4
-    return f"{text[:head]}\n... {len(text) - limit} characters left out ...\n{text[head - limit:]}"
+    return f"{text[:head]}\n... {len(text) - limit} characters left out ...\n{text[head - limit :]}"
 
 
 def _format(error: BaseException, skip_frames: int) -> str:
@@ -175,15 +179,14 @@ def _candidates(error: BaseException) -> Iterator[tuple[str, object]]:
         yield "exit_code", 0 if code is None else code if isinstance(code, int) else 1
     for name in _WELL_KNOWN:
         yield name, _safely(lambda name=name: getattr(error, name, None), None)  # type: ignore[misc]  # mypy has no type for a lambda with a default
-    yield from _safely(lambda: _response(getattr(error, "response", None)), {}).items()
-    attributes = _safely(lambda: dict(vars(error)), {})
-    for name, value in attributes.items():
-        if isinstance(name, str):
-            yield name, value
+    nothing: Mapping[str, object] = {}
+    yield from _safely(lambda: _response(getattr(error, "response", None)), nothing).items()
+    yield from _safely(lambda: dict(vars(error)), nothing).items()
 
 
 def _response(response: object) -> Mapping[str, object]:
-    """Read a failed HTTP request: an object as of requests or httpx, or a mapping as of botocore."""
+    """Read a failed HTTP request: an object as of requests or httpx, or a mapping as of
+    botocore."""
     if isinstance(response, Mapping):
         meta = response.get("ResponseMetadata", {})
         headers = meta.get("HTTPHeaders", {})

@@ -1,13 +1,15 @@
 """The rank process: runs user code, one rank after the other, and says what came of it.
 
-It speaks with the supervisor over one stream. Down (pickled tuples): `("setup", blob, fields)`, once and first;
-`("rank", serial, fields)`; `("input", key, blob)`, the answer to `need`. Up (JSON lists): `["set_up", error, peak]`,
-`["started", serial]`, `["done", serial, result, outputs, error, ran_s, peak]`, `["need", key]`. `fields` are those of
-`RankCall`. When the stream ends, so does the process.
+It speaks with the supervisor over one stream. Down (pickled tuples): `("setup", blob, fields)`,
+once and first; `("rank", serial, fields)`; `("input", key, blob)`, the answer to `need`. Up (JSON
+lists): `["set_up", error, peak]`, `["started", serial]`, `["done", serial, result, outputs, error,
+ran_s, peak]`, `["need", key]`. `fields` are those of `RankCall`. When the stream ends, so does the
+process.
 
-What is guarded against. User code may fork and come back (only the original answers), close or replace the standard
-streams (they are put back before each rank), leave processes behind (ended after each rank), leave an alarm behind
-(cancelled). It shares the interpreter with us, so what it breaks on purpose stays broken until the process is replaced.
+What is guarded against. User code may fork and come back (only the original answers), close or
+replace the standard streams (they are put back before each rank), leave processes behind (ended
+after each rank), leave an alarm behind (cancelled). It shares the interpreter with us, so what it
+breaks on purpose stays broken until the process is replaced.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ def rank_process_main(
 
 
 def _out_of_the_way(stream: socket.socket) -> socket.socket:
-    """Move the stream to a high descriptor: code that closes "all" descriptors rarely goes that far."""
+    """Move the stream to a high descriptor: code that closes "all" descriptors rarely goes that
+    far."""
     highest = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1024)
     with contextlib.suppress(OSError):
         moved = fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD_CLOEXEC, max(3, highest - 32))
@@ -68,7 +71,8 @@ def _reseed() -> None:
 
 
 class StandardStreams:
-    """Descriptors 0, 1, 2 and their Python objects: nothing to read, and all output to the log file."""
+    """Descriptors 0, 1, 2 and their Python objects: nothing to read, and all output to the log
+    file."""
 
     def __init__(self, log_path: str) -> None:
         self._log_path = log_path or os.devnull
@@ -195,7 +199,8 @@ class RankProcess:
         self._streams.flush()
 
     def _input(self, token: object, key: str) -> bytes:
-        """Ask the supervisor for a blob; the main thread is in user code meanwhile and does not read."""
+        """Ask the supervisor for a blob; the main thread is in user code meanwhile and does not
+        read."""
         with self._lock:
             if self._open_call is not token or os.getpid() != self._pid:
                 raise RuntimeError(
@@ -221,7 +226,8 @@ class RankProcess:
         self._stream.sendall(wire.as_json(message))
 
     def _leave_if_copy(self, error: BaseException | None) -> None:
-        """End a forked copy that came back from user code, as the interpreter would have ended it."""
+        """End a forked copy that came back from user code, as the interpreter would have ended
+        it."""
         if os.getpid() != self._pid:
             self._streams.flush()
             _leave(error)
@@ -247,9 +253,13 @@ def checked(value: object) -> ProgramResult:
         ValueError: it is too large, or not encodable as UTF-8.
     """
     if not isinstance(value, ProgramResult):
-        raise TypeError(f"expected a ProgramResult from the program, got {type(value).__qualname__}")
+        raise TypeError(
+            f"expected a ProgramResult from the program, got {type(value).__qualname__}"
+        )
     if not isinstance(value.result, str | None):
-        raise TypeError(f"expected JSON text or None as result, got {type(value.result).__qualname__}")
+        raise TypeError(
+            f"expected JSON text or None as result, got {type(value.result).__qualname__}"
+        )
     texts = [text for pair in value.outputs for text in pair]
     if not all(isinstance(text, str) for text in texts) or any(len(p) != 2 for p in value.outputs):
         raise TypeError("expected (staged, final) pairs of str as outputs")

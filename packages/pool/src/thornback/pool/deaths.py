@@ -1,4 +1,5 @@
-"""Why a rank process ended, as data. Pure, but for the reading of the kernel's counter of out-of-memory kills."""
+"""Why a rank process ended, as data. Pure, but for the reading of the kernel's counter of
+out-of-memory kills."""
 
 from __future__ import annotations
 
@@ -50,7 +51,11 @@ class Death:
 def died(death: Death, *, oom_kill: bool) -> CaughtError:
     """Return the error of a rank whose process died under it."""
     over = death.killed_for is KillReason.MEMORY
-    attributes: dict[str, Attribute] = {"oom_kill": oom_kill, "memory_limit_exceeded": over}
+    attributes: dict[str, Attribute] = {}
+    if oom_kill:
+        attributes["oom_kill"] = True
+    if over:
+        attributes["memory_limit_exceeded"] = True
     if death.signal:
         name = _signal_name(death.signal)
         attributes |= {"signal": death.signal, "signal_name": name}
@@ -59,7 +64,9 @@ def died(death: Death, *, oom_kill: bool) -> CaughtError:
         code = os.WEXITSTATUS(death.status)
         attributes["exit_code"] = code
         how = f"exited with code {code} before the rank returned"
-    notes = [note for note in (death.detail, "the kernel ran out of memory" if oom_kill else "") if note]
+    notes = [
+        note for note in (death.detail, "the kernel ran out of memory" if oom_kill else "") if note
+    ]
     message = f"rank process {death.pid} {how}" + "".join(f"; {note}" for note in notes)
     return _error("RankProcessDied", message, attributes)
 
@@ -88,13 +95,15 @@ def _signal_name(number: int) -> str:
 class OomKills:
     """Tells whether the kernel has killed for want of memory lately.
 
-    Counts the kills in our own memory cgroup where there is one that counts, else those of the whole machine. Then a
-    kill elsewhere can be taken for ours, so only the last few samples are compared.
+    Counts the kills in our own memory cgroup where there is one that counts, else those of the
+    whole machine. Then a kill elsewhere can be taken for ours, so only the last few samples are
+    compared.
     """
 
     def __init__(self, sources: tuple[tuple[Path, str], ...] | None = None) -> None:
         self._source = next(
-            ((path, key) for path, key in (sources or _sources()) if _read(path, key) is not None), None
+            ((path, key) for path, key in (sources or _sources()) if _read(path, key) is not None),
+            None,
         )
         self._samples = [self._count()] * 3
 
@@ -113,7 +122,8 @@ class OomKills:
 
 
 def _sources() -> tuple[tuple[Path, str], ...]:
-    """Return counters to try, most specific first. Source: kernel docs `cgroup-v2.rst`, `cgroup-v1/memory.rst`."""
+    """Return counters to try, most specific first. Source: kernel docs `cgroup-v2.rst`,
+    `cgroup-v1/memory.rst`."""
     root = Path("/sys/fs/cgroup")
     found: list[tuple[Path, str]] = []
     try:

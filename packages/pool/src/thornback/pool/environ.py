@@ -14,7 +14,8 @@ _GPUS = "CUDA_VISIBLE_DEVICES"
 def worker_env(
     spec: WorkerSpec, inherited: Mapping[str, str], *, marker: str, node_index: int, nodes: int
 ) -> dict[str, str]:
-    """Return the environment of the fork server: the same for all slots, and set before anything is imported."""
+    """Return the environment of the fork server: the same for all slots, and set before anything is
+    imported."""
     threads = str(max(1, int(spec.cpus / spec.slots)))
     return {
         **inherited,
@@ -27,9 +28,11 @@ def worker_env(
 
 
 def slot_env(spec: WorkerSpec, inherited: Mapping[str, str], slot: int) -> dict[str, str]:
-    """Return what a rank process of this slot has besides: its number, and its share of the worker's GPUs.
+    """Return what a rank process of this slot has besides: its number, and its share of the
+    worker's GPUs.
 
-    More slots than GPUs share them in turn. `CUDA_VISIBLE_DEVICES` given in the spec is left as it is.
+    More slots than GPUs share them in turn. `CUDA_VISIBLE_DEVICES` given in the spec is left as it
+    is.
     """
     env = {"THORNBACK_SLOT": str(slot)}
     gpus = [each for each in inherited.get(_GPUS, "").split(",") if each.strip()]

@@ -119,6 +119,8 @@ class FakeWorker:
     kills: int = 0
     unkillable: bool = False
     stuck_in_start: bool = False
+    overrides: dict[str, Callable[[object], object]] = attrs.field(factory=dict)
+    """By method: what answers a call instead of the worker."""
     obituary: tuple[BaseException, Mapping[str, Attribute]] | None = None
     _silent: bool = False
     _cut: bool = False
@@ -182,6 +184,8 @@ class FakeWorker:
         self.calls.append((method, payload))
         await anyio.lowlevel.checkpoint()
         await self._until(lambda: True)
+        if method in self.overrides:
+            return self.overrides[method](payload)
         match method, payload:
             case "load", (str(key), bytes(blob)):
                 self.blobs[key] = blob

@@ -1,17 +1,20 @@
-"""The fork server of a worker: a single-threaded program that forks rank processes and ends what they leave behind.
+"""The fork server of a worker: a single-threaded program that forks rank processes and ends what
+they leave behind.
 
-Why a program of its own. The worker's process has threads (gRPC, when it is a Ray actor) and must not be forked; and a
-process started afresh per child would import everything again. This one imports the stage's modules once; a child is
-then a fork away, and starts with them.
+Why a program of its own. The worker's process has threads (gRPC, when it is a Ray actor) and must
+not be forked; and a process started afresh per child would import everything again. This one
+imports the stage's modules once; a child is then a fork away, and starts with them.
 
-Why it kills. It is in a session of its own, so it outlives whoever kills the worker's process group, and sees the end of
-its stream to the supervisor, however the supervisor ended: then it ends all children and itself. It is the subreaper of
-its children: what they leave running (also when it called `setsid` or forked twice) becomes its child, and a child that
-it did not fork is an orphan of a dead rank process.
+Why it kills. It is in a session of its own, so it outlives whoever kills the worker's process
+group, and sees the end of its stream to the supervisor, however the supervisor ended: then it ends
+all children and itself. It is the subreaper of its children: what they leave running (also when it
+called `setsid` or forked twice) becomes its child, and a child that it did not fork is an orphan of
+a dead rank process.
 
-Requests (pickled tuples): `("fork", request, log_path, env)`, `("kill", pid)`. Answers: `("hello", pid)` at the start;
-`("forked", request, pid)` with the supervisor's end of the child's socket; `("failed", request, reason)`;
-`("died", pid, wait_status, max_rss_bytes)` for each child, after everything that it left behind is gone.
+Requests (pickled tuples): `("fork", request, log_path, env)`, `("kill", pid)`. Answers: `("hello",
+pid)` at the start; `("forked", request, pid)` with the supervisor's end of the child's socket;
+`("failed", request, reason)`; `("died", pid, wait_status, max_rss_bytes)` for each child, after
+everything that it left behind is gone.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ from typing import Protocol
 from thornback.pool import proctree, wire
 
 SWEEP_LIMIT_S = 2.0
-"""A death is reported at the latest so long after it, also if an orphan cannot be killed (stuck in the kernel)."""
+"""A death is reported at the latest so long after it, also if an orphan cannot be killed (stuck in
+the kernel)."""
 END_LIMIT_S = 5.0
 _SWEEP_EVERY_S = 0.002
 
@@ -66,9 +70,12 @@ class ForkServer:
         os.set_blocking(self._wake_write, False)
 
     def serve(self) -> bool:
-        """Work until the control stream ends or SIGTERM comes; then end all children. True: the stream ended."""
+        """Work until the control stream ends or SIGTERM comes; then end all children. True: the
+        stream ended."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler the wake-up is not written
+        signal.signal(
+            signal.SIGCHLD, lambda *_: None
+        )  # without a handler the wake-up is not written
         signal.signal(signal.SIGTERM, self._end)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -165,7 +172,8 @@ class ForkServer:
         return [pid for pid in proctree.children_of(self._pid) if pid not in self._children]
 
     def _sweep(self) -> None:
-        """Kill orphans. When none is left, report the deaths: a next attempt must not meet what the last one left."""
+        """Kill orphans. When none is left, report the deaths: a next attempt must not meet what the
+        last one left."""
         orphans = self._orphans()
         for pid in orphans:
             proctree.kill(pid)
@@ -191,7 +199,8 @@ class ForkServer:
 def _next_dead() -> tuple[int, int, int] | None:
     """Reap one dead child: (pid, wait status, peak resident bytes).
 
-    Its process group is killed while it is still a zombie: until it is reaped, its id cannot name another group.
+    Its process group is killed while it is still a zombie: until it is reaped, its id cannot name
+    another group.
     """
     try:
         if sys.platform.startswith("linux"):
@@ -227,14 +236,16 @@ def main() -> None:
     control = socket.socket(fileno=config["fd"])
     control.set_inheritable(False)
     proctree.adopt_orphans()
-    # Only fatal errors: what it prints goes to the log of the fork server, later to that of the child.
+    # For fatal errors. It writes to descriptor 2: our log, and in a child the child's.
     faulthandler.enable()
     server = ForkServer(control, rank_process_main)
     if not config.get("again"):
         server._send(("hello", os.getpid()))
     _preload(config["preload"])
     if proctree.thread_count() > 1:
-        print("thornback: preloaded modules started threads; starting without them", file=sys.stderr)
+        print(
+            "thornback: preloaded modules started threads; starting without them", file=sys.stderr
+        )
         sys.stderr.flush()
         control.set_inheritable(True)
         again = json.dumps({**config, "preload": [], "again": True})

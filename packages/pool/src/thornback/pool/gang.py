@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from thornback.pool.clock import Expired, within
 from thornback.pool.link import BlobsFailed, Link
-from thornback.pool.params import Surroundings, caught
+from thornback.pool.poolparams import Surroundings, caught
 from thornback.pool.ports import Assignment, Beat, CaughtError, GangLostError, Report, WorkerSpec
 from thornback.pool.reports import Reports, copy_of
 from thornback.pool.roster import (
@@ -300,7 +300,8 @@ class Gang:
             link.beating = False
 
     async def beats(self) -> tuple[Beat, ...]:
-        """Return a heartbeat of each worker that answers within `ask_s`, in the order of the nodes."""
+        """Return a heartbeat of each worker that answers within `ask_s`, in the order of the
+        nodes."""
         found: dict[int, Beat] = {}
 
         async def ask(link: Link) -> None:
@@ -336,7 +337,7 @@ class Gang:
             await call()
         except _MemberDown:
             pass
-        except Exception as error:  # noqa: BLE001  # it costs this gang, not the pool with the others
+        except Exception as error:  # noqa: BLE001  # it costs one gang only
             _LOG.exception("gang %d failed by an error of the pool", self._gang)
             self._lose(Loss(error=error))
 

@@ -16,9 +16,9 @@ _EVERY_S = 0.001
 class Leftovers:
     """Knows which children of this process may stay; to be used in the rank process, a subreaper.
 
-    May stay: what the program's `setup` started and left running, with everything below it. Also the two helpers that
-    `multiprocessing` starts once per process and goes on to use: its resource tracker, and its own fork server, but
-    nothing below that one.
+    May stay: what the program's `setup` started and left running, with everything below it. Also
+    the two helpers that `multiprocessing` starts once per process and goes on to use: its resource
+    tracker, and its own fork server, but nothing below that one.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,8 @@ class Leftovers:
         self._kept = frozenset(proctree.children_of(self._pid))
 
     def end(self) -> bool:
-        """Kill and reap all others, and what they leave behind in turn; False: not all are gone within 2 s."""
+        """Kill and reap all others, and what they leave behind in turn; False: not all are gone
+        within 2 s."""
         deadline = time.monotonic() + _LIMIT_S
         while strangers := self._strangers():
             if time.monotonic() > deadline:
@@ -38,7 +39,8 @@ class Leftovers:
             for pid in strangers:
                 proctree.kill(pid)
             for pid in strangers:
-                # Not ours if it was below multiprocessing's fork server; gone if user code waits for it in a thread.
+                # Not our child if it was below multiprocessing's fork server; gone if a thread of
+                # the user waited for it.
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
             if self._strangers():
@@ -46,8 +48,8 @@ class Leftovers:
         return True
 
     def _strangers(self) -> list[int]:
-        """Direct children: an id among them cannot name another process before we reap it. What they started comes
-        to us once they are dead."""
+        """Direct children: an id among them cannot name another process before we reap it. What
+        they started comes to us once they are dead."""
         children = proctree.children_of(self._pid)
         if not children:
             return children
@@ -61,8 +63,9 @@ class Leftovers:
 def _multiprocessing_helpers() -> tuple[int, int]:
     """Return the ids of the resource tracker and the fork server; 0: none.
 
-    Source: CPython 3.11 to 3.13, `multiprocessing/resource_tracker.py`, `multiprocessing/forkserver.py`. Reaping the
-    fork server would make its next `ensure_running` raise ChildProcessError.
+    Source: CPython 3.11 to 3.13, `multiprocessing/resource_tracker.py`,
+    `multiprocessing/forkserver.py`. Reaping the fork server would make its next `ensure_running`
+    raise ChildProcessError.
     """
     tracker = sys.modules.get("multiprocessing.resource_tracker")
     server = sys.modules.get("multiprocessing.forkserver")

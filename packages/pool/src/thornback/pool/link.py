@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import anyio
 
 from thornback.pool.clock import Expired, within
-from thornback.pool.params import Surroundings
+from thornback.pool.poolparams import Surroundings
 from thornback.pool.ports import Attribute, CaughtError, GangLostError, WorkerSpec
 from thornback.pool.roster import Roster
 
@@ -67,6 +67,8 @@ class Link:
             self.killed = False
             phase = "ping"
             await self.call("beat", ())
+        except GangLostError:
+            raise  # the backend has explained it already
         except Exception as error:
             # Whatever the backend raised is the reason why this worker did not come up.
             explained, facts = await self.explain(error)

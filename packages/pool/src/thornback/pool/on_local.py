@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,7 +17,7 @@ import anyio
 import attrs
 
 from thornback.pool.clock import Expired, SystemClock, within
-from thornback.pool.ports import Attribute, CaughtError, WorkerSpec
+from thornback.pool.ports import Attribute, CaughtError, GangLostError, WorkerSpec
 from thornback.pool.wire import Frames, pickled
 
 _RECEIVE_BYTES = 1 << 18
@@ -186,7 +187,8 @@ class LocalBackend:
         Raises:
             ValueError: the spec has a runtime_env.
             OSError: no process, or no log file, can be made.
-            WorkerGoneError: it died while it started.
+            GangLostError: it died while it started; says how.
+            WorkerCallError: its supervisor could not start.
 
         Cancellation: the process is killed.
         """
@@ -200,6 +202,9 @@ class LocalBackend:
         try:
             await worker.connection.call("start", (spec, node, index, nodes))
             started = True
+        except WorkerGoneError as error:
+            died, facts = await self.death(worker, error)
+            raise GangLostError(died, node, "start", facts) from error
         finally:
             if not started:
                 with anyio.CancelScope(shield=True):
@@ -220,7 +225,8 @@ class LocalBackend:
         return False
 
     async def kill(self, worker: object, /, *, timeout_s: float) -> bool:
-        """SIGKILL the worker; what it started ends with it. True: its process is gone and reaped."""
+        """SIGKILL the worker; what it started ends with it. True: its process is gone and
+        reaped."""
         known = _local(worker)
         known.process.kill()
         gone = await self._exited(known.process, timeout_s)
@@ -230,7 +236,7 @@ class LocalBackend:
     async def death(
         self, worker: object, error: BaseException, /
     ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
-        """Tell how the process ended: a `WorkerDied` with `signal` or `exit_code`, also as facts.
+        """Tell how the process ended: a `WorkerDied` with `exit_code` and `signal`, also as facts.
 
         A worker that has not ended (silent, or an error of a call) is left alone: the error is
         returned as it is.
@@ -241,15 +247,15 @@ class LocalBackend:
         if not known.connection.ended and known.process.poll() is None:
             return error, {}
         pid = known.process.pid
-        if not await self._exited(known.process, _EXIT_S):
-            return error, {"pid": pid}
-        status = known.process.returncode
-        facts: dict[str, Attribute] = {"pid": pid, "death_cause": "EXIT", "exit_code": status}
-        what = f"exited with code {status}"
-        if status < 0:
-            name = signal.Signals(-status).name
-            facts = {"pid": pid, "death_cause": "SIGNAL", "signal": -status, "signal_name": name}
-            what = f"was killed by {name}"
+        facts: dict[str, Attribute] = {"pid": pid}
+        what = "has closed its connection, but not ended"
+        if await self._exited(known.process, _EXIT_S):
+            status = known.process.returncode
+            facts["exit_code"] = status
+            what = f"exited with code {status}"
+            if status < 0:
+                facts["signal"] = -status
+                what = f"was killed by {signal.Signals(-status).name}"
         message = f"the worker process {pid} {what}"
         died = CaughtError(
             type_names=("thornback.pool.WorkerDied",), message=message, attributes=facts
@@ -307,14 +313,22 @@ def _local(worker: object) -> _LocalWorker:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a worker: ours, and our way to find modules, as Ray does it for its
-    workers.
+    """Return the environment of a worker: ours, and our way to find modules, as on Ray.
 
-    What the interpreter finds by itself is left out, so that programs of another Python below a
-    rank are not misled.
+    What the interpreter finds by itself is left out, so that programs of another Python that a rank
+    starts are not misled.
     """
-    own = (sys.prefix, sys.base_prefix)
-    found = [path for path in sys.path if path and not path.startswith(own)]
+    own = sysconfig.get_paths()
+    own_dirs = (own["purelib"], own["platlib"])
+    stdlib = (own["stdlib"], own["platstdlib"])
+    found = [
+        path
+        for path in sys.path
+        if path
+        and path not in own_dirs
+        and not path.startswith(stdlib)
+        and os.path.basename(path) != f"python{sys.version_info[0]}{sys.version_info[1]}.zip"
+    ]
     inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    paths = list(dict.fromkeys([*found, *inherited]))
-    return {**os.environ, **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
+    paths = os.pathsep.join(dict.fromkeys([*found, *inherited]))
+    return {**os.environ, "PYTHONPATH": paths} if paths else dict(os.environ)

@@ -12,7 +12,7 @@ from opentelemetry.util.types import AttributeValue
 
 from thornback.pool.clock import SystemClock
 from thornback.pool.gang import Gang, not_open
-from thornback.pool.params import PoolParams, Surroundings
+from thornback.pool.poolparams import PoolParams, Surroundings
 from thornback.pool.ports import (
     Assignment,
     Beat,
@@ -41,6 +41,7 @@ class WorkerPool:
         params: bounds and rhythms.
         clock: time, for tests.
         severity: which of several failures of one gang is its root cause.
+        tracer_provider: for the span `thornback.workers.open`; None: the global one.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class WorkerPool:
         *,
         clock: Clock | None = None,
         severity: SeverityOf = severity_of,
+        tracer_provider: trace.TracerProvider | None = None,
     ) -> None:
         self._surroundings = Surroundings(
             backend=backend,
@@ -62,7 +64,7 @@ class WorkerPool:
         self._gangs: dict[int, Gang] = {}
         self._tasks: TaskGroup | None = None
         self._left: anyio.Event | None = None
-        self._tracer = trace.get_tracer("thornback.pool")
+        self._tracer = trace.get_tracer("thornback.pool", tracer_provider=tracer_provider)
 
     async def __aenter__(self) -> WorkerPool:
         """Start the heartbeat."""

@@ -227,7 +227,8 @@ class WorkerBackend(Protocol):
     ) -> object:
         """Start worker `index` of `nodes`, on bundle `index` of the lease.
 
-        May return before it is alive. Raises whatever went wrong; then, and when cancelled, nothing is left.
+        May return before it is alive. Raises whatever went wrong, or `GangLostError` where it can explain
+        it; then, and when cancelled, nothing is left.
         """
         ...
 
@@ -250,7 +251,9 @@ class WorkerBackend(Protocol):
         """Kill it. Idempotent, never raises. True: its death is confirmed."""
         ...
 
-    async def death(self, worker: object, error: BaseException, /) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
+    async def death(
+        self, worker: object, error: BaseException, /
+    ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
         """Explain a death: the error to classify, and the structured facts that the backend knows. Bounded."""
         ...
 

@@ -1,7 +1,8 @@
 """Processes and their trees, as the kernel tells them.
 
-Linux: complete. Elsewhere there is neither `/proc` nor `prctl`: then no children are found, nothing is adopted, and what
-a rank started in a process group of its own outlives it. Importing this works everywhere.
+Linux: complete. Elsewhere there is neither `/proc` nor `prctl`: then no children are found, nothing
+is adopted, and what a rank started in a process group of its own outlives it. Importing this works
+everywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Iterator
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _RESET_PEAK = b"5"
-"""Source: proc(5), `/proc/pid/clear_refs`: 5 resets the peak resident set size ("high water mark")."""
+"""Source: proc(5), `/proc/pid/clear_refs`: 5 resets the peak resident set size ("high water
+mark")."""
 
 
 def _prctl(option: int, value: int) -> bool:
@@ -27,12 +29,14 @@ def _prctl(option: int, value: int) -> bool:
 
 
 def adopt_orphans() -> bool:
-    """Become the parent of every descendant whose parent dies ("child subreaper"); False: not possible here."""
+    """Become the parent of every descendant whose parent dies ("child subreaper"); False: not
+    possible here."""
     return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent() -> bool:
-    """Ask the kernel for SIGKILL when the thread that forked this process ends; False: not possible here.
+    """Ask the kernel for SIGKILL when the thread that forked this process ends; False: not possible
+    here.
 
     The caller must then check that its parent has not died before.
     """
@@ -40,7 +44,8 @@ def die_with_parent() -> bool:
 
 
 def thread_count() -> int:
-    """Return the number of threads of this process that the kernel knows (also those not made by Python)."""
+    """Return the number of threads of this process that the kernel knows (also those not made by
+    Python)."""
     try:
         return len(os.listdir("/proc/self/task"))
     except OSError:
@@ -77,7 +82,8 @@ def all_pids() -> Iterator[int]:
 
 
 def _stat(pid: int) -> list[bytes]:
-    """Return the fields of `/proc/pid/stat` from the third on (the second may contain blanks); none if it is gone."""
+    """Return the fields of `/proc/pid/stat` from the third on (the second may contain blanks); none
+    if it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
             return file.read().rpartition(b")")[2].split()
@@ -109,7 +115,8 @@ def descendants_of(pid: int) -> list[int]:
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, whether or not it still exists. Only for pids that cannot have been given to another process."""
+    """SIGKILL, whether or not it still exists. Only for pids that cannot have been given to another
+    process."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
 
@@ -130,7 +137,8 @@ def rss_bytes(pid: int) -> int:
 
 
 def tree_rss_bytes(pid: int) -> int:
-    """Return the resident memory of a process and all below it; pages that they share count for each."""
+    """Return the resident memory of a process and all below it; pages that they share count for
+    each."""
     return sum(map(rss_bytes, (pid, *descendants_of(pid))))
 
 
@@ -152,7 +160,8 @@ def own_peak_rss_bytes() -> int:
 
 
 def pids_with_environment(entry: bytes) -> list[int]:
-    """Return the processes that were started with this `NAME=value` in their environment, or forked from such."""
+    """Return the processes that were started with this `NAME=value` in their environment, or forked
+    from such."""
     found = []
     for pid in all_pids():
         with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:

@@ -1,4 +1,5 @@
-"""The log file of one rank process: appended to by the process, measured and kept in bounds by the supervisor."""
+"""The log file of one rank process: appended to by the process, measured and kept in bounds by the
+supervisor."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ _PUNCH_HOLE = 2
 
 
 class RankLog:
-    """An append-only file. Offsets stay valid for its life: what a flood wrote first is given back as a hole."""
+    """An append-only file. Offsets stay valid for its life: what a flood wrote first is given back
+    as a hole."""
 
     def __init__(self, path: str, cap_bytes: int) -> None:
         """Create the file. If that fails (a full disk), there is no log: `path` is empty then."""
@@ -53,7 +55,9 @@ class RankLog:
             return
         drop_to = (end - self._cap_bytes // 2) // _BLOCK_BYTES * _BLOCK_BYTES
         if not _punch_hole(self._fd, self._dropped_to, drop_to - self._dropped_to):
-            os.ftruncate(self._fd, 0)  # a file system without holes: offsets of this file start again
+            os.ftruncate(
+                self._fd, 0
+            )  # a file system without holes: offsets of this file start again
             drop_to = 0
         self._dropped_to = drop_to
 

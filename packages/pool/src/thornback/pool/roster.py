@@ -145,36 +145,37 @@ SeverityOf: TypeAlias = Callable[
     [CaughtError | BaseException, Mapping[str, Attribute], SeenBy], Severity
 ]
 
-_NODE_LOST_NAMES = ("NodeDiedError", "LocalRayletDiedError")
-_OOM_NAMES = ("OutOfMemoryError", "OutOfMemory", "OverMemoryLimit")
+_PREEMPTED = (3, "AUTOSCALER_DRAIN_PREEMPTED")
 
 
 def severity_of(
     error: CaughtError | BaseException, facts: Mapping[str, Attribute], seen_by: SeenBy
 ) -> Severity:
-    """Rank a failure by plain facts: an approximation of the classifier, which this package must
-    not import.
+    """Rank a failure by plain facts, in the words of the classifier, which this package must not
+    import.
 
-    It decides only *which* failure of a gang is reported; what it means is classified later, from
-    the same data.
+    It decides only *which* failure of a gang is reported; what that one means is classified later,
+    from the same data.
     """
     if isinstance(error, CaughtError):
-        names: Sequence[str] = error.type_names
+        names = [name.rpartition(".")[2] for name in error.type_names]
         known = {**error.attributes, **facts}
     else:
         names = [c.__name__ for c in type(error).__mro__]
         known = {"preempted": getattr(error, "preempted", None) is True, **facts}
-    names = [name.rpartition(".")[2] for name in names]
-    if known.get("preempted"):
+    if seen_by is SeenBy.RANK:
+        return Severity.OTHER
+    cause = known.get("death_cause")
+    if known.get("preempted") is True or known.get("node_death_reason") in _PREEMPTED:
         return Severity.PREEMPTION
-    if known.get("death_cause") == "NODE_DIED" or any(n in _NODE_LOST_NAMES for n in names):
+    if cause == "NODE_DIED":
         return Severity.NODE_LOST
-    if known.get("death_cause") == "OOM" or known.get("oom") or any(n in _OOM_NAMES for n in names):
+    kernel = known.get("oom_kill") is True and known.get("signal") == 9
+    limit = known.get("memory_limit_exceeded") is True
+    monitor = cause == "OOM" or known.get("exit_type") == "NODE_OUT_OF_MEMORY"
+    if kernel or limit or monitor or "OutOfMemoryError" in names:
         return Severity.OOM
-    if seen_by is SeenBy.WORKER:
-        return Severity.WORKER_CRASH
-    died = known.get("signal") is not None or known.get("exit_code") is not None
-    if seen_by is SeenBy.PROCESS and died and not known.get("timed_out"):
+    if seen_by is SeenBy.WORKER or "RankProcessDied" in names:
         return Severity.WORKER_CRASH
     return Severity.OTHER
 

@@ -1,11 +1,12 @@
 """Frames on a stream: 8 bytes of length (big-endian), then that many bytes.
 
-Between the driver side and a local worker, and from a supervisor to its fork server and rank processes, the bytes are a
-pickled tuple. From a rank process to the supervisor they are JSON: user code can write anything to that stream, and the
-supervisor must not unpickle what it does not trust.
+Between the driver side and a local worker, and from a supervisor to its fork server and rank
+processes, the bytes are a pickled tuple. From a rank process to the supervisor they are JSON: user
+code can write anything to that stream, and the supervisor must not unpickle what it does not trust.
 
-Driver side to worker: requests are `(call_id: int, method: str, payload: object)`, replies `(call_id, True, result)` or
-`(call_id, False, CaughtError)`, in any order. The first request is `start`.
+Driver side to worker: requests are `(call_id: int, method: str, payload: object)`, replies
+`(call_id, True, result)` or `(call_id, False, CaughtError)`, in any order. The first request is
+`start`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Frames:
         """Return the frames that are complete now.
 
         Raises:
-            FrameError: a frame claims to be longer than `max_bytes`; the stream is of no use from then on.
+            FrameError: a frame claims to be longer than `max_bytes`; the stream is of no use from
+            then on.
         """
         self._buffer += data
         found: list[bytes] = []
@@ -74,7 +76,8 @@ def as_json(value: object) -> bytes:
 
 
 def receive(stream: socket.socket) -> bytes | None:
-    """Block until a whole frame is there; None at the end of the stream (also in the middle of a frame)."""
+    """Block until a whole frame is there; None at the end of the stream (also in the middle of a
+    frame)."""
     header = _receive_exactly(stream, _HEADER.size)
     if header is None:
         return None

@@ -1,6 +1,7 @@
 """What shall be done: everything that the scheduler can ask for.
 
-Commands carry ids and plain data only, and each but `FinishRun` and `Recall` is owed exactly one kind of answer.
+Commands carry ids and plain data only, and each but `FinishRun` and `Recall` is owed exactly one
+kind of answer.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from thornback.scheduler.events import Ranks
 
 @attrs.frozen(slots=True)
 class ShapeKey:
-    """Names a shape of gang: one of the job's own (`base`), or that one with another amount of memory."""
+    """Names a shape of gang: one of the job's own (`base`), or that one with another amount of
+    memory."""
 
     base: int
     memory_bytes: int | None = None
-    """Memory **per rank** asked for as a remedy for OOM; such a gang has one slot. None: as the stage asked."""
+    """Memory **per rank** asked for as a remedy for OOM; such a gang has one slot. None: as the
+    stage asked."""
 
 
 class RecordState(enum.Enum):
@@ -50,7 +53,8 @@ class OpenGang:
 
 @attrs.frozen(kw_only=True, slots=True)
 class CloseGang:
-    """End the workers and give the lease back. Sent once for every `OpenGang`. Answer: `GangClosed`, always."""
+    """End the workers and give the lease back. Sent once for every `OpenGang`. Answer:
+    `GangClosed`, always."""
 
     gang: int
     kill: bool = False
@@ -60,7 +64,8 @@ class CloseGang:
 class Dispatch:
     """Run these ranks, in order, in one slot of the gang.
 
-    Answer: each rank once in `RanksSucceeded`, `RankFailed` or `RanksReturned`; or `GangLost` for all that is left.
+    Answer: each rank once in `RanksSucceeded`, `RankFailed` or `RanksReturned`; or `GangLost` for
+    all that is left.
     """
 
     gang: int
@@ -74,7 +79,8 @@ class Dispatch:
 
 @attrs.frozen(kw_only=True, slots=True)
 class Recall:
-    """Hasten the answer of a `Dispatch`: ranks not started are returned; with `kill` the running one too."""
+    """Hasten the answer of a `Dispatch`: ranks not started are returned; with `kill` the running
+    one too."""
 
     assignment: int
     kill: bool = False
@@ -87,7 +93,8 @@ class Record:
     stage: int
     ranks: Ranks
     assignment: int | None
-    """The assignment whose payload is the result; None for ranks that were skipped or given up without one."""
+    """The assignment whose payload is the result; None for ranks that were skipped or given up
+    without one."""
     state: RecordState
 
 

@@ -1,8 +1,9 @@
 """What has happened: everything that the scheduler can be told.
 
-Events are facts, named in the past tense. Ids (`gang`, `assignment`, `stage`) are small integers that the scheduler
-gave out itself in its commands (`stage` is the position of the stage in the job); `node` is the backend's name of a
-machine. Ranks count from 0. A fault `F` is opaque here: only the retry policy of the stage looks into it.
+Events are facts, named in the past tense. Ids (`gang`, `assignment`, `stage`) are small integers
+that the scheduler gave out itself in its commands (`stage` is the position of the stage in the
+job); `node` is the backend's name of a machine. Ranks count from 0. A fault `F` is opaque here:
+only the retry policy of the stage looks into it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Generic, TypeAlias, TypeVar
 import attrs
 
 Ranks: TypeAlias = tuple[range, ...]
-"""Disjoint, ascending, non-empty ranges of step 1: work that is resumed has holes, and must still travel in batches."""
+"""Disjoint, ascending, non-empty ranges of step 1: work that is resumed has holes, and must still
+travel in batches."""
 
 F = TypeVar("F")
 
@@ -24,7 +26,8 @@ class RunStarted:
 
     done: Mapping[int, Ranks] = attrs.field(factory=dict)
     failed: Mapping[int, Ranks] = attrs.field(factory=dict)
-    """Ranks that failed earlier and shall stay failed; a run that tries them again leaves them out."""
+    """Ranks that failed earlier and shall stay failed; a run that tries them again leaves them out.
+    """
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -37,7 +40,8 @@ class GangReady:
 
 @attrs.frozen(kw_only=True, slots=True)
 class GangLost(Generic[F]):
-    """Answers `OpenGang` (the gang could not be opened), or ends a gang that was ready. Repeated: a no-op."""
+    """Answers `OpenGang` (the gang could not be opened), or ends a gang that was ready. Repeated: a
+    no-op."""
 
     gang: int
     fault: F
@@ -51,7 +55,8 @@ class GangClosed:
 
     gang: int
     confirmed: bool = True
-    """Whether the deaths of its workers and the removal of its reservation were confirmed in time."""
+    """Whether the deaths of its workers and the removal of its reservation were confirmed in time.
+    """
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -85,7 +90,8 @@ class RanksReturned:
 
 @attrs.frozen(kw_only=True, slots=True)
 class Recorded:
-    """Answers `Record`: durable. Moves DONE ranks out of RECORDING; for FAILED and SKIPPED only a receipt."""
+    """Answers `Record`: durable. Moves DONE ranks out of RECORDING; for FAILED and SKIPPED only a
+    receipt."""
 
     stage: int
     ranks: Ranks
@@ -93,7 +99,8 @@ class Recorded:
 
 @attrs.frozen(kw_only=True, slots=True)
 class JournalFailed(Generic[F]):
-    """Answers `Record`: the journal cannot record any more. Ends the run; nothing unrecorded is announced."""
+    """Answers `Record`: the journal cannot record any more. Ends the run; nothing unrecorded is
+    announced."""
 
     fault: F
 

@@ -1,4 +1,5 @@
-"""What the scheduler needs from others, as protocols: a retry policy for each stage, and the order of the stages."""
+"""What the scheduler needs from others, as protocols: a retry policy for each stage, and the order
+of the stages."""
 
 from __future__ import annotations
 
@@ -23,12 +24,14 @@ class Verdict(Protocol):
 
     @property
     def charged(self) -> bool:
-        """The fault counts against the rank's budgets, and for the rule that stops a stage without progress."""
+        """The fault counts against the rank's budgets, and for the rule that stops a stage without
+        progress."""
         ...
 
     @property
     def blames_rank(self) -> bool:
-        """A rank's code may have caused the loss of its worker: who was in one batch with others is isolated."""
+        """A rank's code may have caused the loss of its worker: who was in one batch with others is
+        isolated."""
         ...
 
     @property
@@ -67,8 +70,9 @@ class RetryPolicy(Protocol[F_contra]):
 
         Args:
             fault: what has happened now.
-            history: the earlier charged faults of this rank with their nodes, oldest first; empty for a gang's fault.
-            draw: in [0, 1), derived by the scheduler from (seed, stage, rank, attempt): the jitter.
+            history: the earlier charged faults of this rank with their nodes, oldest first; empty
+            for a gang's fault. draw: in [0, 1), derived by the scheduler from (seed, stage, rank,
+            attempt): the jitter.
         """
         ...
 
@@ -95,5 +99,6 @@ class Dependencies(Protocol):
         ...
 
     def finished(self, stage: int, ranks: Sequence[range], ok: bool, /) -> Delta:
-        """Tell that these ranks are recorded as done (`ok`) or failed. Never called for skipped ranks."""
+        """Tell that these ranks are recorded as done (`ok`) or failed. Never called for skipped
+        ranks."""
         ...

@@ -1,0 +1,276 @@
+"""The driver over verified fakes: a cluster and workers in memory, led by the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from thornback.executor import AttemptReport, ExecutorParams, Job, RankContext, Stage
+from thornback.executor.blobs import RunBlobs
+from thornback.executor.chronicle import Watchers
+from thornback.executor.driver import Driver, Parts
+from thornback.executor.executor import SystemClock
+from thornback.executor.job import identity_of
+from thornback.executor.plan import RunPlan, Settings
+from thornback.executor.ports import Completion
+from thornback.executor.testing_journal import FakeJournal
+from thornback.executor.tracing import RunTracer
+from thornback.faults import Classifier, FaultKind
+from thornback.placement import Allocator
+from thornback.placement.testing import FakeCluster
+from thornback.pool import Assignment, CaughtError, Outcome, SeenBy, WorkerPool
+from thornback.pool.testing import FakeBackend, FakeWorker
+
+pytestmark = pytest.mark.anyio
+Script = Callable[[FakeWorker, Assignment, int], Outcome | None]
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def work(ctx: RankContext) -> int:
+    """Never called: the fake workers' script answers instead."""
+    return ctx.rank
+
+
+def succeed(worker: FakeWorker, assignment: Assignment, rank: int) -> Outcome:
+    return Outcome(rank=rank, ok=True, result=str(rank), node=worker.node, ran_s=0.2)
+
+
+def died(rank: int, signal: int = 11) -> Outcome:
+    error = CaughtError(
+        type_names=("thornback.pool.RankProcessDied",),
+        message=f"killed by signal {signal}",
+        attributes={"signal": signal},
+    )
+    return Outcome(rank=rank, ok=False, error=error, seen_by=SeenBy.PROCESS, log_tail="bye")
+
+
+def raised(rank: int) -> Outcome:
+    error = CaughtError(type_names=("builtins.ValueError", "builtins.Exception"), message="bad")
+    return Outcome(rank=rank, ok=False, error=error)
+
+
+@attrs.define
+class World:
+    """One driver and everything around it."""
+
+    job: Job
+    script: Script = succeed
+    journal: FakeJournal = attrs.field(factory=FakeJournal)
+    observers: Sequence[Any] = ()
+    spans: InMemorySpanExporter = attrs.field(factory=InMemorySpanExporter)
+    cluster: FakeCluster = attrs.field(
+        factory=lambda: FakeCluster({"n1": {"CPU": 2.0}, "n2": {"CPU": 2.0}})
+    )
+    backend: FakeBackend = attrs.field(init=False)
+    driver: Driver = attrs.field(init=False)
+
+    async def run(self) -> Driver:
+        """Run to the end, within 10 s."""
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self.spans))
+        plan = RunPlan(self.job, Settings(state_url="/state", cwd="/", seed=1))
+        names = [stage.name for stage in plan.stages]
+        tracer = RunTracer(provider.get_tracer("test"), self.job.name, names)
+        opened = await self.journal.open(identity_of(self.job), on_mismatch="refuse")
+        self.backend = FakeBackend(self.script)
+        blobs = RunBlobs(plan, self.journal)
+        with anyio.fail_after(10):
+            async with Allocator(self.cluster) as leases, WorkerPool(self.backend, blobs) as pool:
+                parts = Parts(
+                    leases=leases,
+                    workers=pool,
+                    journal=self.journal,
+                    classifier=Classifier(),
+                    clock=SystemClock(),
+                )
+                self.driver = Driver(
+                    plan,
+                    parts,
+                    opened,
+                    tracer=tracer,
+                    watchers=Watchers(self.observers),
+                    params=ExecutorParams(close_s=2.0, release_s=2.0),
+                )
+                try:
+                    await self.driver.run()
+                finally:
+                    end = self.driver.end
+                    tracer.finished(end.state.value if end else "failed", "")
+                    assert self.cluster.reserved() == 0
+                    assert all(worker.kills or worker.obituary for worker in self.backend.workers)
+        return self.driver
+
+    def state(self) -> str:
+        assert self.driver.end is not None
+        return self.driver.end.state.value
+
+    def counts(self, stage: int = 0) -> tuple[int, int, int]:
+        progress = self.driver.progress()[stage]
+        return progress.done, progress.failed, progress.skipped
+
+
+def once(what: Callable[[FakeWorker, int], Outcome | None], rank: int) -> Script:
+    """Return a script in which `rank` meets `what` the first time, and everything else succeeds."""
+    met: list[int] = []
+
+    def script(worker: FakeWorker, assignment: Assignment, at: int) -> Outcome | None:
+        if at == rank and not met:
+            met.append(at)
+            return what(worker, at)
+        return succeed(worker, assignment, at)
+
+    return script
+
+
+async def test_every_rank_is_recorded_once_and_every_gang_is_closed() -> None:
+    world = World(Job("j", [Stage("a", work, ranks=7), Stage("b", work, after="a")]))
+    await world.run()
+    assert world.state() == "succeeded"
+    assert await world.journal.results("a") == {rank: str(rank) for rank in range(7)}
+    assert world.counts(1) == (1, 0, 0)
+
+
+async def test_failed_rank_is_certified_and_its_dependents_are_skipped() -> None:
+    def script(worker: FakeWorker, assignment: Assignment, rank: int) -> Outcome:
+        return raised(rank) if rank == 1 else succeed(worker, assignment, rank)
+
+    world = World(Job("j", [Stage("a", work, ranks=3), Stage("b", work, after="a")]), script)
+    driver = await world.run()
+    assert world.state() == "failed"
+    assert world.counts(0) == (2, 1, 0)
+    assert world.counts(1) == (0, 0, 1)
+    (attempt,) = driver.chronicle.attempts
+    assert (attempt.rank, attempt.fault.kind) == (1, FaultKind.APPLICATION)
+    assert not attempt.retried
+
+
+async def test_rank_whose_process_died_is_tried_again() -> None:
+    world = World(Job("j", [Stage("a", work, ranks=4)]), once(lambda w, r: died(r), 2))
+    driver = await world.run()
+    assert world.counts() == (4, 0, 0)
+    (attempt,) = driver.chronicle.attempts
+    assert (attempt.rank, attempt.fault.kind) == (2, FaultKind.WORKER_CRASH)
+    assert attempt.retried
+    assert attempt.log_tail == "bye"
+
+
+async def test_lost_worker_gives_its_ranks_back() -> None:
+    def die(worker: FakeWorker, rank: int) -> None:
+        worker.die()
+
+    world = World(Job("j", [Stage("a", work, ranks=20)]), once(die, 3))
+    driver = await world.run()
+    assert world.state() == "succeeded"
+    assert world.counts() == (20, 0, 0)
+    losses = [a for a in driver.chronicle.attempts if a.lost_ranks]
+    assert losses
+    assert all(a.retried for a in losses)
+
+
+async def test_journal_that_fails_ends_the_run_and_leaves_nothing_behind() -> None:
+    class Broken(FakeJournal):
+        async def commit(self, records: Sequence[Completion], /) -> None:
+            raise OSError("disk is gone")
+
+    world = World(Job("j", [Stage("a", work, ranks=4)]), journal=Broken())
+    await world.run()
+    assert world.state() == "failed"
+    assert world.counts()[0] == 0
+
+
+async def test_cancelled_driver_closes_what_it_holds() -> None:
+    world = World(Job("j", [Stage("a", work, ranks=4)]), lambda w, a, r: None)
+    with pytest.raises(TimeoutError):
+        with anyio.fail_after(0.2):
+            await world.run()  # asserts in its own finally that nothing is held
+    assert world.driver.end is None
+
+
+async def test_cancel_request_ends_the_run_in_order() -> None:
+    class Canceller:
+        def __init__(self) -> None:
+            self.world: World | None = None
+
+        def started(self, info: object) -> None: ...
+        def failed(self, attempt: AttemptReport) -> None: ...
+        def finished(self, report: object) -> None: ...
+        def progressed(self, stages: object) -> None:
+            assert self.world is not None
+            if any(stage.running for stage in self.world.driver.progress()):
+                self.world.driver.cancel("enough", kill=True)
+
+    canceller = Canceller()
+    world = World(
+        Job("j", [Stage("a", work, ranks=4)]), lambda w, a, r: None, observers=[canceller]
+    )
+    canceller.world = world
+    await world.run()
+    assert world.state() == "cancelled"
+
+
+async def test_observer_that_raises_is_not_called_again_and_harms_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken:
+        calls = 0
+
+        def progressed(self, stages: object) -> None:
+            self.calls += 1
+            raise RuntimeError("observer is broken")
+
+    broken = Broken()
+    world = World(Job("j", [Stage("a", work, ranks=4)]), observers=[broken])
+    await world.run()
+    assert world.state() == "succeeded"
+    assert broken.calls == 1
+    assert "observer is broken" in caplog.text
+
+
+async def test_done_ranks_of_an_earlier_run_are_not_run_again() -> None:
+    journal = FakeJournal()
+    job = Job("j", [Stage("a", work, ranks=5)])
+    await World(job, once(lambda w, r: raised(r), 4), journal=journal).run()
+    ran: list[int] = []
+
+    def note(worker: FakeWorker, assignment: Assignment, rank: int) -> Outcome:
+        ran.append(rank)
+        return succeed(worker, assignment, rank)
+
+    again = World(job, note, journal=journal)
+    await again.run()
+    assert ran == [4]
+    assert again.counts() == (5, 0, 0)
+
+
+async def test_spans_form_one_tree_and_a_retry_is_linked() -> None:
+    world = World(Job("j", [Stage("a", work, ranks=4)]), once(lambda w, r: died(r), 2))
+    await world.run()
+    spans = {
+        span.context.span_id: span for span in world.spans.get_finished_spans() if span.context
+    }
+    roots = [span for span in spans.values() if span.parent is None]
+    assert [span.name for span in roots] == ["thornback.run"]
+    assert all(span.parent.span_id in spans for span in spans.values() if span.parent)
+    ranks = [span for span in spans.values() if span.name == "thornback.rank"]
+
+    def parent(span: ReadableSpan) -> ReadableSpan:
+        assert span.parent is not None
+        return spans[span.parent.span_id]
+
+    for span in ranks:
+        path = [parent(span).name, parent(parent(span)).name, parent(parent(parent(span))).name]
+        assert path == ["thornback.assignment", "thornback.stage", "thornback.run"]
+    tries = [span for span in ranks if (span.attributes or {})["thornback.rank"] == 2]
+    assert len(tries) == 2
+    assert tries[1].links[0].context.span_id in {s.context.span_id for s in tries[:1] if s.context}

@@ -1,0 +1,347 @@
+"""Every interleaving of an old holder and two claimants, each of which may stop anywhere, over an
+abstract store.
+
+What is interleaved are the generators that are shipped (`terms.py`), one store operation at a time;
+a bulk delete is taken apart. A state is the content of the store and what each driver has been told
+so far: that decides what it does next.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import attrs
+import pytest
+
+from thornback.executor.holder import Holder
+from thornback.executor.journal_errors import HeldByAnother, Superseded
+from thornback.executor.ports import Completion, Identity, StageIdentity
+from thornback.executor.segments import Header, encode, encode_record
+from thornback.executor.steps import Delete, Get, List, Op, Pause, Put, Reply, Steps, listing
+from thornback.executor.terms import (
+    Stored,
+    base_name,
+    begin,
+    claim_name,
+    compact,
+    elect,
+    flush,
+    load,
+    parse,
+)
+
+URL = "model"
+IDENTITY = Identity(
+    job="j", stages=(StageIdentity(name="s", world_size=9, function="f", parents=()),)
+)
+Store = frozenset[tuple[str, bytes]]
+
+
+@attrs.frozen
+class Memo:
+    """What a driver takes from one phase into the next."""
+
+    name: str
+    term: int = 0
+    log: tuple[tuple[str, int], ...] = ()
+    """("announced", rank) and ("won", term): what it holds to be true."""
+    stored: Stored | None = None
+
+    def saying(self, what: str, number: int) -> Memo:
+        return attrs.evolve(self, log=(*self.log, (what, number)))
+
+
+Phase = Callable[[Memo], Steps[Memo]]
+
+
+@attrs.frozen
+class Driver:
+    """A program of phases. What was told in a phase that has ended matters only by the memo."""
+
+    memo: Memo
+    phases: tuple[Phase, ...]
+
+
+def line(rank: int) -> bytes:
+    return encode_record(Completion(stage="s", ranks=(range(rank, rank + 1),), state="done"))
+
+
+def flushes(n: int, promoted: int, rank: int) -> Phase:
+    def phase(memo: Memo) -> Steps[Memo]:
+        yield from flush(URL, memo.term, n, promoted, [line(rank)])
+        return memo.saying("announced", rank)
+
+    return phase
+
+
+def compacts(n: int) -> Phase:
+    def phase(memo: Memo) -> Steps[Memo]:
+        yield from compact(URL, memo.term, n)
+        return memo
+
+    return phase
+
+
+def looks(memo: Memo) -> Steps[Memo]:
+    """Look for the highest term. The watch has passed: the model knows no clock."""
+    names = parse((yield from listing()))
+    return attrs.evolve(memo, term=1 + max(n.term for n in names))
+
+
+def claims(memo: Memo) -> Steps[Memo]:
+    yield from elect(URL, Holder(id=memo.name), memo.term)
+    return memo.saying("won", memo.term)
+
+
+def loads(memo: Memo) -> Steps[Memo]:
+    return attrs.evolve(memo, stored=(yield from load(URL)))
+
+
+def begins(memo: Memo) -> Steps[Memo]:
+    assert memo.stored is not None
+    yield from begin(memo.term, IDENTITY, memo.stored.records, memo.stored)
+    return attrs.evolve(memo, stored=None)
+
+
+def holder() -> Driver:
+    """Hold term 1 already, as `FileJournal` does between `open` and `close`."""
+    phases = (flushes(1, 0, 0), compacts(2), flushes(3, 2, 1))
+    return Driver(Memo(name="a", term=1), phases)
+
+
+def claimant(name: str, rank: int) -> Driver:
+    """Open the state, and record one rank."""
+    return Driver(Memo(name=name), (looks, claims, loads, begins, flushes(1, 0, rank)))
+
+
+@attrs.frozen
+class Node:
+    """A driver in a phase, after it was told some replies in it."""
+
+    driver: int
+    phase: int
+    memo: Memo
+    replies: tuple[Reply, ...]
+    op: Op | None
+    """What it does next; None: it has ended."""
+
+
+@attrs.define
+class Exploration:
+    states: int = 0
+    broken: str = ""
+    """The first violation found."""
+    logs: set[tuple[tuple[str, int], ...]] = attrs.field(factory=set)
+
+
+class Model:
+    """Explores all schedules, breadth first, each state once."""
+
+    def __init__(self, drivers: Sequence[Driver]) -> None:
+        self._drivers = drivers
+        self._nodes: list[Node] = []
+        self._known: dict[tuple[object, ...], int] = {}
+        self._successors: dict[tuple[int, Reply], int] = {}
+        self._stores: dict[Store, int] = {}
+        self._readable: list[frozenset[int]] = []
+        self._moves: dict[tuple[int, int, int], tuple[int, int, int] | None] = {}
+        self._contents: list[Store] = []
+
+    def explore(self) -> Exploration:
+        found = Exploration()
+        start = frozenset(
+            {
+                (claim_name(1, "a"), Holder(id="a").encode()),
+                (base_name(1, 0), encode(Header(kind="base", term=1, n=0, identity=IDENTITY), [])),
+            }
+        )
+        nodes = [self._node(i, 0, driver.memo, ()) for i, driver in enumerate(self._drivers)]
+        first = (self._intern(start), tuple((node, 0) for node in nodes))
+        seen = {first}
+        queue = deque([first])
+        while queue and not found.broken:
+            store, drivers = queue.popleft()
+            found.states += 1
+            found.broken = self._violation(store, [self._nodes[node] for node, _ in drivers])
+            for index, (node, deleted) in enumerate(drivers):
+                key = (store, node, deleted)
+                if key not in self._moves:
+                    self._moves[key] = self._step(*key)
+                moved = self._moves[key]
+                if moved is None:
+                    found.logs.add(self._nodes[node].memo.log)
+                    continue
+                after = (moved[0], (*drivers[:index], moved[1:], *drivers[index + 1 :]))
+                if after not in seen:
+                    seen.add(after)
+                    queue.append(after)
+        return found
+
+    def _intern(self, store: Store) -> int:
+        """Number a store, and note what a reader finds in it while nobody moves."""
+        if store not in self._stores:
+            self._stores[store] = len(self._contents)
+            self._contents.append(store)
+            records = _at_once(load(URL), dict(store)).records.values()
+            self._readable.append(frozenset(r for s in records for piece in s.done for r in piece))
+        return self._stores[store]
+
+    def _step(self, store: int, node: int, deleted: int) -> tuple[int, int, int] | None:
+        """Let one driver do one operation; None: it has ended. Returns store, node, deleted."""
+        op = self._nodes[node].op
+        objects = dict(self._contents[store])
+        reply: Reply = None
+        match op:
+            case None:
+                return None
+            case Put(name, data):
+                objects[name] = data
+            case Get(name):
+                reply = objects.get(name)
+            case List():
+                reply = tuple(sorted(objects))
+            case Delete(names) if deleted < len(names):
+                objects.pop(names[deleted], None)
+                return self._intern(frozenset(objects.items())), node, deleted + 1
+            case _:
+                pass
+        if (node, reply) not in self._successors:
+            at = self._nodes[node]
+            after = self._node(at.driver, at.phase, at.memo, (*at.replies, reply))
+            self._successors[node, reply] = after
+        return self._intern(frozenset(objects.items())), self._successors[node, reply], 0
+
+    def _node(self, driver: int, phase: int, memo: Memo, replies: tuple[Reply, ...]) -> int:
+        """Run a phase again from its start, with the replies that were given."""
+        phases = self._drivers[driver].phases
+        op: Op | None = None
+        try:
+            while phase < len(phases):
+                steps = phases[phase](memo)
+                try:
+                    op = next(steps)
+                    for reply in replies:
+                        op = steps.send(reply)
+                    break
+                except StopIteration as stop:
+                    phase, memo, replies, op = phase + 1, stop.value, (), None
+        except (HeldByAnother, Superseded):
+            phase, replies, op = len(phases), (), None
+        key = (driver, phase, repr(memo), replies)
+        if key not in self._known:
+            self._known[key] = len(self._nodes)
+            self._nodes.append(Node(driver, phase, memo, replies, op))
+        return self._known[key]
+
+    def _violation(self, store: int, nodes: list[Node]) -> str:
+        said = [entry for node in nodes for entry in node.memo.log]
+        won = [term for what, term in said if what == "won"]
+        if len(won) != len(set(won)):
+            return f"two winners of one term: {won}"
+        lost = {rank for what, rank in said if what == "announced"} - self._readable[store]
+        return f"announced, but a reader does not see it: {sorted(lost)}" if lost else ""
+
+
+def _at_once(steps: Steps[Stored], objects: dict[str, bytes]) -> Stored:
+    """Run steps that only read, while nobody else moves."""
+    reply: Reply = None
+    while True:
+        try:
+            op = steps.send(reply)
+        except StopIteration as stop:
+            stored: Stored = stop.value
+            return stored
+        assert isinstance(op, Get | List | Pause)
+        reply = objects.get(op.name) if isinstance(op, Get) else tuple(sorted(objects))
+
+
+def planted(driver: Driver, bug: Callable[[Op, Op, Reply], Reply]) -> Driver:
+    """Return the driver with every reply put through `bug` (previous operation, this one, its
+    reply).
+    """
+
+    def wrap(phase: Phase) -> Phase:
+        def bugged(memo: Memo) -> Steps[Memo]:
+            return (yield from _through(phase(memo), bug))
+
+        return bugged
+
+    return attrs.evolve(driver, phases=tuple(wrap(phase) for phase in driver.phases))
+
+
+def _through(steps: Steps[Memo], bug: Callable[[Op, Op, Reply], Reply]) -> Steps[Memo]:
+    previous: Op = Pause(0)
+    op = next(steps)
+    while True:
+        reply = bug(previous, op, (yield op))
+        try:
+            previous, op = op, steps.send(reply)
+        except StopIteration as stop:
+            memo: Memo = stop.value
+            return memo
+
+
+def no_list_after(prefix: str) -> Callable[[Op, Op, Reply], Reply]:
+    """Make the list after a put blind."""
+
+    def bug(previous: Op, op: Op, reply: Reply) -> Reply:
+        follows = isinstance(previous, Put) and previous.name.startswith(prefix)
+        return () if follows and isinstance(op, List) else reply
+
+    return bug
+
+
+def gone_is_empty(previous: Op, op: Op, reply: Reply) -> Reply:
+    """Take an object that is gone for one without records, instead of listing again."""
+    if not isinstance(op, Get) or reply is not None:
+        return reply
+    [gone] = parse([op.name])
+    kind: Literal["base", "seg"] = "base" if gone.kind == "base" else "seg"
+    identity = IDENTITY if kind == "base" else None
+    return encode(Header(kind=kind, term=gone.term, n=gone.n, identity=identity), [])
+
+
+def reads_first(driver: Driver) -> Driver:
+    """Read before the claim, instead of after it."""
+    look, claim, load_, *rest = driver.phases
+    return attrs.evolve(driver, phases=(look, load_, claim, *rest))
+
+
+def test_no_announced_record_is_lost_and_no_term_has_two_winners() -> None:
+    found = Model([holder(), claimant("b", 5), claimant("c", 6)]).explore()
+    assert found.broken == ""
+    assert found.states > 10_000
+    # It is not hollow: everybody gets through in some schedule, and is refused in another.
+    whole = (("announced", 0), ("announced", 1))
+    assert whole in found.logs
+    assert whole[:1] in found.logs
+    for rank in (5, 6):
+        assert {(("won", term), ("announced", rank)) for term in (2, 3)} <= found.logs
+        assert (("won", 2),) in found.logs
+    assert () in found.logs
+
+
+LOST = "announced, but a reader does not see it"
+
+
+@pytest.mark.parametrize(
+    ("drivers", "said"),
+    [
+        pytest.param(
+            [planted(holder(), no_list_after("seg-")), claimant("b", 5)], LOST, id="flush-no-list"
+        ),
+        pytest.param(
+            [planted(claimant(name, 5), no_list_after("claim-")) for name in "bc"],
+            "two winners of one term",
+            id="election-no-list",
+        ),
+        pytest.param([holder(), reads_first(claimant("b", 5))], LOST, id="read-before-claim"),
+        pytest.param(
+            [holder(), planted(claimant("b", 5), gone_is_empty)], LOST, id="no-second-list"
+        ),
+    ],
+)
+def test_the_model_finds_a_planted_bug(drivers: list[Driver], said: str) -> None:
+    assert Model(drivers).explore().broken.startswith(said)

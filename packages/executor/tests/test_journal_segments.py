@@ -1,0 +1,285 @@
+"""Bytes of the journal: what goes in comes out, and nothing else does."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thornback.executor.ledger import (
+    Ledger,
+    StageRecords,
+    clip,
+    intersect,
+    normalise,
+    subtract,
+)
+from thornback.executor.ports import Completion, Identity, Json, Ranks, StageIdentity
+from thornback.executor.segments import (
+    Header,
+    Torn,
+    base_lines,
+    decode,
+    encode,
+    encode_record,
+    merged,
+)
+
+RANKS = 40
+texts = st.text(max_size=20)
+json_values: st.SearchStrategy[Json] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=5,
+)
+rank_sets = st.frozensets(st.integers(0, RANKS - 1))
+
+
+def ranks_of(numbers: frozenset[int] | set[int]) -> Ranks:
+    return normalise(range(n, n + 1) for n in sorted(numbers))
+
+
+def numbers_of(ranks: Ranks) -> set[int]:
+    return {n for piece in ranks for n in piece}
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Completion:
+    ranks = draw(rank_sets.filter(bool))
+    states: list[Literal["done", "failed", "skipped"]] = ["done", "failed", "skipped"]
+    state = draw(st.sampled_from(states))
+    done = state == "done"
+    results = draw(st.dictionaries(st.sampled_from(sorted(ranks)), texts)) if done else {}
+    why = None if done else draw(st.none() | st.dictionaries(texts, json_values, max_size=3))
+    return Completion(
+        stage=draw(st.sampled_from(["a", "b", "\u2028\ud800"])),
+        ranks=ranks_of(ranks),
+        state=state,
+        epoch=draw(st.sampled_from(["", "000001.000000002"])),
+        results=results,
+        outputs=draw(st.lists(st.tuples(texts, texts), max_size=2)) if done else [],
+        certificate=why,
+    )
+
+
+identities = st.builds(
+    Identity,
+    job=texts,
+    stages=st.lists(
+        st.builds(
+            StageIdentity,
+            name=texts,
+            world_size=st.integers(0, 10**6),
+            function=texts,
+            version=texts,
+            items_digest=texts,
+            parents=st.lists(texts, max_size=2).map(tuple),
+        ),
+        max_size=2,
+    ).map(tuple),
+)
+
+
+@given(
+    batch=st.lists(records(), max_size=4),
+    identity=st.none() | identities,
+    term=st.integers(1, 10**7),
+    n=st.integers(0, 10**7),
+)
+def test_round_trip(batch: list[Completion], identity: Identity | None, term: int, n: int) -> None:
+    header = Header(
+        kind="seg" if identity is None else "base", term=term, n=n, promoted=n, identity=identity
+    )
+    data = encode(header, [encode_record(record) for record in batch])
+    found, decoded = decode(data, Header(kind=header.kind, term=term, n=n))
+    assert found == header
+    assert list(decoded) == batch
+
+
+@given(batch=st.lists(records(), min_size=1, max_size=2))
+def test_torn_at_every_byte(batch: list[Completion]) -> None:
+    header = Header(kind="seg", term=3, n=4)
+    data = encode(header, [encode_record(record) for record in batch])
+    for length in range(len(data)):
+        with pytest.raises(Torn):
+            decode(data[:length], header)
+
+
+@given(where=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_noticed(where: int, bit: int) -> None:
+    header = Header(kind="seg", term=3, n=4)
+    good = Completion(stage="a", ranks=(range(5),), state="done", results={1: "[1]"})
+    data = bytearray(encode(header, [encode_record(good)]))
+    data[where % len(data)] ^= 1 << bit
+    try:
+        found, decoded = decode(bytes(data), header)
+        assert (found, list(decoded)) == (
+            header,
+            [good],
+        )  # hex digits of either case are one number
+    except Torn:
+        pass
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Header(kind="seg", term=3, n=5),
+        Header(kind="seg", term=2, n=4),
+        Header(kind="base", term=3, n=4, identity=Identity(job="j", stages=())),
+    ],
+)
+def test_another_object_under_this_name_is_foreign(other: Header) -> None:
+    with pytest.raises(Torn, match="under another name"):
+        decode(encode(other, []), Header(kind="seg", term=3, n=4))
+
+
+def test_two_objects_in_one_are_torn() -> None:
+    header = Header(kind="seg", term=3, n=4)
+    data = encode(header, [])
+    with pytest.raises(Torn, match="checksum"):
+        decode(data + data, header)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "empty"),
+        (b"\n", "last line"),
+        (b"hello\n", "last line"),
+        (b"[]\n[]\n", "last line"),
+        (b"\xff\xfe\n\xff\n", "last line"),
+    ],
+)
+def test_foreign_bytes_are_torn(data: bytes, why: str) -> None:
+    with pytest.raises(Torn, match=why):
+        decode(data, Header(kind="seg", term=3, n=4))
+
+
+def test_a_later_format_is_not_guessed_at() -> None:
+    header = Header(kind="seg", term=3, n=4)
+    import hashlib
+
+    body = encode(header, []).split(b"\n")[0].replace(b'"version":1', b'"version":2') + b"\n"
+    last = f'{{"count":1,"sha256":"{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
+    with pytest.raises(Torn, match="version 2; this thornback reads"):
+        decode(body + last, header)
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        (Completion(stage="a", ranks=(range(0, 4, 2),), state="done"), "step 1"),
+        (Completion(stage="a", ranks=(range(-1, 4),), state="done"), "from 0"),
+        (Completion(stage="a", ranks=(range(4, 4),), state="done"), "non-empty"),
+        (
+            Completion(
+                stage="a", ranks=(range(1),), state="failed", certificate={"x": float("nan")}
+            ),
+            "not JSON",
+        ),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(record: Completion, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        encode_record(record)
+
+
+def test_a_million_ranks_in_order_are_one_short_line() -> None:
+    ledger = Ledger()
+    for start in range(0, 1_000_000, 100):
+        ledger.add(Completion(stage="a", ranks=(range(start, start + 100),), state="done"))
+    assert sum(map(len, base_lines(ledger.freeze()))) < 100
+
+
+class Plain:
+    """The obvious fold, rank by rank."""
+
+    def __init__(self, batch: list[Completion]) -> None:
+        self.state: dict[tuple[str, int], str] = {}
+        self.results: dict[tuple[str, int], str] = {}
+        for record in batch:
+            for rank in numbers_of(record.ranks):
+                key = record.stage, rank
+                if self.state.get(key) != "done":
+                    self.state[key] = record.state
+            if record.state == "done":
+                for rank, text in record.results.items():
+                    self.results.setdefault((record.stage, rank), text)
+
+    def of(self, stage: str, state: str) -> set[int]:
+        return {rank for (name, rank), said in self.state.items() if (name, said) == (stage, state)}
+
+
+def fold(batch: list[Completion]) -> dict[str, StageRecords]:
+    ledger = Ledger()
+    for record in batch:
+        ledger.add(record)
+    return ledger.freeze()
+
+
+@given(batch=st.lists(records(), max_size=8))
+def test_the_fold_is_the_obvious_one(batch: list[Completion]) -> None:
+    plain = Plain(batch)
+    folded = fold(batch)
+    for stage, found in folded.items():
+        assert numbers_of(found.done) == plain.of(stage, "done")
+        assert numbers_of(found.failed) == plain.of(stage, "failed")
+        assert numbers_of(found.skipped) == plain.of(stage, "skipped")
+        assert dict(found.results) == {
+            rank: text for (name, rank), text in plain.results.items() if name == stage
+        }
+        for paper in found.certificates:
+            assert paper.ranks
+            about = found.failed if paper.state == "failed" else found.skipped
+            assert intersect(paper.ranks, about) == paper.ranks
+    assert set(folded) == {name for name, _ in plain.state}
+
+
+@given(batch=st.lists(records(), max_size=8))
+def test_compaction_changes_nothing(batch: list[Completion]) -> None:
+    folded = fold(batch)
+    again = fold([record for name in folded for record in merged(name, folded[name])])
+    assert again == folded
+
+
+@given(batch=st.lists(records(), max_size=4), size=st.integers(0, RANKS))
+def test_clip(batch: list[Completion], size: int) -> None:
+    for found in fold(batch).values():
+        clipped = clip(found, size)
+        for field in ("done", "failed", "skipped"):
+            kept = {n for n in numbers_of(getattr(found, field)) if n < size}
+            assert numbers_of(getattr(clipped, field)) == kept
+        assert all(rank < size for rank in clipped.results)
+        assert clip(found, RANKS) == found
+
+
+@given(a=rank_sets, b=rank_sets)
+def test_ranges_are_sets(a: frozenset[int], b: frozenset[int]) -> None:
+    x, y = ranks_of(a), ranks_of(b)
+    assert numbers_of(subtract(x, y)) == a - b
+    assert numbers_of(intersect(x, y)) == a & b
+    assert numbers_of(normalise((*x, *y))) == a | b
+    for ranks in (subtract(x, y), intersect(x, y), normalise((*y, *x))):
+        assert normalise(ranks) == ranks
+
+
+def test_the_later_certificate_counts() -> None:
+    first = Completion(stage="a", ranks=(range(1),), state="failed", certificate={"n": 1})
+    found = fold([first, attrs.evolve(first, certificate={"n": 2})])["a"]
+    assert [paper.why for paper in found.certificates] == [{"n": 2}]
+
+
+def test_results_of_other_stages_are_not_held() -> None:
+    ledger = Ledger(lambda stage: stage == "b")
+    for stage in "ab":
+        ledger.add(Completion(stage=stage, ranks=(range(1),), state="done", results={0: "1"}))
+    folded = ledger.freeze()
+    assert (folded["a"].results, folded["b"].results) == ({}, {0: "1"})

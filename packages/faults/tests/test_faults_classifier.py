@@ -1,0 +1,496 @@
+"""Which kind, by which rule: a table for every origin, wrappers, groups, chains, and bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Mapping
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thornback.faults import (
+    DEFAULT_RULES,
+    NETWORK_RULES,
+    RAY_RULES,
+    THROTTLED_RULES,
+    Classifier,
+    ErrorRecord,
+    FaultKind,
+    Origin,
+    Rule,
+    explain,
+)
+from thornback.faults.kinds import Attribute
+from thornback.faults.on_ray import unruled
+from thornback.faults.testing import (
+    RAY_BASES,
+    Hostile,
+    check_classifier,
+    lookalike,
+    lookalike_task_error,
+)
+
+WORKER: dict[str, Attribute] = {"origin": "worker"}
+PROCESS: dict[str, Attribute] = {"origin": "process", "phase": "rank"}
+RANK: dict[str, Attribute] = {"origin": "rank", "phase": "rank"}
+PLACEMENT: dict[str, Attribute] = {"origin": "placement", "phase": "place"}
+DRIVER: dict[str, Attribute] = {"origin": "driver"}
+K = FaultKind
+
+classifier = Classifier()
+
+
+def test_conformance() -> None:
+    check_classifier(Classifier())
+    check_classifier(Classifier(user_rules=(*THROTTLED_RULES, *NETWORK_RULES)))
+
+
+RAY_TABLE = [
+    ("CrossLanguageError", K.APPLICATION, "ray.user_code"),
+    ("TaskCancelledError", K.INTERRUPTED, "ray.cancelled"),
+    ("RayTaskError", K.SYSTEM, "ray.task"),
+    ("LocalRayletDiedError", K.NODE_LOST, "ray.raylet_died"),
+    ("WorkerCrashedError", K.WORKER_CRASH, "ray.worker_crashed"),
+    ("RayActorError", K.WORKER_CRASH, "ray.actor"),
+    ("ActorDiedError", K.WORKER_CRASH, "ray.actor_died"),
+    ("ActorUnavailableError", K.UNAVAILABLE, "ray.actor_unavailable"),
+    ("RaySystemError", K.SYSTEM, "ray.system"),
+    ("AuthenticationError", K.SYSTEM, "ray.authentication"),
+    ("UserCodeException", K.APPLICATION, "ray.user_code"),
+    ("ray.data.exceptions.RayDataUserCodeException", K.APPLICATION, "ray.user_code"),
+    ("ObjectStoreFullError", K.RESOURCE, "ray.store_full"),
+    ("OutOfDiskError", K.RESOURCE, "ray.disk_full"),
+    ("OutOfMemoryError", K.OOM, "ray.out_of_memory"),
+    ("NodeDiedError", K.NODE_LOST, "ray.node_died"),
+    ("ObjectLostError", K.OBJECT_LOST, "ray.object_lost"),
+    ("ObjectFetchTimedOutError", K.OBJECT_LOST, "ray.object_lost"),
+    ("OwnerDiedError", K.OBJECT_LOST, "ray.object_lost"),
+    ("ObjectReconstructionFailedError", K.OBJECT_LOST, "ray.object_lost"),
+    ("ObjectFreedError", K.SYSTEM, "ray.object_freed"),
+    ("ReferenceCountingAssertionError", K.SYSTEM, "ray.reference_count"),
+    ("RpcError", K.UNAVAILABLE, "ray.rpc"),
+    ("GetTimeoutError", K.TIMEOUT, "ray.get_timed_out"),
+    ("PlasmaObjectNotAvailable", K.OBJECT_LOST, "ray.object_lost"),
+    ("AsyncioActorExit", K.WORKER_CRASH, "ray.worker_exit"),
+    ("RuntimeEnvSetupError", K.SETUP, "ray.runtime_env"),
+    ("TaskPlacementGroupRemoved", K.PLACEMENT_REMOVED, "ray.placement_removed"),
+    ("ActorPlacementGroupRemoved", K.PLACEMENT_REMOVED, "ray.placement_removed"),
+    ("PendingCallsLimitExceeded", K.SYSTEM, "ray.our_misuse"),
+    ("TaskUnschedulableError", K.UNSCHEDULABLE, "ray.unschedulable"),
+    ("ActorUnschedulableError", K.UNSCHEDULABLE, "ray.unschedulable"),
+    ("ObjectRefStreamEndOfStreamError", K.SYSTEM, "ray.our_misuse"),
+    ("StreamingGeneratorReplayInconsistentError", K.APPLICATION, "ray.user_code"),
+    ("OufOfBandObjectRefSerializationException", K.SYSTEM, "ray.our_misuse"),
+    ("RayChannelError", K.SYSTEM, "ray.channel"),
+    ("RayChannelTimeoutError", K.SYSTEM, "ray.channel"),
+    ("RayCgraphCapacityExceeded", K.SYSTEM, "ray.channel"),
+    ("RayDirectTransportError", K.SYSTEM, "ray.channel"),
+    ("UnserializableException", K.APPLICATION, "ray.user_code"),
+    ("ActorAlreadyExistsError", K.SYSTEM, "ray.our_misuse"),
+    ("ActorHandleNotFoundError", K.SYSTEM, "ray.our_misuse"),
+    ("RayError", K.SYSTEM, "ray.other"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "rule"), RAY_TABLE)
+def test_every_ray_exception(name: str, kind: FaultKind, rule: str) -> None:
+    alone = name != "RayTaskError" and "." not in name
+    for facts in ({}, WORKER) if alone else (WORKER,):
+        fault = classifier.classify(lookalike(name, "text"), facts)
+        assert (fault.kind, fault.rule, fault.origin) == (kind, rule, Origin.WORKER)
+    assert classifier.classify(lookalike(name, "text"), RANK).kind is K.APPLICATION
+
+
+def test_the_table_is_complete() -> None:
+    assert {name for name, _, _ in RAY_TABLE} >= set(RAY_BASES)
+    names = tuple(f"ray.exceptions.{name}" for name in RAY_BASES)
+    assert unruled(names, RAY_RULES) == ()
+    assert unruled(("ray.exceptions.New",), RAY_RULES) == ("ray.exceptions.New",)
+
+
+REMOVED = "Could not create the actor because its associated placement group was removed."
+DEATHS: list[tuple[str, dict[str, Attribute], dict[str, Attribute], FaultKind]] = [
+    ("", {"preempted": True}, {}, K.PREEMPTION),
+    ("", {}, {"preempted": True}, K.PREEMPTION),
+    ("", {}, {"death_cause": "NODE_DIED", "node_death_reason": 3}, K.PREEMPTION),
+    ("", {}, {"node_death_reason": "AUTOSCALER_DRAIN_PREEMPTED"}, K.PREEMPTION),
+    ("\tthe actor's node was preempted: spot", {}, {}, K.PREEMPTION),
+    ("", {}, {"death_cause": "NODE_DIED", "node_death_reason": 2}, K.NODE_LOST),
+    ("", {}, {"death_cause": "NODE_DIED", "node_death_reason": 1}, K.NODE_LOST),
+    ("The actor died because its node has died. Node Id: 1", {}, {}, K.NODE_LOST),
+    ("", {}, {"death_cause": "OOM"}, K.OOM),
+    ("", {}, {"exit_type": "NODE_OUT_OF_MEMORY"}, K.OOM),
+    ("Worker exit type: NODE_OUT_OF_MEMORY", {}, {}, K.OOM),
+    ("", {}, {"signal": 9, "oom_kill": True}, K.OOM),
+    ("", {}, {"death_cause": "RAY_KILL", "cancelled_by_us": True}, K.CANCELLED),
+    ("", {}, {"death_cause": "RAY_KILL"}, K.INTERRUPTED),
+    ("The actor is dead because it was killed by `ray.kill`.", {}, {}, K.INTERRUPTED),
+    ("", {}, {"death_cause": "OUT_OF_SCOPE"}, K.SYSTEM),
+    ("", {}, {"death_cause": "WORKER_DIED", "exit_type": "INTENDED_USER_EXIT"}, K.APPLICATION),
+    ("Worker exit type: INTENDED_USER_EXIT", {}, {}, K.APPLICATION),
+    ("type: INTENDED_SYSTEM_EXIT, its Placement Group", {}, {}, K.PLACEMENT_REMOVED),
+    ("placement group", {}, {"exit_type": "INTENDED_SYSTEM_EXIT"}, K.PLACEMENT_REMOVED),
+    ("", {}, {"death_cause": "WORKER_DIED", "exit_type": "INTENDED_SYSTEM_EXIT"}, K.WORKER_CRASH),
+    ("", {}, {"death_cause": "WORKER_DIED", "exit_type": "SYSTEM_ERROR"}, K.WORKER_CRASH),
+    ("", {}, {"death_cause": "CREATION_TASK_FAILED"}, K.APPLICATION),
+    ("ValueError: x", {"actor_init_failed": True}, {}, K.APPLICATION),
+    ("ModuleNotFoundError: x", {"actor_init_failed": True}, {}, K.SETUP),
+    ("ImportError: x", {"actor_init_failed": True}, {}, K.SETUP),
+    ("", {}, {"death_cause": "RUNTIME_ENV_FAILED"}, K.SETUP),
+    ("", {}, {"death_cause": "ACTOR_UNSCHEDULABLE"}, K.UNSCHEDULABLE),
+    (REMOVED, {}, {"death_cause": "ACTOR_UNSCHEDULABLE"}, K.PLACEMENT_REMOVED),
+]
+
+
+@pytest.mark.parametrize(("message", "attributes", "facts", "kind"), DEATHS)
+def test_deaths_of_an_actor(
+    message: str, attributes: dict[str, Attribute], facts: dict[str, Attribute], kind: FaultKind
+) -> None:
+    error = lookalike("ActorDiedError", message, **attributes)
+    assert classifier.classify(error, {**WORKER, **facts}).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"), [("", K.UNSCHEDULABLE), (REMOVED, K.PLACEMENT_REMOVED)]
+)
+def test_unschedulable_because_its_group_is_gone(message: str, kind: FaultKind) -> None:
+    assert classifier.classify(lookalike("ActorUnschedulableError", message), WORKER).kind is kind
+
+
+OTHERS: list[tuple[BaseException, dict[str, Attribute], FaultKind, str]] = [
+    (lookalike("thornback.pool.RankTimedOut"), PROCESS, K.TIMEOUT, "rank"),
+    (lookalike("thornback.pool.RankTimedOut"), {**PROCESS, "phase": "setup"}, K.SETUP, "setup"),
+    (lookalike("thornback.pool.RankProcessDied"), PROCESS, K.WORKER_CRASH, "rank"),
+    (lookalike("thornback.pool.deep.down.RankProcessDied"), PROCESS, K.WORKER_CRASH, "rank"),
+    (
+        lookalike("thornback.pool.RankProcessDied", exit_code=-9, oom_kill=True),
+        PROCESS,
+        K.OOM,
+        "rank",
+    ),
+    (
+        lookalike("thornback.pool.RankProcessDied", signal="SIGKILL"),
+        {**PROCESS, "memory_limit_exceeded": True},
+        K.OOM,
+        "rank",
+    ),
+    (
+        lookalike("thornback.pool.RankProcessDied", signal=11),
+        {**PROCESS, "oom_kill": True},
+        K.WORKER_CRASH,
+        "rank",
+    ),
+    (lookalike("thornback.pool.RankProcessExited"), PROCESS, K.APPLICATION, "rank"),
+    (lookalike("thornback.pool.WorkerSilent"), {**WORKER, "phase": "run"}, K.TIMEOUT, "heartbeat"),
+    (lookalike("thornback.pool.WorkerStartTimedOut"), WORKER, K.TIMEOUT, "start"),
+    (lookalike("thornback.pool.RecallTimedOut"), WORKER, K.TIMEOUT, "recall"),
+    (lookalike("thornback.pool.WorkerDied", signal=9), WORKER, K.WORKER_CRASH, ""),
+    (
+        lookalike("thornback.pool.WorkerDied"),
+        {**WORKER, "death_cause": "RAY_KILL"},
+        K.INTERRUPTED,
+        "",
+    ),
+    (lookalike("thornback.pool.GangClosed"), {**WORKER, "phase": "close"}, K.CANCELLED, "close"),
+    (lookalike("thornback.pool.WorkerMisbehaved"), WORKER, K.SYSTEM, ""),
+    (lookalike("thornback.placement.PlacementTimedOut"), PLACEMENT, K.TIMEOUT, "place"),
+    (lookalike("thornback.placement.PlacementRemoved"), PLACEMENT, K.PLACEMENT_REMOVED, "place"),
+    (lookalike("thornback.placement.Unschedulable"), PLACEMENT, K.UNSCHEDULABLE, "place"),
+    (ValueError("bundle cannot be empty"), PLACEMENT, K.UNSCHEDULABLE, "place"),
+    (Exception("Placement group 12 does not exist."), PLACEMENT, K.PLACEMENT_REMOVED, "place"),
+    (TimeoutError(), PLACEMENT, K.TIMEOUT, "place"),
+    (lookalike("thornback.executor.JournalError"), DRIVER, K.SYSTEM, ""),
+    (EOFError(), WORKER, K.WORKER_CRASH, ""),
+    (BrokenPipeError(), WORKER, K.WORKER_CRASH, ""),
+    (ConnectionRefusedError(), WORKER, K.UNAVAILABLE, ""),
+    (EOFError(), PROCESS, K.WORKER_CRASH, "rank"),
+    (EOFError(), DRIVER, K.UNKNOWN, ""),
+    (MemoryError(), PROCESS, K.OOM, "rank"),
+    (ModuleNotFoundError("x"), WORKER, K.SETUP, "setup"),
+    (asyncio.CancelledError(), DRIVER, K.INTERRUPTED, ""),
+    (asyncio.CancelledError(), {**DRIVER, "cancelled_by_us": True}, K.CANCELLED, ""),
+    (LookupError("x"), PROCESS, K.UNKNOWN, "rank"),
+    (LookupError("x"), {**PROCESS, "phase": "setup"}, K.SETUP, "setup"),
+    (OSError(122, "quota"), DRIVER, K.RESOURCE, ""),
+    (Exception("Failed to submit task to actor x"), DRIVER, K.SYSTEM, ""),
+    (lookalike("RaySystemError", "System error: ModuleNotFoundError"), WORKER, K.APPLICATION, ""),
+]
+
+
+@pytest.mark.parametrize(("error", "facts", "kind", "phase"), OTHERS)
+def test_others(
+    error: BaseException, facts: dict[str, Attribute], kind: FaultKind, phase: str
+) -> None:
+    fault = classifier.classify(error, facts)
+    assert (fault.kind, fault.phase) == (kind, phase)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("x"),
+        SystemExit(-9),
+        TimeoutError("x"),
+        ConnectionResetError("x"),
+        MemoryError("x"),
+        lookalike("ActorDiedError", preempted=True),
+        lookalike("thornback.pool.RankProcessDied", signal=9, oom_kill=True),
+        lookalike_task_error(lookalike("NodeDiedError")),
+    ],
+)
+def test_what_the_rank_raised_is_its_own_whatever_its_name(error: BaseException) -> None:
+    fault = classifier.classify(error, RANK)
+    assert (fault.kind, fault.rule) == (K.APPLICATION, "rank.raised")
+    assert fault.facts.get("signal", 9) == 9
+
+
+def test_an_exit_code_of_user_code_is_no_signal() -> None:
+    facts = classifier.classify(SystemExit(-9), {**RANK, "exit_code": -9}).facts
+    assert facts == {"code": -9, "exit_code": -9}
+
+
+def test_a_full_disk_is_seen_through_the_wrapper_of_user_code() -> None:
+    try:
+        try:
+            raise OSError(28, "No space left on device", "/out/part")
+        except OSError as error:
+            raise RuntimeError("writing failed") from error
+    except RuntimeError as error:
+        fault = classifier.classify(error, RANK)
+    assert (fault.kind, fault.error_type) == (K.RESOURCE, "builtins.OSError")
+    assert "writing failed" in fault.traceback
+
+
+class TestWrappers:
+    def test_without_an_origin_user_code_is_to_blame_for_a_task_error(self) -> None:
+        for cause in (ValueError("x"), lookalike("ActorDiedError"), lookalike("RayError")):
+            fault = classifier.classify(lookalike_task_error(cause))
+            assert (fault.kind, fault.origin) == (K.APPLICATION, Origin.RANK)
+            assert not fault.error_type.startswith("ray.exceptions.RayTaskError")
+
+    def test_the_death_of_another_actor_is_not_ours(self) -> None:
+        error = lookalike_task_error(lookalike("ActorDiedError", preempted=True))
+        fault = classifier.classify(error, WORKER)
+        assert (fault.kind, fault.rule) == (K.SYSTEM, "ray.actor_nested")
+
+    def test_a_lost_argument_is_an_object_lost(self) -> None:
+        error = lookalike_task_error(lookalike("OwnerDiedError"))
+        assert classifier.classify(error, WORKER).kind is K.OBJECT_LOST
+
+    def test_what_our_own_worker_raised_is_our_bug(self) -> None:
+        fault = classifier.classify(lookalike_task_error(KeyError("x")), WORKER)
+        assert (fault.kind, fault.rule) == (K.SYSTEM, "worker.raised")
+
+    def test_task_errors_in_one_another(self) -> None:
+        error = lookalike_task_error(lookalike_task_error(KeyError("x")))
+        assert classifier.classify(error).error_type == "builtins.KeyError"
+
+    def test_a_group_inside(self) -> None:
+        error = lookalike_task_error(ExceptionGroup("g", [OSError(28, "full"), KeyError("x")]))
+        assert classifier.classify(error).error_type == "builtins.KeyError"
+
+    def test_gang_lost_error_gives_way_to_its_error(self) -> None:
+        inner = ErrorRecord.of(lookalike("NodeDiedError", "gone"))
+        for error in (inner, lookalike("NodeDiedError", "gone")):
+            lost = lookalike("thornback.pool.GangLostError", error=error)
+            fault = classifier.classify(lost, WORKER)
+            assert (fault.kind, fault.message) == (K.NODE_LOST, "gone")
+
+    def test_a_dual_record_without_its_cause_is_nested_all_the_same(self) -> None:
+        record = ErrorRecord.of(lookalike_task_error(lookalike("ActorDiedError")))
+        lone = attrs.evolve(record, causes=())
+        assert classifier.classify(lone, WORKER).kind is K.SYSTEM
+        assert classifier.classify(lone).kind is K.APPLICATION
+
+
+class TestGroups:
+    def group(self, *names: str) -> BaseExceptionGroup[BaseException]:
+        return BaseExceptionGroup("g", [lookalike(name) for name in names])
+
+    @pytest.mark.parametrize(
+        ("names", "kind"),
+        [
+            (("ActorDiedError", "NodeDiedError"), K.NODE_LOST),
+            (("WorkerCrashedError", "OutOfMemoryError"), K.OOM),
+            (("TaskCancelledError", "RpcError"), K.UNAVAILABLE),
+            (("LookupError", "RpcError"), K.UNAVAILABLE),
+            (("RpcError", "WorkerCrashedError"), K.WORKER_CRASH),
+            (("TaskCancelledError", "LookupError"), K.INTERRUPTED),
+        ],
+    )
+    def test_the_cause_comes_before_its_consequences(
+        self, names: tuple[str, ...], kind: FaultKind
+    ) -> None:
+        assert classifier.classify(self.group(*names), WORKER).kind is kind
+
+    def test_in_user_code_a_bug_decides(self) -> None:
+        lenient = Classifier(user_rules=NETWORK_RULES)
+        both = ExceptionGroup("g", [ConnectionResetError(), KeyError("x")])
+        alike = ExceptionGroup("g", [ConnectionResetError(), ExceptionGroup("h", [EOFError()])])
+        assert lenient.classify(both, RANK).kind is K.APPLICATION
+        assert lenient.classify(alike, RANK).kind is K.APPLICATION
+        alike = ExceptionGroup("g", [ConnectionResetError(), ConnectionAbortedError()])
+        assert lenient.classify(alike, RANK).kind is K.NETWORK
+
+    def test_leaves_are_judged_with_their_causes(self) -> None:
+        leaf = RuntimeError("x")
+        leaf.__cause__ = lookalike("NodeDiedError")
+        assert classifier.classify(ExceptionGroup("g", [leaf]), WORKER).kind is K.NODE_LOST
+
+
+class TestOptIn:
+    lenient = Classifier(user_rules=(*THROTTLED_RULES, *NETWORK_RULES))
+
+    @pytest.mark.parametrize(
+        ("error", "kind"),
+        [
+            (lookalike("my.HttpError", status_code=429), K.THROTTLED),
+            (lookalike("my.HttpError", status_code=502), K.NETWORK),
+            (lookalike("my.HttpError", status_code=404), K.APPLICATION),
+            (lookalike("aiohttp.client_exceptions.ClientResponseError", status=503), K.THROTTLED),
+            (lookalike("urllib.error.HTTPError", code=429), K.THROTTLED),
+            (SystemExit(429), K.APPLICATION),
+            (
+                lookalike("botocore.exceptions.ClientError", "An error occurred (SlowDown) when"),
+                K.THROTTLED,
+            ),
+            (lookalike("requests.exceptions.Timeout"), K.NETWORK),
+            (lookalike("ssl.SSLCertVerificationError"), K.APPLICATION),
+            (OSError(110, "timed out"), K.NETWORK),
+            (OSError(2, "no such file"), K.APPLICATION),
+            (ConnectionResetError(), K.NETWORK),
+        ],
+    )
+    def test_errors_that_may_go_away(self, error: BaseException, kind: FaultKind) -> None:
+        assert self.lenient.classify(error, RANK).kind is kind
+        assert classifier.classify(error, RANK).kind is K.APPLICATION
+
+    def test_answers_of_http_clients(self) -> None:
+        class Response:
+            status_code = 429
+
+            def __init__(self) -> None:
+                self.headers = {"Retry-After": "17"}
+
+        fault = self.lenient.classify(lookalike("my.HttpError", response=Response()), RANK)
+        assert (fault.kind, fault.facts["retry_after_s"]) == (K.THROTTLED, 17.0)
+        answer = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
+        fault = self.lenient.classify(lookalike("botocore.ClientError", response=answer), RANK)
+        assert (fault.kind, fault.facts["error_code"]) == (K.THROTTLED, "SlowDown")
+
+    @pytest.mark.parametrize("said", ["Wed, 21 Oct 2026 07:28:00 GMT", "-1", "nan", "inf", ""])
+    def test_a_retry_after_that_is_no_number_of_seconds(self, said: str) -> None:
+        fault = self.lenient.classify(lookalike("my.E", status_code=429, retry_after=said), RANK)
+        assert fault.kind is K.THROTTLED
+        assert "retry_after_s" not in fault.facts
+
+    def test_a_connection_reset_is_the_users_own_without_an_origin(self) -> None:
+        assert classifier.classify(ConnectionResetError()).kind is K.APPLICATION
+
+
+class TestRulesOfOnesOwn:
+    def test_they_come_first_and_may_ask_anything(self) -> None:
+        rule = Rule(
+            name="mine",
+            kind=K.RESOURCE,
+            types=("builtins.OSError",),
+            when=lambda error, known: known.get("errno") == 5 and "disk" in error.message,
+        )
+        mine = Classifier(user_rules=[rule])
+        assert mine.classify(OSError(5, "disk"), RANK).rule == "mine"
+        assert mine.classify(OSError(5, "net"), RANK).kind is K.APPLICATION
+
+    def test_one_that_raises_does_not_hold(self) -> None:
+        broken = Rule(name="mine", kind=K.RESOURCE, when=lambda error, known: 1 / 0 > 0)
+        mine = Classifier(user_rules=[broken])
+        assert mine.classify(ValueError("x"), RANK).kind is K.APPLICATION
+        assert "raised ZeroDivisionError" in str(mine.explain(ValueError("x"), RANK))
+
+    def test_rules_without_a_last_resort(self) -> None:
+        fault = Classifier(rules=()).classify(ValueError("x"), RANK)
+        assert (fault.kind, fault.rule) == (K.UNKNOWN, "unknown")
+
+    def test_bad_rules_are_refused(self) -> None:
+        with pytest.raises(TypeError, match=r"Rule.types must be a tuple of str.*module.Class"):
+            Rule(name="x", kind=K.OOM, types="builtins.ValueError")  # type: ignore[arg-type]  # the test
+        with pytest.raises(ValueError, match=r"names of their own; repeated: ray\.task"):
+            Classifier(user_rules=[r for r in RAY_RULES if r.name == "ray.task"])
+        with pytest.raises(TypeError, match="Rules are made with"):
+            Classifier(user_rules=["x"])  # type: ignore[list-item]  # the test
+
+    def test_default_rules_have_names_and_reasons(self) -> None:
+        names = [rule.name for rule in DEFAULT_RULES]
+        assert len(set(names)) == len(names)
+        assert all(rule.why for rule in (*DEFAULT_RULES, *NETWORK_RULES, *THROTTLED_RULES))
+
+
+class TestExplain:
+    def test_every_rule_tried_in_order_and_why_one_won(self) -> None:
+        explanation = explain(lookalike("NodeDiedError", "gone"), WORKER)
+        tried = [trial.rule for trial in explanation.trials]
+        assert tried == [rule.name for rule in DEFAULT_RULES][: len(tried)]
+        assert [trial.mismatch for trial in explanation.trials].count("") == 1
+        assert explanation.trials[-1].rule == explanation.fault.rule == "ray.node_died"
+        text = str(explanation)
+        assert "=> node_lost, by rule 'ray.node_died': the node died" in text
+        assert "death_cause is None, wanted 'NODE_DIED'" in text
+        assert "ray.node_died: MATCHES" in text
+
+    def test_assumptions_are_told(self) -> None:
+        text = str(explain(lookalike_task_error(ValueError("x")), {"origin": "moon"}))
+        assert "there is no origin 'moon'" in text
+        assert "nobody said who saw it: taken as rank" in text
+        assert "unwrapped ray.exceptions.RayTaskError(ValueError) -> builtins.ValueError" in text
+        assert "left out: not for what rank saw" in text
+
+
+class TestAnything:
+    def test_hostile_exceptions(self) -> None:
+        assert classifier.classify(Hostile(), RANK).kind is K.APPLICATION
+        assert "raised RuntimeError" in classifier.classify(Hostile(), RANK).message
+
+    def test_what_is_no_error_at_all_is_unknown_and_not_lost(self) -> None:
+        fault = classifier.classify(42, WORKER)  # type: ignore[arg-type]  # the test
+        assert (fault.kind, fault.origin, fault.rule) == (
+            K.UNKNOWN,
+            Origin.WORKER,
+            "classifier.failed",
+        )
+
+    def test_data_and_exception_are_judged_alike(self) -> None:
+        for error, facts, _, _ in OTHERS:
+            record = pickle.loads(pickle.dumps(ErrorRecord.of(error)))
+            assert classifier.classify(record, facts) == classifier.classify(error, facts)
+
+    @given(
+        names=st.lists(
+            st.sampled_from([name for rule in DEFAULT_RULES for name in rule.types] + ["a.B", ""]),
+            max_size=4,
+        ),
+        message=st.text(max_size=20),
+        facts=st.dictionaries(
+            st.sampled_from(["origin", "phase", "signal", "exit_code", "preempted", "death_cause"]),
+            st.sampled_from(
+                [*(o.value for o in Origin), "setup", "NODE_DIED", 9, -9, True, None, 1.5, "?"]
+            ),
+        ),
+        cause=st.sampled_from(["builtins.ValueError", "ray.exceptions.ActorDiedError"]),
+    )
+    def test_any_data_gives_a_fault_and_the_same_one_when_explained(
+        self, names: list[str], message: str, facts: Mapping[str, Attribute], cause: str
+    ) -> None:
+        record = ErrorRecord(
+            type_names=tuple(names),
+            message=message,
+            causes=(ErrorRecord(type_names=(cause,)),),
+        )
+        fault = classifier.classify(record, facts)
+        assert fault.rule != "classifier.failed"
+        assert fault == classifier.explain(record, facts).fault
+        if facts.get("origin") in {origin.value for origin in Origin}:
+            assert fault.origin.value == facts["origin"]
+            if fault.origin is Origin.RANK:
+                assert fault.kind in (K.APPLICATION, K.SETUP)

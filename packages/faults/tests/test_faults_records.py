@@ -1,0 +1,229 @@
+"""Exceptions as data, and text that is safe to keep."""
+
+from __future__ import annotations
+
+import enum
+import json
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thornback.faults import ErrorRecord, Fault, FaultKind, Origin
+from thornback.faults.kinds import plain_facts
+from thornback.faults.records import public_name
+from thornback.faults.testing import Hostile, lookalike, lookalike_task_error
+from thornback.faults.text import clip, looks_secret, safe
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+def test_what_is_taken() -> None:
+    error = lookalike("my.pkg.Error", "text", exit_code=3, level=Level.HIGH, obj=object(), ok=True)
+    error.__dict__ |= {"_private": 1, "api_key": "x", "big": 1 << 99, "nan": float("nan")}
+    record = ErrorRecord.of(error)
+    assert record.type_names == ("my.pkg.Error", "builtins.Exception", "builtins.BaseException")
+    assert record.message == "text"
+    assert record.attributes == {"exit_code": 3, "level": 3, "ok": True, "nan": "nan"}
+    assert type(record.attributes["level"]) is int
+    assert ErrorRecord.of(record) is record
+
+
+def test_attributes_that_are_not_in_the_instance() -> None:
+    class Preempted(Exception):
+        @property
+        def preempted(self) -> bool:
+            return True
+
+    assert ErrorRecord.of(Preempted()).attributes == {"preempted": True}
+    assert ErrorRecord.of(OSError(28, "full")).attributes == {"errno": 28}
+    assert ErrorRecord.of(SystemExit(3)).attributes == {"code": 3}
+
+
+def test_an_exception_that_cannot_be_looked_into() -> None:
+    record = ErrorRecord.of(Hostile("x"))
+    assert record.message == "<str() of this Hostile raised RuntimeError>"
+    assert record.attributes == {}
+    assert record.type_names[0].endswith(".Hostile")
+
+
+def test_the_chain_is_flat_nearest_first() -> None:
+    try:
+        try:
+            try:
+                raise KeyError("first")
+            except KeyError:
+                raise ValueError("second")  # noqa: B904 - the context is what is tested
+        except ValueError as error:
+            raise RuntimeError("third") from error
+    except RuntimeError as error:
+        record = ErrorRecord.of(error)
+    assert [cause.message for cause in record.causes] == ["second", "'first'"]
+    assert all(cause.causes == () for cause in record.causes)
+    assert record.traceback.index("first") < record.traceback.index("RuntimeError: third")
+    assert "direct cause" in record.traceback
+
+
+def test_a_suppressed_context_is_left_out() -> None:
+    def fail() -> None:
+        try:
+            raise KeyError("first")
+        except KeyError:
+            raise ValueError("second") from None
+
+    with pytest.raises(ValueError, match="second") as caught:
+        fail()
+    assert ErrorRecord.of(caught.value).causes == ()
+
+
+def test_cycles_and_endless_chains_are_cut() -> None:
+    first, second = ValueError("1"), ValueError("2")
+    first.__cause__, second.__cause__ = second, first
+    assert [cause.message for cause in ErrorRecord.of(first).causes] == ["2"]
+    top = ValueError("0")
+    link: BaseException = top
+    for number in range(1, 5000):
+        link.__cause__ = ValueError(str(number))
+        link = link.__cause__
+    record = ErrorRecord.of(top)
+    assert [cause.message for cause in record.causes] == [str(n) for n in range(1, 9)]
+    assert record.traceback == "ValueError: 0\n"
+
+
+def test_what_a_task_error_wraps_is_its_first_cause() -> None:
+    cause = KeyError("k")
+    cause.__cause__ = OSError(5, "io")
+    record = ErrorRecord.of(lookalike_task_error(cause))
+    assert record.type_names[:2] == (
+        "ray.exceptions.RayTaskError(KeyError)",
+        "ray.exceptions.RayTaskError",
+    )
+    assert [each.type_names[0] for each in record.causes] == [
+        "builtins.KeyError",
+        "builtins.OSError",
+    ]
+
+
+def test_the_leaves_of_a_group() -> None:
+    leaf = ValueError("2")
+    leaf.__cause__ = OSError(5, "io")
+    deep: Exception = ExceptionGroup("in", [leaf, KeyError("3")])
+    for _ in range(500):
+        deep = ExceptionGroup("g", [deep])
+    record = ErrorRecord.of(ExceptionGroup("out", [ValueError("1"), deep]))
+    assert [member.message for member in record.members] == ["1", "2", "'3'"]
+    assert record.members[1].causes[0].attributes["errno"] == 5
+    many = ErrorRecord.of(ExceptionGroup("many", [ValueError(str(n)) for n in range(1000)]))
+    assert len(many.members) == 16
+
+
+def test_sizes_are_bounded() -> None:
+    error = lookalike("a.B", "m" * 10**6, **{f"x{n}": "v" * 10**5 for n in range(1000)})
+    record = ErrorRecord.of(error)
+    assert len(pickle.dumps(record)) < 60_000
+    assert len(record.attributes) == 32
+
+    def deep(n: int) -> None:
+        deep(n + 1)
+
+    with pytest.raises(RecursionError) as caught:
+        deep(0)
+    assert len(ErrorRecord.of(caught.value).traceback) < 20_000
+
+
+def test_lone_surrogates_become_encodable() -> None:
+    record = ErrorRecord.of(ValueError("a\ud800b"))
+    assert record.message == "a\\ud800b"
+    json.dumps(record.traceback, ensure_ascii=False).encode()
+
+
+def test_public_names() -> None:
+    assert public_name("thornback.pool.a.b.WorkerDied") == "thornback.pool.WorkerDied"
+    assert public_name("thornback.pool.WorkerDied") == "thornback.pool.WorkerDied"
+    assert public_name("my.thornback.pool.a.B") == "my.thornback.pool.a.B"
+
+
+SECRETS = [
+    "password=hunter2x",
+    "db_password: hunter2x",
+    "https://user:hunter2x@host/path",
+    '{"access_token": "hunter2x"}',
+    "Authorization: Bearer hunter2x",
+    "X-Amz-Signature=hunter2x&b=1",
+    "aws_secret_access_key = 'hunter2x'",
+    "--api-key=hunter2x",
+    "curl -H 'authorization: Basic hunter2x'",
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_secrets_are_hidden(text: str) -> None:
+    shown = safe(f"before {text} after", 1000)
+    assert "hunter2x" not in shown
+    assert "***" in shown
+    assert shown.startswith("before")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["unexpected token: }", "max_tokens of 5", "KeyError: 'a'", "http://host:80/a@b", "a = b + c"],
+)
+def test_harmless_text_is_kept(text: str) -> None:
+    assert safe(text, 1000) == text
+
+
+def test_keys_of_secrets() -> None:
+    for key in ("HF_TOKEN", "password", "apiKey", "aws_secret_access_key", "Cookie"):
+        assert looks_secret(key), key
+    for key in ("max_tokens", "exit_code", "author", "path", "passed"):
+        assert not looks_secret(key), key
+
+
+@given(st.text("ab \n", max_size=900), st.integers(4, 700))
+def test_clip_keeps_both_ends(text: str, limit: int) -> None:
+    kept = clip(text, limit)
+    assert kept == text or len(text) > limit
+    assert len(kept) <= limit + 60
+    if len(text) > limit:
+        head, _, tail = kept.partition(" [... ")
+        assert text.startswith(head)
+        assert len(head) == limit // 4
+        assert text.endswith(tail.partition("...] ")[2])
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30)
+
+
+@given(st.dictionaries(st.text(max_size=10), plain, max_size=60), st.text(max_size=50))
+def test_a_fault_is_json_and_pickles(facts: dict[str, object], message: str) -> None:
+    kept = plain_facts(facts)
+    fault = Fault(
+        kind=FaultKind.OOM,
+        origin=Origin.PROCESS,
+        rule="r",
+        error_type="a.B",
+        message=message,
+        facts=kept,
+    )
+    assert json.loads(json.dumps(fault.as_json(), allow_nan=False)) == fault.as_json()
+    assert pickle.loads(pickle.dumps(fault)) == fault
+    assert plain_facts(kept) == kept
+
+
+def test_a_fault_shows_no_secret_and_is_bounded() -> None:
+    fault = Fault(
+        kind=FaultKind.OOM,
+        origin=Origin.PROCESS,
+        rule="r",
+        error_type="a.B",
+        message="password=s3cr3t " * 1000,
+        facts={"hf_token": "s3cr3t", "exit_code": 9, "note": "token=s3cr3t"},
+        traceback="t" * 10**6,
+    )
+    text = json.dumps(fault.as_json())
+    assert "s3cr3t" not in text
+    assert len(text) < 30_000
+    assert '"exit_code": 9' in text

@@ -1,0 +1,261 @@
+"""The supervisor's end of a fork server: starts it, asks it for rank processes, hears of their
+deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import attrs
+
+from thornback.pool import proctree, wire
+
+_CODE = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1])['path']; "
+    "from thornback.pool.forkserver import main; main()"
+)
+_MAX_FDS = 16
+_CLOEXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+class ForkServerLost(Exception):
+    """The fork server ended, or is of no use any more; its children are dead or dying."""
+
+
+class ForkFailed(Exception):
+    """The system could not fork: no memory, or no process ids left. Unlike `ForkServerLost`, trying
+    again may help."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class ForkServerConfig:
+    """How to start a fork server."""
+
+    env: Mapping[str, str]
+    marker: str
+    """Value of THORNBACK_WORKER in `env`: names everything that descends from this fork server."""
+    preload: Sequence[str]
+    log_path: str
+    remove: str
+    """Folder to remove at the end, if the worker should not live to do it; empty: none."""
+
+
+class ForkServerClient:
+    """One fork server. All methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        config: ForkServerConfig,
+        *,
+        on_forked: Callable[[int, int, socket.socket], None],
+        on_death: Callable[[int, int, int], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        """Make it, not started.
+
+        Args:
+            config: how to start it.
+            on_forked: called with (request, pid, our end of the stream to it) for each new child,
+                before `fork` returns
+                and before its death can be told; also if nobody waits for it any more.
+            on_death: called with (pid, wait status, peak resident bytes) for each dead child.
+            on_lost: called once if the fork server ends without `close`.
+        """
+        self._config = config
+        self._on_forked = on_forked
+        self._on_death = on_death
+        self._on_lost = on_lost
+        self._frames = wire.Frames()
+        self._fds: deque[int] = deque()
+        self._forks: dict[int, asyncio.Future[int]] = {}
+        self._hello: asyncio.Future[int] | None = None
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self.lost = False
+
+    async def start(self, limit_s: float) -> None:
+        """Start it and wait until it has said hello (it preloads modules after that).
+
+        Raises:
+            ForkServerLost: it could not be started or gave no answer within `limit_s`.
+        """
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        self._control = ours
+        self._hello = loop.create_future()
+        config = {
+            "fd": theirs.fileno(),
+            "path": sys.path,
+            "preload": list(self._config.preload),
+            "remove": self._config.remove,
+        }
+        with theirs:
+            try:
+                self._process = self._spawn(json.dumps(config), theirs.fileno())
+            except OSError as error:
+                self._lose()
+                raise ForkServerLost(f"the fork server could not be started: {error}") from error
+        ours.setblocking(False)
+        loop.add_reader(ours.fileno(), self._readable)
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._hello
+        except TimeoutError:
+            self.terminate()
+            raise ForkServerLost(f"the fork server gave no answer within {limit_s:g} s") from None
+
+    def _spawn(self, config: str, fd: int) -> subprocess.Popen[bytes]:
+        with contextlib.ExitStack() as stack:
+            try:
+                log = stack.enter_context(open(self._config.log_path, "ab"))
+            except OSError:  # a full disk
+                log = stack.enter_context(open(os.devnull, "ab"))
+            return subprocess.Popen(
+                [sys.executable, "-c", _CODE, config],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=dict(self._config.env),
+                pass_fds=[fd],
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Of the fork server; 0: not started."""
+        return self._process.pid if self._process else 0
+
+    async def fork(self, request: int, log_path: str, env: Mapping[str, str]) -> int:
+        """Return the pid of a new child, after `on_forked` was called for it.
+
+        Raises:
+            ForkServerLost: there is no fork server any more.
+            ForkFailed: the system refused.
+        """
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._forks[request] = answer
+        try:
+            self._send(("fork", request, log_path, dict(env)))
+            return await answer
+        finally:
+            self._forks.pop(request, None)
+
+    def kill(self, pid: int) -> None:
+        """Kill a child; its death will be told. Unknown or dead: a no-op."""
+        with contextlib.suppress(ForkServerLost):
+            self._send(("kill", pid))
+
+    def terminate(self) -> None:
+        """Kill the fork server and, with it, all children at once; for when it does not answer.
+        Idempotent."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+        self._lose()
+
+    async def close(self, limit_s: float) -> bool:
+        """Let it end all children and itself; kill it if that takes longer than `limit_s`. True:
+        nothing is left."""
+        self._on_lost = lambda: None
+        self._lose()
+        gone = await self._exited(limit_s)
+        if not gone:
+            self.terminate()
+            gone = await self._exited(1.0)
+        await self.sweep()
+        return gone
+
+    async def _exited(self, limit_s: float) -> bool:
+        if self._process is None:
+            return True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limit_s
+        delay_s = 0.001
+        # Not `Popen.wait` in a thread, nor asyncio's child watcher: it depends on our host's loop.
+        while self._process.poll() is None:
+            if loop.time() > deadline:
+                return False
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, 0.05)
+        return True
+
+    async def sweep(self) -> None:
+        """Kill what the fork server could not end, because it was killed itself: by the mark in the
+        environment."""
+        if self._process is not None and self._process.poll() != 0:
+            entry = f"THORNBACK_WORKER={self._config.marker}".encode()
+            for _ in range(50):
+                pids = [p for p in proctree.pids_with_environment(entry) if proctree.is_alive(p)]
+                if not pids:
+                    return
+                for pid in pids:
+                    proctree.kill(pid)
+                await asyncio.sleep(0.01)
+
+    def _send(self, message: tuple[object, ...]) -> None:
+        data = wire.pickled(message)
+        if self._control is None:
+            raise ForkServerLost("there is no fork server any more")
+        try:
+            sent = self._control.send(data)
+        except OSError:
+            sent = -1
+        if sent != len(data):  # it is gone, or has not read for thousands of requests
+            self.terminate()
+            raise ForkServerLost("the fork server does not take requests any more")
+
+    def _readable(self) -> None:
+        assert self._control is not None
+        try:
+            data, fds, _, _ = socket.recv_fds(self._control, 65536, _MAX_FDS, _CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        self._fds.extend(fds)
+        if not data:
+            self._lose()
+            return
+        for body in self._frames.feed(data):
+            self._handle(wire.unpickled(body))
+
+    def _handle(self, message: object) -> None:
+        match message:
+            case ("hello", int(pid)) if self._hello is not None and not self._hello.done():
+                self._hello.set_result(pid)
+            case ("forked", int(request), int(pid)):
+                stream = socket.socket(fileno=self._fds.popleft())
+                stream.set_inheritable(False)
+                self._on_forked(request, pid, stream)
+                answer = self._forks.get(request)
+                if answer is not None and not answer.done():
+                    answer.set_result(pid)
+            case ("failed", int(request), str(reason)):
+                answer = self._forks.get(request)
+                if answer is not None and not answer.done():
+                    answer.set_exception(ForkFailed(f"could not fork a rank process: {reason}"))
+            case ("died", int(pid), int(status), int(max_rss_bytes)):
+                self._on_death(pid, status, max_rss_bytes)
+
+    def _lose(self) -> None:
+        """Let go of the stream; whoever waits for an answer gets `ForkServerLost`."""
+        if self._control is not None:
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            self._control.close()
+            self._control = None
+        while self._fds:
+            os.close(self._fds.popleft())
+        error = ForkServerLost("the fork server has ended")
+        for answer in (self._hello, *self._forks.values()):
+            if answer is not None and not answer.done():
+                answer.set_exception(error)
+                answer.exception()  # nobody may be waiting, and that is not worth a warning
+        if not self.lost:
+            self.lost = True
+            self._on_lost()

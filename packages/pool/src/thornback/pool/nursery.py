@@ -1,0 +1,225 @@
+"""The rank processes of a worker: starts them, knows them, kills them, hears of their deaths.
+
+It keeps one fork server, and replaces it when it was lost. Then all its children are dead: the
+kernel kills them with it, and what they had started is found by the mark in its environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable
+
+from thornback.pool.deaths import KillReason
+from thornback.pool.environ import slot_env, worker_env
+from thornback.pool.forks import ForkFailed, ForkServerClient, ForkServerConfig, ForkServerLost
+from thornback.pool.ports import WorkerSpec
+from thornback.pool.ranklog import RankLog
+from thornback.pool.rankprocess import RankProcess
+from thornback.pool.supervisorparams import SupervisorParams
+
+_FORK_AGAIN_S = 1.0
+
+
+class Nursery:
+    """Belongs to the event loop's thread."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        node_index: int,
+        nodes: int,
+        *,
+        params: SupervisorParams,
+        blob: Callable[[str], bytes | None],
+        give_up: Callable[[str], None],
+    ) -> None:
+        """Make it, not started.
+
+        Args:
+            spec: what the worker is like.
+            node_index: position of the worker in its gang of `nodes`.
+            nodes: size of the gang.
+            params: bounds.
+            blob: gives a blob that a program asks for; None: unknown key.
+            give_up: called with the reason when no process can be started any more.
+        """
+        self._spec = spec
+        self._node_index = node_index
+        self._nodes = nodes
+        self._params = params
+        self._blob = blob
+        self._give_up = give_up
+        self._marker = os.urandom(8).hex()
+        self._log_dir = ""
+        self._preload = spec.preload
+        self._server: ForkServerClient | None = None
+        self._ready = asyncio.Event()
+        self._restarts = 0
+        self._replacing: asyncio.Task[None] | None = None
+        self._processes: dict[int, RankProcess] = {}
+        self._forks = 0
+        self._forking: dict[int, tuple[RankLog, str]] = {}
+        """Asked for, by number of the fork: the log, the key of the program."""
+        self._born: dict[int, RankProcess] = {}
+        """There, but not yet taken by who asked."""
+        self._has_forked = False
+        self._closed = False
+
+    async def start(self) -> None:
+        """Start the fork server; raises `ForkServerLost`, or `OSError` if there is no place for
+        logs."""
+        if self._spec.log_dir:
+            os.makedirs(self._spec.log_dir, exist_ok=True)
+            self._log_dir = self._spec.log_dir
+        else:
+            self._log_dir = tempfile.mkdtemp(prefix="thornback-")
+        await self._start_server()
+
+    async def start_process(self, slot: int, program: str) -> RankProcess:
+        """Fork a rank process. Gives the worker up if that is not possible. Cancellation: it is
+        killed."""
+        failures = 0
+        while True:
+            await self._ready.wait()
+            server = self._server
+            assert server is not None, "ready means that there is one"
+            try:
+                process = await self._fork(server, slot, program)
+            except ForkServerLost:
+                continue  # not ready any more, until there is another
+            except ForkFailed as error:
+                failures += 1
+                if failures > self._params.fork_retries:
+                    self._give_up(str(error))
+                await asyncio.sleep(_FORK_AGAIN_S)
+                continue
+            try:
+                await process.connect()
+            except BaseException:
+                process.kill(KillReason.RETIRED)
+                process.log.close()
+                raise
+            return process
+
+    def stuck(self) -> None:
+        """Kill the fork server: a fork took longer than a whole set-up may, so a preloaded module
+        hangs at import."""
+        self._preload = ()
+        if self._server is not None:
+            self._server.terminate()
+
+    async def close(self) -> bool:
+        """End everything, with all that descends from it. Bounded. True: nothing is left."""
+        self._closed = True
+        if self._replacing is not None:
+            self._replacing.cancel()
+            await asyncio.wait({self._replacing})
+        gone = await self._server.close(self._params.close_s) if self._server is not None else True
+        self._all_died()
+        for log, _ in self._forking.values():
+            log.close()
+        if self._log_dir and not self._spec.log_dir:
+            shutil.rmtree(self._log_dir, ignore_errors=True)
+        return gone
+
+    # -- forks and deaths ------------------------------------------------------------------------
+
+    async def _fork(self, server: ForkServerClient, slot: int, program: str) -> RankProcess:
+        self._forks += 1
+        number = self._forks
+        name = f"{self._marker}-slot{slot}-{number}.log"
+        log = RankLog(os.path.join(self._log_dir, name), self._params.log_cap_bytes)
+        self._forking[number] = (log, program)
+        try:
+            await server.fork(number, log.path, slot_env(self._spec, os.environ, slot))
+            return self._born.pop(number)
+        finally:
+            if self._forking.pop(number, None) is not None:  # it failed, or nobody waits any more
+                log.close()
+            elif (process := self._born.pop(number, None)) is not None:
+                process.kill(KillReason.RETIRED)
+                process.log.close()
+
+    def _forked(self, number: int, pid: int, stream: socket.socket) -> None:
+        asked = self._forking.pop(number, None)
+        if asked is None:
+            stream.close()
+            if self._server is not None:
+                self._server.kill(pid)
+            return
+        self._has_forked = True
+        log, program = asked
+        self._processes[pid] = self._born[number] = RankProcess(
+            pid, stream, log, program=program, kill=self._kill, blob=self._blob
+        )
+
+    def _kill(self, pid: int) -> None:
+        if self._server is not None and pid in self._processes:
+            self._server.kill(pid)
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._params.kill_s, self._check_dead, self._processes[pid])
+
+    def _check_dead(self, process: RankProcess) -> None:
+        if self._processes.get(process.pid) is process and self._server is not None:
+            self._server.terminate()
+
+    def _died(self, pid: int, status: int, max_rss_bytes: int) -> None:
+        process = self._processes.pop(pid, None)
+        if process is not None:
+            process.reaped(status, max_rss_bytes)
+
+    def _all_died(self) -> None:
+        for pid in tuple(self._processes):
+            self._died(pid, signal.SIGKILL, 0)
+
+    # -- the fork server -------------------------------------------------------------------------
+
+    async def _start_server(self) -> None:
+        marker = f"{self._marker}.{self._restarts}"
+        config = ForkServerConfig(
+            env=worker_env(
+                self._spec,
+                os.environ,
+                marker=marker,
+                node_index=self._node_index,
+                nodes=self._nodes,
+            ),
+            marker=marker,
+            preload=self._preload,
+            log_path=os.path.join(self._log_dir, f"{self._marker}-forkserver.log"),
+            remove="" if self._spec.log_dir else self._log_dir,
+        )
+        server = self._server = ForkServerClient(
+            config, on_forked=self._forked, on_death=self._died, on_lost=self._lost
+        )
+        await server.start(self._params.fork_server_s)
+        if not server.lost:
+            self._ready.set()
+
+    def _lost(self) -> None:
+        ready = self._ready.is_set()
+        self._ready.clear()
+        if ready and not self._closed:  # else `start` tells
+            self._replacing = asyncio.get_running_loop().create_task(self._replace_server())
+
+    async def _replace_server(self) -> None:
+        """End what the lost fork server leaves; tell the deaths that it could not tell; start
+        another."""
+        assert self._server is not None
+        await self._server.close(self._params.kill_s)
+        self._all_died()
+        if not self._has_forked:  # perhaps a module that it preloaded killed it
+            self._preload = ()
+        self._restarts += 1
+        if self._restarts > self._params.fork_server_restarts:
+            self._give_up(f"its fork server ended, {self._restarts} times by now")
+            return
+        try:
+            await self._start_server()
+        except (ForkServerLost, OSError) as error:
+            self._give_up(f"its fork server ended, and another could not be started: {error}")

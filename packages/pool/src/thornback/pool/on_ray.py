@@ -1,0 +1,421 @@
+"""Workers as Ray actors, in the bundles of a placement group.
+
+Nothing here waits in a thread for a worker: a call's object reference says by callback that its
+result exists (`_Bridge`), and per worker one call that never returns (`RankWorker.hold`) is
+pending, whose failure is the notice of death. What Ray has only as blocking calls runs in worker
+threads, at most `_THREADS` at a time.
+
+Sources, ray 2.60: `includes/object_ref.pyi` (`_on_ready`), `actor.py`, `_private/state.py`,
+`exceptions.py`, `core/generated/common_pb2` (`ActorDeathCause`).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import attrs
+import ray
+import ray.exceptions
+from ray.util.client import ray as client
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from thornback.pool.ports import Attribute, CaughtError, GangLostError, WorkerSpec
+from thornback.pool.worker import Supervisor
+
+_LOG = logging.getLogger(__name__)
+_THREADS = 4
+_MAX_CONCURRENCY = 1000
+"""Of an actor: one `hold`, two assignments per slot, loads, beats and recalls have to fit beside
+each other."""
+_LARGE_BYTES = 100_000
+"""Larger arguments are put into the object store by the call itself, which blocks."""
+_CONFIRM_FIRST_S = 0.02
+_EXPLAIN_S = 5.0
+_EXIT_TYPE = re.compile(r"exit type: ([A-Z_]+)")
+
+T = TypeVar("T")
+
+
+# The actor
+
+
+class RankWorker:
+    """The actor: hosts a supervisor, and never runs user code in its own process.
+
+    Its constructor does nothing, since Ray loses what a constructor raises.
+    """
+
+    def __init__(self) -> None:
+        self._supervisor: Supervisor | None = None
+
+    async def start(self, spec: WorkerSpec, node: str, node_index: int, nodes: int) -> None:
+        """Make the supervisor ready."""
+        supervisor = Supervisor(spec, node, node_index, nodes)
+        await supervisor.start()
+        self._supervisor = supervisor
+
+    async def call(self, method: str, payload: object) -> object:
+        """Pass a call on to the supervisor."""
+        if self._supervisor is None:
+            raise RuntimeError(f"{method!r} before the supervisor was started")
+        return await self._supervisor.handle(method, payload)
+
+    async def hold(self) -> None:
+        """Never return: that this call fails is the notice of the worker's death."""
+        await anyio.sleep_forever()
+
+
+# The bridge: object references -> this event loop
+
+
+@attrs.define(slots=True, eq=False)
+class _Pending:
+    """A reference that somebody waits for. Held here, since a reference that is dropped may
+    never fire."""
+
+    ref: Any
+    ready: anyio.Event = attrs.field(factory=anyio.Event)
+    abandoned: bool = False
+
+
+class _Bridge:
+    """Wakes tasks of one event loop when objects exist. The callbacks come from a thread of
+    Ray's, which must not wait."""
+
+    def __init__(self) -> None:
+        self._token = anyio.lowlevel.current_token()
+        self._pending: dict[int, _Pending] = {}
+        self._fired: deque[int] = deque()
+        self._armed = False
+        self._count = 0
+        self._limiter = anyio.CapacityLimiter(_THREADS)
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        """Run something of Ray's that blocks. Cancelled: its result is dropped when it comes."""
+        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
+
+    async def result(self, ref: Any) -> Any:
+        """Return the result of a call, or raise what it failed with. Cancelled: it is dropped
+        when it comes."""
+        self._count += 1
+        number = self._count
+        pending = self._pending[number] = _Pending(ref)
+        if hasattr(ref, "_on_ready"):
+            ref._on_ready(lambda _: self._fire(number))
+        else:  # before ray 2.60: fetches the result as well
+            ref._on_completed(lambda _: self._fire(number))
+        try:
+            await pending.ready.wait()
+        except BaseException:
+            pending.abandoned = True
+            raise
+        try:
+            return ray.get(ref, timeout=0)  # small results are in this process already
+        except ray.exceptions.GetTimeoutError:
+            return await self.in_thread(partial(ray.get, ref))
+
+    def _fire(self, number: int) -> None:
+        """Called in a thread of Ray's, or in ours: never blocks, never raises."""
+        self._fired.append(number)
+        if not self._armed:
+            self._armed = True
+            try:
+                # Semi-private in anyio 4, which has no public call for this that does not wait for
+                # the loop.
+                self._token.backend_class.run_sync_soon(self._drain, (), self._token.native_token)
+            except RuntimeError:
+                self._armed = False  # the loop has ended, and so has everybody who waited
+
+    def _drain(self) -> None:
+        self._armed = False
+        while self._fired:
+            pending = self._pending.pop(self._fired.popleft(), None)
+            if pending is None:
+                continue
+            pending.ready.set()
+            if pending.abandoned:
+                _consume(pending.ref)
+
+
+def _consume(ref: Any) -> None:
+    """Look at a result that nobody wants: Ray complains about failures that were never looked
+    at."""
+    try:
+        ray.get(ref, timeout=0)
+    except Exception as error:  # noqa: BLE001  # whatever it is, it comes too late
+        _LOG.debug("dropped a late failure: %r", error)
+
+
+# The backend
+
+
+@attrs.define(slots=True, eq=False)
+class _RayWorker:
+    """An actor, and the call that tells of its death."""
+
+    actor: Any
+    node: str
+    hold: Any = None
+    """None: not called yet, or the last one failed because the actor was out of reach."""
+
+
+class RayBackend:
+    """Starts workers as actors (fulfils `WorkerBackend`). The handle of a lease is its placement
+    group.
+
+    For one event loop; `ray.init` has been called. Actors are not detached: they die with the
+    driver.
+
+    Raises:
+        RuntimeError: Ray is not initialised, or this is a Ray Client.
+    """
+
+    def __init__(self) -> None:
+        if not ray.is_initialized():
+            raise RuntimeError("Ray is not initialised: call ray.init() first")
+        if client.is_connected():  # type: ignore[no-untyped-call]  # ray has no types there
+            raise RuntimeError(
+                "this is a Ray Client (ray://), which hides when results are there and why actors "
+                "died: run the driver on a node of the cluster (as `ray job submit` does), with its "
+                "GCS address (host:6379)"
+            )
+        self._bridge: _Bridge | None = None
+        self._actor_class = ray.remote(RankWorker)
+
+    async def start(
+        self, node: str, index: int, nodes: int, handle: object, spec: WorkerSpec, /
+    ) -> object:
+        """Start an actor on bundle `index` of the placement group; returns when its supervisor is
+        ready.
+
+        Raises:
+            GangLostError: it did not come up; with what Ray knows of it.
+
+        Cancellation: the actor is killed.
+        """
+        if not isinstance(handle, PlacementGroup):
+            raise TypeError(f"expected the placement group of a lease, got {handle!r:.200}")
+        bridge = self._at_home()
+        options: dict[str, Any] = {
+            "num_cpus": spec.cpus,
+            "num_gpus": spec.gpus,
+            "resources": dict(spec.resources) or None,
+            "memory": spec.memory_bytes or None,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "max_concurrency": max(_MAX_CONCURRENCY, 4 * spec.slots + 100),
+            "runtime_env": dict(spec.runtime_env) or None,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                placement_group=handle,
+                placement_group_bundle_index=index,
+                placement_group_capture_child_tasks=False,
+            ),
+        }
+        actor = await self._make(bridge, options)
+        worker = _RayWorker(actor, node)
+        started = False
+        try:
+            await bridge.result(actor.start.remote(spec, node, index, nodes))
+            worker.hold = actor.hold.remote()
+            started = True
+        except ray.exceptions.RayError as error:
+            _, facts = await self.death(worker, error)
+            raise GangLostError(error, node, "start", facts) from error
+        finally:
+            if not started:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(_EXPLAIN_S):
+                    await self._kill(bridge, actor)
+        return worker
+
+    async def _make(self, bridge: _Bridge, options: Mapping[str, Any]) -> Any:
+        """Create the actor in a thread. Cancelled: it is killed, also when it comes to be later."""
+        made: list[Any] = []
+        unwanted: list[bool] = []
+
+        def make() -> None:
+            made.append(self._actor_class.options(**options).remote())
+            if unwanted:
+                ray.kill(made[0])
+
+        try:
+            await bridge.in_thread(make)
+        except BaseException:
+            unwanted.append(True)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_EXPLAIN_S):
+                for actor in made:
+                    await self._kill(bridge, actor)
+            raise
+        return made[0]
+
+    async def call(self, worker: object, method: str, payload: object, /) -> object:
+        """Call the supervisor.
+
+        Raises:
+            ray.exceptions.ActorDiedError: gone for good. Other subclasses of `RayError`: see
+            `is_unavailable`.
+        """
+        known, bridge = _ray(worker), self._at_home()
+        if method == "watch":
+            return await self._watch(bridge, known)
+        if _size(payload) > _LARGE_BYTES:
+            ref = await bridge.in_thread(partial(known.actor.call.remote, method, payload))
+        else:
+            ref = known.actor.call.remote(method, payload)
+        return await bridge.result(ref)
+
+    async def _watch(self, bridge: _Bridge, worker: _RayWorker) -> object:
+        if worker.hold is None:
+            worker.hold = worker.actor.hold.remote()
+        ref = worker.hold
+        try:
+            return await bridge.result(ref)
+        except ray.exceptions.ActorUnavailableError:
+            if worker.hold is ref:
+                worker.hold = None  # the next watch asks anew
+            raise
+
+    def is_unavailable(self, error: BaseException, /) -> bool:
+        """Whether the actor is only out of reach. An error from inside the actor
+        (`RayTaskError`) is not that."""
+        if isinstance(error, ray.exceptions.RayTaskError):
+            return False
+        return isinstance(error, ray.exceptions.ActorUnavailableError | ray.exceptions.RpcError)
+
+    async def kill(self, worker: object, /, *, timeout_s: float) -> bool:
+        """`ray.kill`, then wait until the GCS says DEAD.
+
+        True means what Ray knows: a process that is stopped, or cut off by the network, can outlive
+        it.
+        """
+        known, bridge = _ray(worker), self._at_home()
+        with anyio.move_on_after(timeout_s):
+            await self._kill(bridge, known.actor)
+            with anyio.move_on_after(timeout_s / 2):
+                await self._await_end(bridge, known)
+            delay_s = _CONFIRM_FIRST_S
+            while True:
+                record = await self._record(bridge, known.actor)
+                if record.get("State") == "DEAD":
+                    return True
+                await anyio.sleep(delay_s)
+                delay_s *= 2
+        return False
+
+    async def death(
+        self, worker: object, error: BaseException, /
+    ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
+        """Ask the GCS why the actor, or its node, died. The error itself is returned as it is.
+
+        Facts: `death_cause` (`RAY_KILL`, `WORKER_DIED`, `NODE_DIED`, `OUT_OF_SCOPE`, `OOM`,
+        `RUNTIME_ENV_FAILED`, `CREATION_TASK_FAILED`, `ACTOR_UNSCHEDULABLE`), `exit_type`,
+        `preempted`, `node_death_reason`, `pid`.
+        """
+        known, bridge = _ray(worker), self._at_home()
+        facts: dict[str, Attribute] = {}
+        if isinstance(error, ray.exceptions.RayTaskError):
+            return error, facts  # it lives: its own code raised
+        if isinstance(error, ray.exceptions.RayActorError):
+            facts["preempted"] = error.preempted
+        with anyio.move_on_after(_EXPLAIN_S):
+            record = await self._record(bridge, known.actor)
+            facts |= death_facts(record.get("DeathCause"))
+            if record.get("Pid"):
+                facts["pid"] = int(record["Pid"])
+            if facts.get("death_cause") in (None, "NODE_DIED"):
+                nodes = await bridge.in_thread(ray.nodes)
+                facts = {**node_facts(nodes, known.node), **facts}
+        return error, facts
+
+    async def _await_end(self, bridge: _Bridge, worker: _RayWorker) -> None:
+        try:
+            await self._watch(bridge, worker)
+        except ray.exceptions.RayError:
+            return
+
+    async def _kill(self, bridge: _Bridge, actor: Any) -> None:
+        try:
+            await bridge.in_thread(partial(ray.kill, actor, no_restart=True))
+        except Exception as error:  # noqa: BLE001  # dead already, or no GCS: the confirmation tells
+            _LOG.debug("ray.kill: %r", error)
+
+    async def _record(self, bridge: _Bridge, actor: Any) -> Mapping[str, Any]:
+        """Return what the GCS knows of an actor; empty when it knows nothing, or cannot be
+        asked."""
+        actor_id = actor._actor_id.hex()
+        try:
+            record: Mapping[str, Any] = await bridge.in_thread(
+                partial(ray._private.state.actors, actor_id)
+            )
+        except Exception as error:  # noqa: BLE001  # a private call of a system that may be down
+            _LOG.warning("the GCS does not tell of actor %s: %r", actor_id, error)
+            return {}
+        return record or {}
+
+    def _at_home(self) -> _Bridge:
+        if self._bridge is None:
+            self._bridge = _Bridge()
+        return self._bridge
+
+
+def death_facts(cause: Any) -> dict[str, Attribute]:
+    """Return what an `ActorDeathCause` says, as plain facts. Source: ray 2.60
+    `common_pb2.ActorDeathCause`."""
+    context = cause.WhichOneof("context") if cause is not None else None
+    if context is None:
+        return {}
+    if context != "actor_died_error_context":
+        name = context.removesuffix("_context").upper()
+        return {"death_cause": {"CREATION_TASK_FAILURE": "CREATION_TASK_FAILED"}.get(name, name)}
+    died = cause.actor_died_error_context
+    facts: dict[str, Attribute] = {
+        "death_cause": type(died).Reason.Name(died.reason),
+        "death_message": died.error_message[:1000],
+        "never_started": died.never_started,
+    }
+    if found := _EXIT_TYPE.search(died.error_message):
+        facts["exit_type"] = found[1]
+    if died.HasField("node_death_info"):
+        info = died.node_death_info
+        facts["node_death_reason"] = type(info).Reason.Name(info.reason)
+        if facts["node_death_reason"] == "AUTOSCALER_DRAIN_PREEMPTED":
+            facts["preempted"] = True
+    return facts
+
+
+def node_facts(nodes: list[dict[str, Any]], node: str) -> dict[str, Attribute]:
+    """Return what the cluster knows of a dead node; of a living or unknown one, nothing."""
+    for record in nodes:
+        if record.get("NodeID") == node and not record.get("Alive", True):
+            reason = record.get("DeathReason")
+            message = str(record.get("DeathReasonMessage") or "")[:1000]
+            return {
+                "death_cause": "NODE_DIED",
+                "node_death_reason": reason if isinstance(reason, int | str) else str(reason),
+                "node_death_message": message,
+            }
+    return {}
+
+
+def _size(payload: object) -> int:
+    """Estimate the bytes of a call's arguments, from the byte strings that can make them large."""
+    if isinstance(payload, tuple):
+        return sum(_size(part) for part in payload)
+    if isinstance(payload, bytes):
+        return len(payload)
+    args = getattr(payload, "args", ())
+    return sum(len(part) for part in args if isinstance(part, bytes))
+
+
+def _ray(worker: object) -> _RayWorker:
+    if not isinstance(worker, _RayWorker):
+        raise TypeError(f"expected a worker made by RayBackend, got {type(worker).__name__}")
+    return worker

@@ -1,0 +1,51 @@
+"""A program given as source text: for tests of workers, which then need no importable module."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import textwrap
+
+import attrs
+
+from thornback.pool.ports import ProgramResult, RankCall
+
+
+@attrs.define(slots=True, eq=False)
+class SourceProgram:
+    """Runs the body of a function of `call` (a `RankCall`) and `state` (a dict, kept between ranks).
+
+    What the body returns is the result, as JSON.
+    """
+
+    body: str
+    setup_body: str
+    state: dict[str, object] = attrs.field(factory=dict)
+
+    def setup(self, context: RankCall, /) -> None:
+        """Run the body of the set-up."""
+        _call(self.setup_body, context, self.state)
+
+    def run(self, context: RankCall, /) -> ProgramResult:
+        """Run the body; a `ProgramResult`, or what is put into `state["raw"]`, is returned as it is."""
+        value = _call(self.body, context, self.state)
+        if "raw" in self.state:
+            return self.state.pop("raw")  # type: ignore[return-value]  # on purpose: tests return nonsense
+        if isinstance(value, ProgramResult):
+            return value
+        return ProgramResult(result=None if value is None else json.dumps(value))
+
+
+def _call(body: str, call: RankCall, state: dict[str, object]) -> object:
+    source = "def body(call, state):\n" + textwrap.indent(textwrap.dedent(body) or "pass", "    ")
+    namespace: dict[str, object] = {}
+    exec(source, namespace)
+    function = namespace["body"]
+    assert callable(function)
+    value: object = function(call, state)
+    return value
+
+
+def source_program(body: str, setup: str = "pass") -> bytes:
+    """Return the blob of a program, for `load`."""
+    return pickle.dumps(SourceProgram(body, setup))

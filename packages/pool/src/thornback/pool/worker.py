@@ -1,0 +1,374 @@
+"""The supervisor: a worker's side of the pool. It keeps rank processes and never runs user code in
+its own.
+
+It knows neither Ray nor the driver. Its host calls `handle(method, payload)`: a Ray actor, or
+`python -m thornback.pool.worker` on a socket (see `workerserver.py`). The parts, from outside in:
+`assignments` (what is to be reported), `slots` (one rank at a time), `rankprocess` (one child),
+`nursery` and `forks` (the fork server that makes and ends children).
+
+Everything that user code can do comes back as data in a `Report`. What is raised here is a wrong
+call (`SupervisorRefused`). A worker that cannot go on ends its own process, so that the pool sees
+it lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import NoReturn
+
+import attrs
+
+from thornback.pool.assignments import Books, aged
+from thornback.pool.deaths import OomKills
+from thornback.pool.nursery import Nursery
+from thornback.pool.ports import Assignment, Beat, Report, WorkerSpec
+from thornback.pool.proctree import rss_bytes
+from thornback.pool.slots import Slot, SlotContext
+from thornback.pool.supervisorparams import SupervisorParams
+
+GAVE_UP_EXIT_CODE = 70
+_KEPT_REPORTS = 64
+_REMEMBERED = 4096
+
+
+class SupervisorRefused(Exception):
+    """The call was wrong, or came after the end: unlike a rank's failure, which is data in a
+    report."""
+
+
+@attrs.define(slots=True, eq=False)
+class _Entry:
+    """An assignment that this worker has accepted."""
+
+    books: Books
+    first_made: asyncio.Event = attrs.field(factory=asyncio.Event)
+    last_made: asyncio.Event = attrs.field(factory=asyncio.Event)
+    slot: Slot | None = None
+    timer: asyncio.TimerHandle | None = None
+
+
+def end_this_process(reason: str) -> NoReturn:
+    """End the worker, so that the pool sees it lost; the fork server then ends all rank
+    processes."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"thornback: the worker gives up: {reason}", file=sys.stderr, flush=True)
+    os._exit(GAVE_UP_EXIT_CODE)
+
+
+class Supervisor:
+    """Runs assignments in `spec.slots` rank processes. All methods belong to one asyncio event
+    loop."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        node: str,
+        node_index: int = 0,
+        nodes: int = 1,
+        *,
+        params: SupervisorParams | None = None,
+        give_up: Callable[[str], None] = end_this_process,
+    ) -> None:
+        """Make it, not started.
+
+        Args:
+            spec: what the worker is like.
+            node: name of the node, for outcomes.
+            node_index: position of this worker in its gang of `nodes`.
+            nodes: size of the gang.
+            params: bounds.
+            give_up: called with the reason when the worker cannot go on; it should end the process.
+        """
+        if spec.slots < 1:
+            raise SupervisorRefused(f"a worker needs at least 1 slot, got {spec.slots}")
+        self._params = params or SupervisorParams()
+        self._give_up = give_up
+        self._blobs: dict[str, bytes] = {}
+        self._entries: dict[int, _Entry] = {}
+        self._forgotten: dict[int, None] = {}
+        self._queue: asyncio.Queue[_Entry] = asyncio.Queue()
+        self._oom = OomKills()
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._closing: asyncio.Task[bool] | None = None
+        self._started = False
+        self._closed = asyncio.Event()
+        self._nursery = Nursery(
+            spec,
+            node_index,
+            nodes,
+            params=self._params,
+            blob=self._blobs.get,
+            give_up=give_up,
+        )
+        context = SlotContext(
+            spec=spec,
+            node=node,
+            node_index=node_index,
+            nodes=nodes,
+            params=self._params,
+            blobs=self._blobs,
+            start_process=self._nursery.start_process,
+            stuck=self._nursery.stuck,
+            oom_risen=self._oom.risen,
+        )
+        self._slots = [Slot(index, context) for index in range(spec.slots)]
+
+    # -- for the host ----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the fork server; return when it has answered. Modules are preloaded after that.
+
+        Raises:
+            ForkServerLost: it did not start within `fork_server_s`. Nothing is left running.
+            OSError: there is no place for the logs.
+        """
+        try:
+            await self._nursery.start()
+        except BaseException:
+            await self.close()
+            raise
+        self._started = True
+        for slot in self._slots:
+            self._spawn(self._serve(slot))
+        self._spawn(self._tick())
+
+    async def handle(self, method: str, payload: object) -> object:
+        """Dispatch a call of the pool: the one entry for all hosts.
+
+        Payloads: `load` (key, blob); `run` (assignment, ack); `wait` (assignment id, ack); `recall`
+        (assignment id, kill); `beat` ack; `watch` and `close`: anything. `ack` is a tuple of the
+        ids of assignments whose final report has arrived.
+
+        Raises:
+            SupervisorRefused: an unknown method or payload, or what the method raises.
+        """
+        match method, payload:
+            case "load", (str(key), bytes(blob)):
+                await self.load(key, blob)
+                return None
+            case "run", (Assignment() as assignment, ack):
+                return await self.run(assignment, _ids(ack))
+            case "wait", (int(number), ack):
+                return await self.wait(number, _ids(ack))
+            case "recall", (int(number), bool(kill)):
+                await self.recall(number, kill=kill)
+                return None
+            case "beat", ack:
+                return await self.beat(_ids(ack))
+            case "watch", _:
+                await self.watch()
+                return None
+            case "close", _:
+                return await self.close()
+        raise SupervisorRefused(
+            f"no method {method!r} for a payload of {type(payload).__name__}: expected load, run, "
+            "wait, recall, beat, watch or close with the payload that `Supervisor.handle` describes"
+        )
+
+    async def load(self, key: str, blob: bytes) -> None:
+        """Keep a blob (a program or an input) for the rank processes. Again: a no-op."""
+        self._blobs.setdefault(key, blob)
+
+    async def run(self, assignment: Assignment, ack: Sequence[int] = ()) -> Report:
+        """Accept an assignment and return its first report: everything, or what there is after
+        `reclaim_s`.
+
+        An assignment that has run for `reclaim_s` hands back what it has not started and goes on
+        with the running rank: then the report is not final, and `wait` returns the rest. One that
+        has waited for a slot for so long hands back everything. Called again with the same id:
+        nothing is run twice, the same report is returned.
+
+        Raises:
+            SupervisorRefused: the worker is closed, has 2 assignments per slot already, lacks the
+            program, or has
+                forgotten the assignment because it was acknowledged.
+
+        Cancellation: the assignment goes on; `recall` ends it.
+        """
+        self._acknowledge(ack)
+        entry = self._entries.get(assignment.assignment) or self._accept(assignment)
+        await entry.first_made.wait()
+        return self._sendable(entry.books.first)
+
+    async def wait(self, number: int, ack: Sequence[int] = ()) -> Report:
+        """Return the final report, again if asked again, until it is acknowledged. Raises as
+        `run`."""
+        self._acknowledge(ack)
+        entry = self._entries.get(number)
+        if entry is None:
+            raise SupervisorRefused(f"assignment {number} is not known here: it must be run first")
+        await entry.last_made.wait()
+        return self._sendable(entry.books.last)
+
+    async def recall(self, number: int, *, kill: bool) -> None:
+        """Hand back what has not started; with `kill` also the running rank, whose tree is killed.
+        Unknown: a no-op."""
+        entry = self._entries.get(number)
+        if entry is None or entry.books.over:
+            return
+        entry.books.hand_back()
+        if kill and entry.slot is not None and entry.books.running is not None:
+            entry.slot.recall()  # the report follows with its end
+        else:
+            self._report(entry)
+
+    async def beat(self, ack: Sequence[int] = ()) -> Beat:
+        """Tell that the worker lives, and what it runs."""
+        self._acknowledge(ack)
+        return Beat(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            rss_bytes=rss_bytes(os.getpid()),
+            running=tuple(each for slot in self._slots if (each := slot.running()) is not None),
+        )
+
+    async def watch(self) -> None:
+        """Return when the worker is closed: to be kept pending, so that its death is noticed at
+        once."""
+        await self._closed.wait()
+
+    async def close(self) -> bool:
+        """End all rank processes with their trees, and the fork server. Idempotent, bounded. True:
+        nothing is left.
+
+        Cancellation: the closing goes on.
+        """
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        return await asyncio.shield(self._closing)
+
+    # -- assignments -----------------------------------------------------------------------------
+
+    def _accept(self, work: Assignment) -> _Entry:
+        number, limit = work.assignment, 2 * len(self._slots)
+        size = sum(map(len, work.ranks))
+        live = sum(not entry.books.over for entry in self._entries.values())
+        refusal = ""
+        if self._closing is not None or not self._started:
+            refusal = "the worker is not running"
+        elif number in self._forgotten:
+            refusal = "it is over and was acknowledged"
+        elif live >= limit:
+            refusal = f"this worker has {live} already, at most {limit} (2 per slot) are expected"
+        elif work.program not in self._blobs:
+            refusal = f"its program {work.program!r} is not loaded: call load first"
+        elif size == 0:
+            refusal = "it has no ranks"
+        elif work.args and len(work.args) != size:
+            refusal = f"expected args for all of its {size} ranks or none, got {len(work.args)}"
+        if refusal:
+            raise SupervisorRefused(f"assignment {number} is refused: {refusal}")
+        entry = self._entries[number] = _Entry(books=Books(work=work))
+        self._arm(entry)
+        self._queue.put_nowait(entry)
+        return entry
+
+    async def _serve(self, slot: Slot) -> None:
+        """Run assignments in a slot, one after the other, for ever."""
+        now = asyncio.get_running_loop().time
+        while True:
+            entry = await self._queue.get()
+            if entry.books.over:  # handed back while it waited
+                continue
+            entry.slot = slot
+            self._arm(entry)
+            while (item := entry.books.begin()) is not None:
+                outcome = await slot.run(entry.books.work, *item)
+                entry.books.end(outcome, now())
+            self._report(entry)
+
+    def _arm(self, entry: _Entry) -> None:
+        if entry.timer is not None:
+            entry.timer.cancel()
+        loop = asyncio.get_running_loop()
+        entry.timer = loop.call_later(self._params.reclaim_s, self._reclaim, entry)
+
+    def _reclaim(self, entry: _Entry) -> None:
+        entry.books.hand_back()
+        self._report(entry)
+
+    def _report(self, entry: _Entry) -> None:
+        entry.books.report(asyncio.get_running_loop().time())
+        if entry.books.first is not None:
+            entry.first_made.set()
+            if entry.timer is not None:
+                entry.timer.cancel()
+        if entry.books.last is not None:
+            entry.last_made.set()
+
+    def _sendable(self, part: tuple[Report, float] | None) -> Report:
+        if part is None:
+            raise SupervisorRefused("the worker is closed")
+        return aged(part, asyncio.get_running_loop().time())
+
+    def _acknowledge(self, ack: Sequence[int]) -> None:
+        """Drop reports that have arrived, and the oldest of too many that nobody acknowledges."""
+        over = [number for number, entry in self._entries.items() if entry.books.last is not None]
+        spare = len(over) - _KEPT_REPORTS
+        for position, number in enumerate(over):
+            if number in ack or position < spare:
+                del self._entries[number]
+                self._forgotten[number] = None
+        while len(self._forgotten) > _REMEMBERED:
+            del self._forgotten[next(iter(self._forgotten))]
+
+    async def _tick(self) -> None:
+        ticks_per_s = max(1, round(1.0 / self._params.tick_s))
+        ticks = 0
+        while True:
+            await asyncio.sleep(self._params.tick_s)
+            ticks += 1
+            for slot in self._slots:
+                slot.check()
+            if ticks % ticks_per_s == 0:
+                self._oom.sample()
+
+    # -- tasks and the end -----------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks[task] = None
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._give_up(f"a bug in the supervisor: {type(error).__name__}: {error}")
+
+    async def _close(self) -> bool:
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for entry in self._entries.values():
+            if entry.timer is not None:
+                entry.timer.cancel()
+            entry.first_made.set()
+            entry.last_made.set()
+        gone = await self._nursery.close()
+        for slot in self._slots:
+            slot.close()
+        self._closed.set()
+        return gone
+
+
+def _ids(ack: object) -> Sequence[int]:
+    match ack:
+        case int():
+            return (ack,)
+        case tuple() | list() if all(isinstance(each, int) for each in ack):
+            return ack
+        case None:
+            return ()
+    raise SupervisorRefused(f"expected ids of assignments as ack, got {type(ack).__name__}")
+
+
+if __name__ == "__main__":
+    from thornback.pool.workerserver import main
+
+    sys.exit(main())

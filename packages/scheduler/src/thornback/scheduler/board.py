@@ -1,0 +1,254 @@
+"""The scheduler's books, and the elementary entries: open, close, bind, dispatch, take back, wake.
+
+Every entry keeps the books whole by itself (states, lanes, counters) and writes the command that
+goes with it. *When* to make which entry is decided in `feeding`, `opening`, `judging` and
+`settling`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from bisect import insort
+from collections import deque
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import attrs
+
+from thornback.scheduler.commands import (
+    CloseGang,
+    Command,
+    Dispatch,
+    OpenGang,
+    Recall,
+    RunState,
+    ShapeKey,
+)
+from thornback.scheduler.gangs import Assignment, Gang, Lane, Shape
+from thornback.scheduler.params import SchedulerParams, StagePlan
+from thornback.scheduler.ports import Dependencies
+from thornback.scheduler.ranges import NO_LIMIT
+from thornback.scheduler.stages import Stage
+from thornback.scheduler.states import GangMove, GangState, RankMove, RankState, UsageError
+from thornback.scheduler.suspicion import Suspicion
+
+F = TypeVar("F")
+
+
+@attrs.define(slots=True)
+class Ending:
+    """The run ends before its work is done."""
+
+    state: RunState
+    reason: str
+    kill: bool = False
+    """Running ranks are killed."""
+    unrecorded: bool = False
+    """The journal has failed: nothing more is recorded, and nothing is waited for."""
+
+
+class Board(Generic[F]):
+    """All that the scheduler knows."""
+
+    def __init__(
+        self,
+        plans: Sequence[StagePlan[F]],
+        dependencies: Dependencies,
+        params: SchedulerParams,
+        seed: int,
+    ) -> None:
+        _check_shapes(plans)
+        self.params = params
+        self.dependencies = dependencies
+        self.stages = [Stage(number, plan, params) for number, plan in enumerate(plans)]
+        self.lanes: list[Lane[F]] = []
+        """In the order of priority."""
+        self.shapes: dict[ShapeKey, Shape[F]] = {}
+        self.gangs: dict[int, Gang[F]] = {}
+        self.assignments: dict[int, Assignment[F]] = {}
+        self.next_gang = 0
+        self.next_assignment = 0
+        self.closed = 0
+        """Gangs that are gone."""
+        self.now = 0.0
+        self.out: list[Command] = []
+        self.started = False
+        self.ending: Ending | None = None
+        self.finished = False
+        self.suspicion = Suspicion(params.parole_s, params.max_parole_s)
+        self.slow: str | None = None
+        """Why nothing is dispatched until the journal has caught up."""
+        self.drains: dict[str, float] = {}
+        """Nodes that will go away, and when."""
+        self.unrecorded: deque[tuple[float, Stage[F], list[range]]] = deque()
+        """Successes that are not durable yet, oldest first."""
+        self.ended_ranks: deque[tuple[Stage[F], list[range], bool]] = deque()
+        """Ends that the dependencies have not been told yet."""
+        self._seed = seed
+        self._timers: list[tuple[float, int, int, int]] = []
+        self._timers_made = 0
+        for stage in self.stages:
+            self.lane(stage, None)
+
+    # -- lanes and time ----------------------------------------------------------------------------
+
+    def lane(self, stage: Stage[F], memory_bytes: int | None) -> Lane[F]:
+        """Return the lane of a stage with so much memory; made when first asked for."""
+        for lane in stage.lanes:
+            if lane.shape.key.memory_bytes == memory_bytes:
+                return lane
+        key = ShapeKey(stage.plan.shape, memory_bytes)
+        shape = self.shapes.setdefault(key, Shape(key))
+        lane = Lane(stage, shape)
+        stage.lanes.append(lane)
+        insort(shape.lanes, lane, key=lambda known: known.order)
+        insort(self.lanes, lane, key=lambda known: known.order)
+        return lane
+
+    def lane_of(self, stage: Stage[F], rank: int) -> Lane[F]:
+        """Return the lane in which a rank that has failed is tried again."""
+        return self.lane(stage, stage.failures[rank].memory_bytes)
+
+    def wake(self, at: float, stage: int = -1, rank: int = -1) -> None:
+        """Look again at that time; with a rank: it is due then."""
+        self._timers_made += 1
+        heapq.heappush(self._timers, (at, self._timers_made, stage, rank))
+
+    @property
+    def wake_at(self) -> float | None:
+        """The next time to look; None: only an event can change anything."""
+        if self.finished or self.ending is not None or not self._timers:
+            return None
+        return self._timers[0][0]
+
+    def due(self) -> list[tuple[int, int]]:
+        """Take the ranks whose time has come, as (stage, rank)."""
+        ranks: list[tuple[int, int]] = []
+        while self._timers and self._timers[0][0] <= self.now:
+            _, _, stage, rank = heapq.heappop(self._timers)
+            if rank >= 0:
+                ranks.append((stage, rank))
+        return ranks
+
+    def timed(self) -> list[tuple[int, int]]:
+        """Return the ranks that have a timer, as (stage, rank): for checks."""
+        return [(stage, rank) for _, _, stage, rank in self._timers if rank >= 0]
+
+    def draw(self, stage: int, rank: int, attempt: int) -> float:
+        """Return the jitter in [0, 1) of one attempt: a hash, so that a run can be repeated."""
+        text = f"{self._seed}:{stage}:{rank}:{attempt}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / (1 << 48)
+
+    # -- gangs -------------------------------------------------------------------------------------
+
+    def open(self, lane: Lane[F]) -> None:
+        """Ask for a gang."""
+        first = [node for node, by in self.drains.items() if by > self.now]
+        if lane.alone and not lane.ready.count:
+            first += lane.stage.failures[lane.alone[0]].avoid
+        avoid = () if lane.try_anywhere else self.suspicion.avoid(first, self.now)
+        gang = Gang(number=self.next_gang, lane=lane, asked_at=self.now, avoid=avoid)
+        self.next_gang += 1
+        self.gangs[gang.number] = gang
+        lane.place(gang)
+        self.out.append(OpenGang(gang=gang.number, shape=lane.shape.key, avoid=avoid))
+
+    def close(
+        self, gang: Gang[F], move: GangMove = GangMove.UNWANTED, *, kill: bool = False
+    ) -> None:
+        """Send the one `CloseGang` of a gang that holds no assignment any more."""
+        if gang.live:
+            raise UsageError(f"gang {gang.number} still holds assignments {list(gang.live)}")
+        if gang.state is not GangState.CLOSING:
+            gang.move(move)
+            gang.lane.drop(gang)
+            self.out.append(CloseGang(gang=gang.number, kill=kill))
+
+    def bind(self, gang: Gang[F], lane: Lane[F]) -> None:
+        """Hand a gang without work over to another lane of its shape."""
+        gang.lane.drop(gang)
+        gang.lane = lane
+        gang.yields_to = None
+        gang.kept = False
+        gang.ahead = True
+        gang.finished = 0
+        lane.place(gang)
+
+    # -- assignments -------------------------------------------------------------------------------
+
+    def dispatch(self, lane: Lane[F], gang: Gang[F], ranks: list[range], limit: int) -> None:
+        """Hand ready ranks, already taken from their queue, to a gang."""
+        stage = lane.stage
+        for piece in ranks:
+            stage.move(piece, RankState.READY, RankMove.DISPATCHED)
+        record = stage.failures.get(ranks[0].start) if len(ranks) == len(ranks[0]) == 1 else None
+        assignment = Assignment(
+            number=self.next_assignment,
+            gang=gang,
+            stage=stage,
+            outstanding=ranks,
+            limit=limit,
+            retried=record is not None,
+        )
+        self.next_assignment += 1
+        self.assignments[assignment.number] = assignment
+        gang.live[assignment.number] = assignment
+        lane.place(gang)
+        self.out.append(
+            Dispatch(
+                gang=gang.number,
+                assignment=assignment.number,
+                stage=stage.number,
+                ranks=tuple(ranks),
+                attempt=record.attempt if record else 1,
+                timeout_factor=record.timeout_factor if record else 1.0,
+            )
+        )
+
+    def free_slot(self, assignment: Assignment[F]) -> None:
+        """Forget an assignment of which nothing is outstanding."""
+        gang = assignment.gang
+        del self.assignments[assignment.number]
+        del gang.live[assignment.number]
+        if gang.state is not GangState.CLOSING:
+            gang.lane.place(gang)
+
+    def recall(self, assignment: Assignment[F], *, kill: bool = False) -> None:
+        """Ask for what is not started, or for all; each once."""
+        if assignment.recalled and (assignment.killed or not kill):
+            return
+        assignment.recalled = True
+        assignment.killed = kill
+        self.out.append(Recall(assignment=assignment.number, kill=kill))
+
+    # -- ready ranks -------------------------------------------------------------------------------
+
+    def queue(self, stage: Stage[F], ranks: Sequence[range], limit: int = NO_LIMIT) -> None:
+        """Queue ranks that came back to READY; those that have failed before travel alone."""
+        if len(ranks) == 1 and len(ranks[0]) == 1 and ranks[0].start in stage.failures:
+            self.queue_alone(stage, ranks[0].start)
+        else:
+            self.lane(stage, None).ready.give_back(ranks, limit)
+
+    def queue_alone(self, stage: Stage[F], rank: int) -> None:
+        """Queue a READY rank that has failed before."""
+        record = stage.failures[rank]
+        record.ready_at = self.now
+        self.lane_of(stage, rank).alone.append(rank)
+        if record.avoid:
+            self.wake(self.now + self.params.avoid_wait_s)
+
+
+def _check_shapes(plans: Sequence[StagePlan[F]]) -> None:
+    if not plans:
+        raise UsageError("A run needs at least one stage.")
+    first: dict[int, int] = {}
+    for number, plan in enumerate(plans):
+        other = plans[first.setdefault(plan.shape, number)]
+        if (plan.slots, plan.nodes) != (other.slots, other.nodes):
+            raise UsageError(
+                f"Stages {first[plan.shape]} and {number} have the same shape {plan.shape} but "
+                f"(slots, nodes) {(other.slots, other.nodes)} and {(plan.slots, plan.nodes)}: give "
+                "them different shapes."
+            )

@@ -1,0 +1,121 @@
+"""Hand ready ranks to free slots: idle slots first, in the order of priority, then one in advance."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from thornback.scheduler.board import Board
+from thornback.scheduler.gangs import Gang, Lane
+from thornback.scheduler.ranges import NO_LIMIT
+from thornback.scheduler.settling import pressure
+from thornback.scheduler.stages import one
+
+F = TypeVar("F")
+LOOKED_AT = 16
+"""Retried ranks that are looked at for one that may run on a node: more would make an event cost
+O(ranks)."""
+
+
+def feed(board: Board[F]) -> None:
+    """Dispatch what can be dispatched."""
+    board.slow = pressure(board)
+    if board.slow is not None:
+        return
+    for lane in board.lanes:
+        while lane.waiting:
+            gang = _free_gang(board, lane) or _borrowed(board, lane)
+            if gang is None:
+                break
+            _dispatch(board, lane, gang)
+    for lane in board.lanes:
+        if lane.waiting and lane.draining:
+            _feed_draining(board, lane)
+        if lane.ready.count and lane.queueable:
+            _queue_ahead(board, lane)
+
+
+def _free_gang(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
+    """Return a gang of the lane with an idle slot that something ready may use."""
+    if lane.ready.count:
+        return next(iter(lane.free.values()), None)
+    return next((g for g in lane.free.values() if _retried_for(board, lane, g) is not None), None)
+
+
+def _borrowed(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
+    """Take over an idle gang of equal shape: one whose own work is done, or has less priority."""
+    if len(lane.shape.lanes) == 1 or lane.stage.room < 1:
+        return None
+    for other in reversed(lane.shape.lanes):
+        if other is lane or not other.idle:
+            continue
+        if other.waiting and other.stage.plan.priority >= lane.stage.plan.priority:
+            continue
+        for gang in other.idle.values():
+            if other.waiting and gang.kept:
+                continue
+            if lane.ready.count or _retried_for(board, lane, gang) is not None:
+                board.bind(gang, lane)
+                return gang
+    return None
+
+
+def _dispatch(board: Board[F], lane: Lane[F], gang: Gang[F]) -> None:
+    rank = _retried_for(board, lane, gang)
+    if rank is not None:
+        lane.alone.remove(rank)
+        board.dispatch(lane, gang, list(one(rank)), NO_LIMIT)
+    else:
+        ranks, limit = lane.ready.take(_size(lane))
+        board.dispatch(lane, gang, ranks, limit)
+
+
+def _size(lane: Lane[F]) -> int:
+    if lane.stage.plan.nodes > 1:
+        return 1
+    return lane.stage.pace.size(lane.ready.count, len(lane.usable) * lane.slots)
+
+
+def _retried_for(board: Board[F], lane: Lane[F], gang: Gang[F]) -> int | None:
+    """Return a rank that has failed before and may run in this gang."""
+    for position, rank in enumerate(lane.alone):
+        if position == LOOKED_AT:
+            return None
+        record = lane.stage.failures[rank]
+        if not any(node in record.avoid for node in gang.nodes):
+            return rank
+        if board.now - record.ready_at >= board.params.avoid_wait_s:
+            return rank
+        if not _elsewhere(lane, record.avoid):
+            return rank
+    return None
+
+
+def _elsewhere(lane: Lane[F], avoid: list[str]) -> bool:
+    """Whether a gang off these nodes is ready: else waiting for one would be for nothing."""
+    return any(not any(node in avoid for node in g.nodes) for g in lane.usable.values())
+
+
+def _queue_ahead(board: Board[F], lane: Lane[F]) -> None:
+    """Give busy slots an assignment in advance, so that short ranks do not wait for messages."""
+    mean_s = lane.stage.pace.mean_s
+    if mean_s is None or mean_s >= board.params.reclaim_s or lane.stage.plan.nodes > 1:
+        return
+    while lane.queueable and lane.ready.count and lane.ready.first_limit == NO_LIMIT:
+        gang = next(iter(lane.queueable.values()))
+        ranks, limit = lane.ready.take(_size(lane))
+        board.dispatch(lane, gang, ranks, limit)
+
+
+def _feed_draining(board: Board[F], lane: Lane[F]) -> None:
+    """Give a gang on a draining node what it can finish in time; nothing where that is not known."""
+    mean_s = lane.stage.pace.mean_s
+    if mean_s is None or lane.stage.plan.nodes > 1:
+        return
+    for gang in list(lane.draining.values()):
+        while len(gang.live) < lane.slots and gang.yields_to is None and lane.ready.count:
+            left_s = ((gang.drain_by or 0.0) - board.now) * board.params.drain_share
+            fits = int(left_s / mean_s) if mean_s > 0 else (NO_LIMIT if left_s > 0 else 0)
+            if fits < 1:
+                break
+            ranks, limit = lane.ready.take(min(fits, _size(lane)))
+            board.dispatch(lane, gang, ranks, limit)

@@ -1,0 +1,196 @@
+"""Gangs as intent, the assignments they hold, and the lanes that bind them to work.
+
+A **lane** is where work and gangs of one stage and one shape meet: ready ranks, gangs that are
+opening or ready, and what is known about opening more. A stage has one lane for its own shape and
+one for each amount of memory that was given as a remedy. A gang is bound to one lane at a time;
+lanes of equal shape hand idle gangs over.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Generic, TypeVar
+
+import attrs
+
+from thornback.scheduler.commands import ShapeKey
+from thornback.scheduler.ranges import NO_LIMIT, ReadyRanges, split, total
+from thornback.scheduler.stages import Stage
+from thornback.scheduler.states import GangMove, GangState, after_gang_move
+
+F = TypeVar("F")
+
+
+@attrs.define(slots=True, eq=False, kw_only=True)
+class Assignment(Generic[F]):
+    """Ranks of one stage for one slot of a gang; `outstanding` is the fence."""
+
+    number: int
+    gang: Gang[F]
+    stage: Stage[F]
+    outstanding: list[range]
+    limit: int
+    """The least batch limit among its ranks."""
+    retried: bool
+    """One rank that has failed before."""
+    recalled: bool = False
+    killed: bool = False
+    size: int = 0
+    left: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.size = self.left = total(self.outstanding)
+
+    @property
+    def suspect(self) -> bool:
+        """Its ranks are to be told apart from others: nothing is queued behind them or before them."""
+        return self.retried or self.limit < NO_LIMIT
+
+    def settle(self, given: list[range]) -> list[range]:
+        """Strike out what is reported; return those that were outstanding."""
+        taken, self.outstanding = split(self.outstanding, given)
+        self.left -= total(taken)
+        return taken
+
+
+@attrs.define(slots=True, eq=False, kw_only=True)
+class Gang(Generic[F]):
+    """A gang that was asked for and is not gone."""
+
+    number: int
+    lane: Lane[F]
+    asked_at: float
+    avoid: tuple[str, ...] = ()
+    state: GangState = GangState.OPENING
+    ready_at: float = 0.0
+    nodes: tuple[str, ...] = ()
+    live: dict[int, Assignment[F]] = attrs.field(factory=dict)
+    """Its assignments, oldest first: the first `slots` of them can be running."""
+    drain_by: float | None = None
+    yields_to: Lane[F] | None = None
+    """Gets no more work: the next free moment belongs to another lane."""
+    kept: bool = False
+    """Won by the yield rule: a higher priority does not take it back at once."""
+    ahead: bool = True
+    """May hold a second assignment per slot: its last one did not come straight back."""
+    finished: int = 0
+    """Ranks that it has run with success."""
+
+    def move(self, move: GangMove) -> bool:
+        """Move; True if that changed anything: else it was a stale event. Raises
+        `InvalidTransition`."""
+        target = after_gang_move(self.state, move, f"gang {self.number}, nodes {self.nodes}")
+        if target is self.state:
+            return False
+        self.state = target or self.state
+        return True
+
+    @property
+    def usable(self) -> bool:
+        """Takes any work."""
+        return self.state is GangState.READY and self.drain_by is None and self.yields_to is None
+
+    @property
+    def has_suspect(self) -> bool:
+        return any(assignment.suspect for assignment in self.live.values())
+
+
+class Lane(Generic[F]):
+    """Work and gangs of one stage and one shape."""
+
+    def __init__(self, stage: Stage[F], shape: Shape[F]) -> None:
+        self.stage = stage
+        self.shape = shape
+        self.order = (*stage.order, shape.key.memory_bytes or 0)
+        self.slots = 1 if shape.key.memory_bytes is not None else stage.plan.slots
+        self.ready = ReadyRanges()
+        self.alone: deque[int] = deque()
+        """Ready ranks that have failed before: each travels alone."""
+        self.backoff = 0
+        self.opening: dict[int, Gang[F]] = {}
+        self.gangs: dict[int, Gang[F]] = {}
+        """All that are READY; the following are parts of it, in the order in which they came free.
+        """
+        self.usable: dict[int, Gang[F]] = {}
+        self.free: dict[int, Gang[F]] = {}
+        """Usable with an idle slot."""
+        self.idle: dict[int, Gang[F]] = {}
+        """Usable and without any work."""
+        self.queueable: dict[int, Gang[F]] = {}
+        """Usable, every slot busy, with place for an assignment in advance."""
+        self.draining: dict[int, Gang[F]] = {}
+        self.yielding: dict[int, Gang[F]] = {}
+        self.retry_at = 0.0
+        """Not before that is another gang asked for."""
+        self.failed_openings = 0
+        self.try_anywhere = False
+        """The next gang is asked for without avoiding a node."""
+        self.starved_at: float | None = None
+        """Since when it has ready ranks and no usable gang."""
+        self.next_yield_at = 0.0
+        self.yielding_to: Lane[F] | None = None
+        self.yielding_until = 0.0
+        self.empty_at: float | None = None
+        """Since when it has no ready ranks."""
+
+    @property
+    def waiting(self) -> int:
+        """Ranks that are ready."""
+        return self.ready.count + len(self.alone)
+
+    @property
+    def starves(self) -> bool:
+        """Has ready ranks, and has had no usable gang for some time."""
+        return self.starved_at is not None and self.waiting > 0 and not self.usable
+
+    def place(self, gang: Gang[F]) -> None:
+        """Put a gang of this lane into the parts it belongs to. O(1)."""
+        number, live = gang.number, len(gang.live)
+        is_ready = gang.state is GangState.READY
+        _keep(self.opening, gang, gang.state is GangState.OPENING)
+        _keep(self.gangs, gang, is_ready)
+        _keep(self.draining, gang, is_ready and gang.drain_by is not None)
+        _keep(self.yielding, gang, is_ready and gang.yields_to is not None)
+        _keep(self.usable, gang, gang.usable)
+        _keep(self.free, gang, gang.usable and live < self.slots)
+        _keep(self.idle, gang, gang.usable and not live)
+        may_queue = self.slots <= live < 2 * self.slots and gang.ahead
+        if may_queue and gang.usable and not gang.has_suspect:
+            self.queueable[number] = gang
+        else:
+            self.queueable.pop(number, None)
+
+    def drop(self, gang: Gang[F]) -> None:
+        """Take a gang out of the lane."""
+        for part in (
+            self.opening,
+            self.gangs,
+            self.draining,
+            self.yielding,
+            self.usable,
+            self.free,
+            self.idle,
+            self.queueable,
+        ):
+            part.pop(gang.number, None)
+
+
+def _keep(part: dict[int, Gang[F]], gang: Gang[F], belongs: bool) -> None:
+    if not belongs:
+        part.pop(gang.number, None)
+    elif gang.number not in part:
+        part[gang.number] = gang
+
+
+@attrs.define(slots=True, eq=False)
+class Shape(Generic[F]):
+    """Lanes of equal shape: their gangs can be handed over."""
+
+    key: ShapeKey
+    lanes: list[Lane[F]] = attrs.field(factory=list)
+    """In the order of priority."""
+
+    @property
+    def opening(self) -> int:
+        """Gangs of this shape that were asked for and not answered."""
+        return sum(len(lane.opening) for lane in self.lanes)

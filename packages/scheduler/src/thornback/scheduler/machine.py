@@ -1,0 +1,371 @@
+"""The scheduler: events in, commands out. Synchronous, without clock, random source or I/O.
+
+`handle` first enters the event into the books (stale events change nothing), then lets the books
+settle: ranks whose delay is over become ready, lanes yield, free slots are fed, gangs are asked for
+or given up, and the run ends when nothing is left. The theory of operation stands in `states.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar, assert_never
+
+from thornback.scheduler import settling
+from thornback.scheduler.board import Board, Ending
+from thornback.scheduler.checks import check
+from thornback.scheduler.commands import Command, FinishRun, RunState
+from thornback.scheduler.events import (
+    CancelRequested,
+    Event,
+    GangClosed,
+    GangLost,
+    GangReady,
+    JournalFailed,
+    NodeDraining,
+    RankFailed,
+    Ranks,
+    RanksReturned,
+    RanksSucceeded,
+    Recorded,
+    RunStarted,
+    Ticked,
+)
+from thornback.scheduler.feeding import feed
+from thornback.scheduler.gangs import Assignment, Gang
+from thornback.scheduler.judging import gang_lost, rank_failed
+from thornback.scheduler.opening import adjust, make_yield, why_not_asked
+from thornback.scheduler.params import SchedulerParams, StageCounts, StagePlan
+from thornback.scheduler.ports import Dependencies
+from thornback.scheduler.ranges import normalised
+from thornback.scheduler.stages import Stage, one
+from thornback.scheduler.states import (
+    GangMove,
+    GangState,
+    InvalidTransition,
+    RankState,
+    UsageError,
+)
+
+F = TypeVar("F")
+
+
+class Scheduler(Generic[F]):
+    """Decides for one run. Feed it every event, carry out every command, and tell it when `wake_at`
+    comes."""
+
+    def __init__(
+        self,
+        stages: Sequence[StagePlan[F]],
+        dependencies: Dependencies,
+        params: SchedulerParams | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Take the stages in the order of the job.
+
+        Args:
+            stages: one plan each; `stage` in events and commands is the position here.
+            dependencies: which ranks may run; asked and told by this scheduler alone.
+            params: tuning; None: the defaults.
+            seed: of the jitter; runs with equal seeds, events and times give equal commands.
+
+        Raises:
+            UsageError: no stages, or stages of one shape that differ in slots or nodes.
+        """
+        self._board: Board[F] = Board(stages, dependencies, params or SchedulerParams(), seed)
+
+    # -- what the driver asks ----------------------------------------------------------------------
+
+    @property
+    def wake_at(self) -> float | None:
+        """When `Ticked` is due at the latest, on the clock of `now`; None: no timer is set."""
+        return self._board.wake_at
+
+    @property
+    def finished(self) -> bool:
+        """`FinishRun` was given; every later event is a no-op."""
+        return self._board.finished
+
+    def counts(self, stage: int) -> StageCounts:
+        """Return how far a stage is. O(1)."""
+        return self._board.stages[stage].counts()
+
+    def outstanding(self, assignment: int) -> Ranks:
+        """Return the ranks that the assignment still owes; empty if it is settled, lost or unknown."""
+        known = self._board.assignments.get(assignment)
+        return () if known is None else tuple(known.outstanding)
+
+    def gang_of(self, assignment: int) -> int | None:
+        """Return the gang of an assignment of which something is outstanding."""
+        known = self._board.assignments.get(assignment)
+        return None if known is None else known.gang.number
+
+    def reason(self, stage: int, rank: int) -> str:
+        """Return why a rank is FAILED or SKIPPED, in one sentence; empty if it is not."""
+        return self._board.stages[stage].reason(rank)
+
+    def state(self, stage: int, rank: int) -> RankState:
+        """Return where a rank is."""
+        known = self._board.stages[stage]
+        known.inside(one(rank), "state()")
+        return next(state for state, _ in known.runs(one(rank)[0]))
+
+    def waiting_reason(self, stage: int) -> str | None:
+        """Return why ready ranks of a stage have no gang, open or opening; None: they have one, or
+        none is ready."""
+        for lane in self._board.stages[stage].lanes:
+            if lane.waiting and not lane.usable and not lane.opening:
+                return why_not_asked(self._board, lane)
+        return None
+
+    def check_invariants(self) -> None:
+        """Check the books against each other, and that the run cannot stall. O(ranks): for tests.
+
+        Raises:
+            InvariantBroken: with the story.
+        """
+        check(self._board)
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def handle(self, event: Event[F], now: float) -> Sequence[Command]:
+        """Take in what has happened; return what to do, in this order.
+
+        A stale event (repeated, late, about something that was given up) changes nothing. `now` is
+        in monotonic seconds; an earlier one than before counts as no time passed.
+
+        Raises:
+            UsageError: ids or ranks that cannot exist; any work event before `RunStarted`.
+            InvalidTransition: a move that the tables of `states.py` do not know.
+        """
+        board = self._board
+        if board.finished:
+            return ()
+        board.now = max(board.now, now)
+        self._enter(event)
+        settling.tell(board)
+        if board.started or board.ending is not None:
+            self._settle()
+        out, board.out = board.out, []
+        return out
+
+    def _enter(self, event: Event[F]) -> None:
+        board = self._board
+        match event:
+            case RunStarted():
+                if not board.started and board.ending is None:
+                    settling.start(board, event)
+            case GangReady():
+                self._gang_ready(event)
+            case GangLost():
+                gang = self._gang(event.gang)
+                if gang is not None and gang.state is not GangState.CLOSING:
+                    gang_lost(board, gang, event, self._give_back)
+            case GangClosed():
+                gang = self._gang(event.gang)
+                if gang is not None:
+                    gang.move(GangMove.CLOSED)
+                    del board.gangs[gang.number]
+                    board.closed += 1
+            case RanksSucceeded():
+                self._ranks_succeeded(event)
+            case RankFailed():
+                self._rank_failed(event)
+            case RanksReturned():
+                self._ranks_returned(event)
+            case Recorded():
+                if not 0 <= event.stage < len(board.stages):
+                    raise UsageError(f"Recorded: there is no stage {event.stage}.")
+                settling.recorded(board, board.stages[event.stage], event.ranks)
+            case JournalFailed():
+                self._journal_failed(event)
+            case NodeDraining():
+                self._node_draining(event)
+            case CancelRequested():
+                self._cancel(event)
+            case Ticked():
+                pass  # the books settle after every event
+            case _:
+                assert_never(event)
+
+    def _gang(self, number: int) -> Gang[F] | None:
+        """Return a gang; None: it is gone. Raises `InvalidTransition` for one that was never asked
+        for."""
+        gang = self._board.gangs.get(number)
+        if gang is None and not 0 <= number < self._board.next_gang:
+            raise InvalidTransition("(none)", "an event", f"gang {number} was never asked for")
+        return gang
+
+    def _assignment(self, number: int) -> Assignment[F] | None:
+        known = self._board.assignments.get(number)
+        if known is None and not 0 <= number < self._board.next_assignment:
+            raise InvalidTransition("(none)", "an event", f"assignment {number} was never given")
+        return known
+
+    def _gang_ready(self, event: GangReady) -> None:
+        gang, board = self._gang(event.gang), self._board
+        if gang is None or not gang.move(GangMove.ANSWERED):
+            return
+        gang.nodes = event.nodes
+        gang.ready_at = board.now
+        gang.lane.failed_openings = 0
+        gang.lane.try_anywhere = False
+        gang.lane.place(gang)
+        board.suspicion.saw(event.nodes)
+
+    def _ranks_succeeded(self, event: RanksSucceeded) -> None:
+        assignment, board = self._assignment(event.assignment), self._board
+        given = normalised(event.ranks)
+        ranks = assignment.settle(given) if assignment is not None else []
+        if assignment is None or not ranks:
+            return
+        gang, pace = assignment.gang, assignment.stage.pace
+        count = sum(map(len, ranks))
+        # The seconds are for all that was reported, also what is not outstanding any more.
+        pace.succeeded(event.busy_s, sum(map(len, given)))
+        gang.finished += count
+        settling.succeed(board, assignment, ranks)
+        if not assignment.left:
+            pace.completed(assignment.size)
+            gang.ahead = True
+            board.free_slot(assignment)
+
+    def _rank_failed(self, event: RankFailed[F]) -> None:
+        assignment, board = self._assignment(event.assignment), self._board
+        if assignment is None or not assignment.settle(list(one(event.rank))):
+            return
+        if not assignment.left:
+            board.free_slot(assignment)
+        rank_failed(board, assignment, event)
+
+    def _ranks_returned(self, event: RanksReturned) -> None:
+        assignment, board = self._assignment(event.assignment), self._board
+        ranks = assignment.settle(normalised(event.ranks)) if assignment is not None else []
+        if assignment is None or not ranks:
+            return
+        if not assignment.recalled:
+            # What runs there takes long: nothing more is queued behind it until it ends.
+            assignment.gang.ahead = False
+        settling.take_back(board, assignment.stage, ranks, assignment.limit)
+        if assignment.left:
+            assignment.gang.lane.place(assignment.gang)
+        else:
+            board.free_slot(assignment)
+
+    def _give_back(self, assignment: Assignment[F], halve: bool) -> None:
+        """Queue again what a lost gang still owed, with half the batch limit if its ranks are
+        suspected."""
+        limit = assignment.limit
+        if halve:
+            limit = max(1, min(limit, assignment.left) // 2)
+        settling.take_back(self._board, assignment.stage, assignment.outstanding, limit)
+
+    def _node_draining(self, event: NodeDraining) -> None:
+        board = self._board
+        left_s = board.params.drain_s if event.left_s is None else max(0.0, event.left_s)
+        by = board.now + left_s
+        known = board.drains.get(event.node)
+        repeated = known is not None and known > board.now
+        board.drains[event.node] = min(by, known) if known is not None and repeated else by
+        for gang in board.gangs.values():
+            if gang.state is not GangState.READY or event.node not in gang.nodes:
+                continue
+            if gang.drain_by is not None:
+                gang.drain_by = min(gang.drain_by, by)
+            elif not repeated:
+                # A gang that came here after the notice found no other place: it is used as it is.
+                gang.drain_by = by
+                gang.lane.place(gang)
+                self._recall_late(gang, left_s)
+
+    def _recall_late(self, gang: Gang[F], left_s: float) -> None:
+        mean_s = gang.lane.stage.pace.mean_s
+        for assignment in gang.live.values():
+            takes_s = None if mean_s is None else mean_s * assignment.left
+            if takes_s is None or takes_s > left_s * self._board.params.drain_share:
+                self._board.recall(assignment)
+
+    # -- ends --------------------------------------------------------------------------------------
+
+    def _cancel(self, event: CancelRequested) -> None:
+        board = self._board
+        if board.ending is None:
+            board.ending = Ending(RunState.CANCELLED, event.reason, event.kill)
+        board.ending.kill = board.ending.kill or event.kill
+        for assignment in list(board.assignments.values()):
+            board.recall(assignment, kill=board.ending.kill)
+
+    def _journal_failed(self, event: JournalFailed[F]) -> None:
+        board = self._board
+        if board.ending is not None and board.ending.unrecorded:
+            return
+        reason = f"the journal cannot record any more: {event.fault}"
+        board.ending = Ending(RunState.FAILED, reason, kill=True, unrecorded=True)
+        for gang in list(board.gangs.values()):
+            for assignment in list(gang.live.values()):
+                settling.take_back(board, assignment.stage, assignment.outstanding)
+                assignment.outstanding = []
+                board.free_slot(assignment)
+            board.close(gang, kill=True)
+
+    def _settle(self) -> None:
+        """Let everything follow that follows from the books."""
+        board = self._board
+        if board.ending is None:
+            settling.ready_again(board)
+            make_yield(board)
+            feed(board)
+            adjust(board)
+            settling.tell(board)
+        if board.ending is None and self._is_stuck():
+            board.ending = Ending(
+                RunState.FAILED, "ranks are blocked that nothing will ever release"
+            )
+        if board.ending is not None:
+            for gang in [gang for gang in board.gangs.values() if not gang.live]:
+                board.close(gang)
+        self._finish_if_done()
+
+    def _is_stuck(self) -> bool:
+        """Whether only blocked ranks are left: a fault of the dependencies, and no reason to hang."""
+        board = self._board
+        if board.gangs or board.wake_at is not None:
+            return False
+        blocked = sum(stage.in_state[RankState.BLOCKED] for stage in board.stages)
+        recording = sum(stage.in_state[RankState.RECORDING] for stage in board.stages)
+        unfinished = sum(stage.unfinished for stage in board.stages)
+        return not recording and blocked > 0 and unfinished == blocked
+
+    def _finish_if_done(self) -> None:
+        board = self._board
+        if board.gangs:
+            return
+        ending, stages = board.ending, board.stages
+        is_settled = not any(stage.unfinished for stage in stages)
+        if ending is None and not is_settled:
+            return
+        if ending is None or not ending.unrecorded:
+            recording = any(stage.in_state[RankState.RECORDING] or stage.owed for stage in stages)
+            if recording:
+                return
+        board.finished = True
+        if ending is not None and (ending.unrecorded or not is_settled):
+            board.out.append(FinishRun(state=ending.state, reason=ending.reason))
+        else:
+            board.out.append(_verdict_on(stages))
+
+
+def _verdict_on(stages: Sequence[Stage[F]]) -> FinishRun:
+    """Return how a run ended whose ranks are all settled."""
+    complaints: list[str] = []
+    for stage in stages:
+        counts, most = stage.counts(), stage.plan.max_failed
+        if counts.failed > most:
+            allowed = f", {most} allowed" if most else ""
+            complaints.append(f"stage {stage.number}: {counts.failed} ranks failed{allowed}")
+        if counts.skipped:
+            complaints.append(f"stage {stage.number}: {counts.skipped} ranks skipped")
+        if stage.stopped is not None:
+            complaints.append(f"stage {stage.number} was stopped: {stage.stopped}")
+    if complaints:
+        return FinishRun(state=RunState.FAILED, reason="; ".join(complaints))
+    return FinishRun(state=RunState.SUCCEEDED)

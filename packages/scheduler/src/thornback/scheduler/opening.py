@@ -1,0 +1,212 @@
+"""How many gangs there shall be: ask for more, give up pending and idle ones, make one shape yield
+to another."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+from thornback.scheduler.board import Board
+from thornback.scheduler.gangs import Gang, Lane, Shape
+from thornback.scheduler.states import RankState
+
+F = TypeVar("F")
+
+
+def make_yield(board: Board[F]) -> None:
+    """Let lanes that have starved for long have a gang of others. Comes before `feeding.feed`."""
+    for lane in board.lanes:
+        if lane.starves:
+            _make_others_yield(board, lane)
+    for lane in board.lanes:
+        if lane.yielding:
+            _carry_out_yields(board, lane)
+
+
+def adjust(board: Board[F]) -> None:
+    """Bring the gangs in line with the work. Comes after `feeding.feed`: what is ready now found no
+    slot."""
+    starving = [lane for lane in board.lanes if _note_starving(board, lane)]
+    for lane in board.lanes:
+        _give_up_idle(board, lane, starving)
+    for lane in board.lanes:
+        _ask(board, lane)
+    for lane in board.lanes:
+        _give_up_pending(board, lane)
+
+
+def _note_starving(board: Board[F], lane: Lane[F]) -> bool:
+    """Note since when a lane has ready ranks and no gang to run them."""
+    if not lane.waiting or lane.usable:
+        lane.starved_at = None
+        return False
+    if lane.starved_at is None:
+        lane.starved_at = board.now
+        board.wake(board.now + board.params.linger_s)
+        board.wake(board.now + board.params.yield_after_s)
+    return True
+
+
+# -- asking ----------------------------------------------------------------------------------------
+
+
+def why_not_asked(board: Board[F], lane: Lane[F]) -> str | None:
+    """Return why no gang is asked for now although ranks are ready; None: one can be."""
+    if board.ending is not None:
+        return f"the run is ending: {board.ending.reason}"
+    if board.slow is not None:
+        return board.slow
+    if board.now < lane.retry_at:
+        return f"a gang could not be opened or was lost; asked again in {lane.retry_at - board.now:.1f} s"
+    if _is_yielding(board, lane):
+        return "it has yielded to a stage that had no gang"
+    if lane.shape.opening >= board.params.max_opening:
+        return f"{lane.shape.opening} gangs of its shape are opening already"
+    if lane.stage.room < 1:
+        return f"the stage has its {lane.stage.plan.max_gangs} gangs in other shapes"
+    return None
+
+
+def _is_yielding(board: Board[F], lane: Lane[F]) -> bool:
+    to = lane.yielding_to
+    if to is None:
+        return False
+    if board.now >= lane.yielding_until or not to.starves:
+        lane.yielding_to = None
+        return False
+    return True
+
+
+def _ask(board: Board[F], lane: Lane[F]) -> None:
+    """Ask for as many gangs as there is ready work for, within all limits."""
+    if not lane.waiting or why_not_asked(board, lane) is not None:
+        return
+    params = board.params
+    wanted = min(math.ceil(lane.waiting / lane.slots), params.max_opening)
+    if lane.failed_openings:
+        wanted = 1  # slow start: one, until one could be opened
+    missing = min(wanted - len(lane.opening), lane.stage.room)
+    while missing > 0 and _adopt(lane):
+        missing -= 1
+    for _ in range(min(missing, params.max_opening - lane.shape.opening)):
+        board.open(lane)
+
+
+def _adopt(lane: Lane[F]) -> bool:
+    """Take over a pending gang of equal shape that its own lane has no work for."""
+    for other in lane.shape.lanes:
+        if other.opening and not other.waiting:
+            gang = next(iter(other.opening.values()))
+            other.drop(gang)
+            gang.lane = lane
+            lane.place(gang)
+            return True
+    return False
+
+
+# -- giving up -------------------------------------------------------------------------------------
+
+
+def most_idle(shape: Shape[F]) -> int:
+    """Return how many gangs without work can still be wanted."""
+    waiting, running = 0, False
+    for lane in shape.lanes:
+        waiting += lane.waiting + lane.backoff
+        if shape.key.memory_bytes is None and lane.stage.stopped is None:
+            waiting += lane.stage.in_state[RankState.BLOCKED]
+            running |= lane.stage.in_state[RankState.RUNNING] > 0
+    # A rank that runs may come back while its gang does not: one spare for all of them.
+    return math.ceil(waiting / shape.lanes[0].slots) + int(running)
+
+
+def _give_up_pending(board: Board[F], lane: Lane[F]) -> None:
+    """Close gangs that are still opening when the work they were asked for is gone."""
+    if lane.waiting or not lane.opening:
+        lane.empty_at = None
+        return
+    if lane.empty_at is None:
+        lane.empty_at = board.now
+        board.wake(board.now + board.params.linger_s)
+    nobody_wants_it = most_idle(lane.shape) == 0
+    if nobody_wants_it or board.now - lane.empty_at >= board.params.linger_s:
+        for gang in list(lane.opening.values()):
+            board.close(gang)
+
+
+def _give_up_idle(board: Board[F], lane: Lane[F], starving: list[Lane[F]]) -> None:
+    """Close gangs without work that are not wanted any more, or that another shape waits for."""
+    for gang in [g for g in lane.draining.values() if not g.live and g.yields_to is None]:
+        board.close(gang)
+    if lane.waiting or not lane.idle:
+        return
+    since = board.now - board.params.linger_s
+    others_wait = any(
+        other.shape is not lane.shape and other.starved_at is not None and other.starved_at <= since
+        for other in starving
+    )
+    keep = 0 if others_wait else most_idle(lane.shape)
+    for gang in list(lane.idle.values())[: max(0, len(lane.idle) - keep)]:
+        board.close(gang)
+
+
+# -- yielding --------------------------------------------------------------------------------------
+
+
+def _make_others_yield(board: Board[F], lane: Lane[F]) -> None:
+    """A lane that has starved for long makes the lowest-priority one give up a gang."""
+    assert lane.starved_at is not None
+    params = board.params
+    if board.now < max(lane.starved_at + params.yield_after_s, lane.next_yield_at):
+        return
+    gang = _victim(lane, board)
+    pause_s = params.yield_after_s
+    if gang is not None:
+        gang.yields_to = lane
+        gang.lane.place(gang)
+        for assignment in gang.live.values():
+            board.recall(assignment)
+        pause_s = max(pause_s, params.yield_openings * (gang.ready_at - gang.asked_at))
+    lane.next_yield_at = board.now + pause_s
+    board.wake(lane.next_yield_at)
+
+
+def _victim(lane: Lane[F], board: Board[F]) -> Gang[F] | None:
+    for other in reversed(board.lanes):
+        if other is lane or (lane.stage.room < 1 and other.stage is not lane.stage):
+            continue
+        if len(other.usable) > 1 or (other.usable and lane.order < other.order):
+            able = [gang for gang in other.usable.values() if gang.finished]
+            if able:
+                return min(able, key=lambda gang: (len(gang.live), -gang.number))
+    return None
+
+
+def _carry_out_yields(board: Board[F], lane: Lane[F]) -> None:
+    """At its free moment a yielding gang is handed over, or closed to make room."""
+    for gang in list(lane.yielding.values()):
+        to = gang.yields_to
+        assert to is not None
+        no_room = to.stage is not lane.stage and to.stage.room < 1
+        if not to.starves or no_room:
+            gang.yields_to = None
+            lane.place(gang)
+        elif gang.live:
+            continue
+        elif lane.shape is to.shape and gang.drain_by is None:
+            board.bind(gang, to)
+            gang.kept = True
+        else:
+            board.close(gang)
+            _hold_back_others(board, to)
+
+
+def _hold_back_others(board: Board[F], to: Lane[F]) -> None:
+    """Keep lanes that have a gang from taking the room that was just made."""
+    for other in board.lanes:
+        if other is not to and not other.starves:
+            other.yielding_to = to
+            other.yielding_until = board.now + board.params.yield_after_s
+            board.wake(other.yielding_until)
+            for gang in list(other.opening.values()):
+                if other.shape is not to.shape:
+                    board.close(gang)

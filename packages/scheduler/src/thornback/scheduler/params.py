@@ -1,0 +1,131 @@
+"""What a scheduler is told at its start, and what it tells about a stage: plans, tuning, counts."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import attrs
+
+from thornback.scheduler.ports import RetryPolicy
+from thornback.scheduler.states import UsageError
+
+F = TypeVar("F")
+
+
+def _whole(attribute: attrs.Attribute[int], value: object, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise UsageError(f"{attribute.name} must be an int >= {least}, not {value!r}.")
+
+
+def _from_one(instance: object, attribute: attrs.Attribute[int], value: int) -> None:
+    _whole(attribute, value, 1)
+
+
+def _from_zero(instance: object, attribute: attrs.Attribute[int], value: int) -> None:
+    _whole(attribute, value, 0)
+
+
+def _one_or_none(instance: object, attribute: attrs.Attribute[int], value: int | None) -> None:
+    if value is not None:
+        _whole(attribute, value, 1)
+
+
+def _positive(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not value > 0:
+        raise UsageError(f"{attribute.name} must be above 0, not {value!r}.")
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class StagePlan(Generic[F]):
+    """One stage, as far as scheduling goes. Raises `UsageError` for impossible numbers."""
+
+    world_size: int = attrs.field(validator=_from_one)
+    shape: int = attrs.field(default=0, validator=_from_zero)
+    """`ShapeKey.base`: stages with the same number share warm gangs, and must agree on slots and
+    nodes."""
+    slots: int = attrs.field(default=1, validator=_from_one)
+    """Rank processes of a gang; 1 when it has several nodes."""
+    nodes: int = attrs.field(default=1, validator=_from_one)
+    max_gangs: int | None = attrs.field(default=None, validator=_one_or_none)
+    """Most gangs at a time, draining ones not counted; None: as many as fit."""
+    policy: RetryPolicy[F]
+    priority: int = 0
+    """Higher first; then in the order of submission."""
+    max_failed: int = attrs.field(default=0, validator=_from_zero)
+    """So many failed ranks do not make the run a failure."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.nodes > 1 and self.slots != 1:
+            raise UsageError(
+                f"A gang of {self.nodes} nodes runs one rank at a time: slots must be 1, "
+                f"not {self.slots}."
+            )
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class SchedulerParams:
+    """Every number that tunes a decision. Seconds are on the clock of `handle(event, now)`."""
+
+    target_s: float = attrs.field(default=0.5, validator=_positive)
+    """Work in one assignment: long against a message (ms), short against what a lost worker costs.
+    """
+    reclaim_s: float = attrs.field(default=2.0, validator=_positive)
+    """After so long a worker hands back by itself what it has not started. A slot gets a second
+    assignment in advance only where a rank takes less than this: else it would come straight
+    back."""
+    max_batch: int = attrs.field(default=10_000, validator=_from_one)
+    """Most ranks of an assignment: bounds the size of one message."""
+    pace_weight: float = attrs.field(default=0.3, validator=_positive)
+    """Weight of the newest report in the moving average of seconds per rank."""
+    max_opening: int = attrs.field(default=8, validator=_from_one)
+    """Gangs of one shape asked for at a time: a backend places them one after the other anyway."""
+    open_backoff_s: float = attrs.field(default=0.5, validator=_positive)
+    """Least wait before a gang is asked for again after one could not be opened; doubles."""
+    max_open_backoff_s: float = attrs.field(default=30.0, validator=_positive)
+    """Most of that wait: a node that comes back is noticed within this."""
+    linger_s: float = attrs.field(default=5.0, validator=_positive)
+    """A pending gang outlives the work it was asked for by this, and idle gangs are given up to a
+    shape that has waited so long: work trickles, and leases are not made and unmade for each
+    drop."""
+    yield_after_s: float = attrs.field(default=60.0, validator=_positive)
+    """A shape that has waited so long with ready ranks and no gang makes another one give one up.
+    """
+    yield_openings: float = attrs.field(default=5.0, validator=_positive)
+    """... but not more often than so many times what the gang took to open: else only opening is
+    done."""
+    no_progress_losses: int = attrs.field(default=10, validator=_from_one)
+    """So many gangs of a stage lost in a row, each begun after the one before was known to be lost,
+    without a rank finished between: the stage stops."""
+    no_progress_faults: int = attrs.field(default=20, validator=_from_one)
+    """Likewise for charged faults of its ranks that shall be tried again."""
+    parole_s: float = attrs.field(default=120.0, validator=_positive)
+    """First term of suspicion of a node; doubles with every further blame."""
+    max_parole_s: float = attrs.field(default=3600.0, validator=_positive)
+    """Most of it: a mended node is used again within the hour."""
+    drain_s: float = attrs.field(default=120.0, validator=_positive)
+    """Time left on a draining node when the notice does not say: what spot markets give."""
+    drain_share: float = attrs.field(default=0.5, validator=_positive)
+    """Share of the time left that new work on a draining node may take: estimates are rough."""
+    avoid_wait_s: float = attrs.field(default=10.0, validator=_positive)
+    """A rank that was told to try another node waits so long for one that has a gang, then takes
+    any."""
+    max_unrecorded: int = attrs.field(default=100_000, validator=_from_one)
+    """Ranks finished and not durable: beyond this nothing is dispatched, as a crash would repeat
+    them."""
+    max_unrecorded_s: float = attrs.field(default=60.0, validator=_positive)
+    """Likewise for the age of the oldest: the journal cannot keep up."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class StageCounts:
+    """Ranks of a stage by state, and its gangs that are opening or ready."""
+
+    blocked: int
+    ready: int
+    running: int
+    recording: int
+    backoff: int
+    done: int
+    failed: int
+    skipped: int
+    gangs: int

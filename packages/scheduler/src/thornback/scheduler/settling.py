@@ -1,0 +1,219 @@
+"""How ranks end, and what follows for others: release, record, give up, skip, stop a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from thornback.scheduler.board import Board
+from thornback.scheduler.commands import Record, RecordState
+from thornback.scheduler.events import Ranks, RunStarted
+from thornback.scheduler.gangs import Assignment
+from thornback.scheduler.ports import Delta
+from thornback.scheduler.ranges import NO_LIMIT, normalised, split
+from thornback.scheduler.stages import Stage, one
+from thornback.scheduler.states import RankMove, RankState, UsageError
+
+F = TypeVar("F")
+
+
+def start(board: Board[F], event: RunStarted) -> None:
+    """Take over what an earlier run has recorded, and release what may run."""
+    done = _known(board, event.done, "done")
+    failed = _known(board, event.failed, "failed")
+    board.started = True
+    for stage, ranks in done:
+        for piece in ranks:
+            stage.move(piece, RankState.BLOCKED, RankMove.FOUND_DONE)
+    for stage, ranks in failed:
+        for piece in ranks:
+            stage.move(piece, RankState.BLOCKED, RankMove.FOUND_FAILED)
+        stage.note(ranks, "failed in an earlier run")
+    skipped: dict[int, list[range]] = {}
+    follow(board, board.dependencies.start())
+    for stage, ranks in done:
+        follow(board, board.dependencies.finished(stage.number, ranks, True))
+    for stage, ranks in failed:
+        # One that is skipped in this run has ended already as far as the dependencies know.
+        _, ranks = split(ranks, normalised(skipped.get(stage.number, ())))
+        delta = board.dependencies.finished(stage.number, ranks, False)
+        for number, piece, _root in delta.skipped:
+            skipped.setdefault(number, []).append(piece)
+        follow(board, delta)
+    tell(board)
+
+
+def _known(
+    board: Board[F], by_stage: Mapping[int, Ranks], what: str
+) -> list[tuple[Stage[F], list[range]]]:
+    known = []
+    for number, ranks in sorted(by_stage.items()):
+        if not 0 <= number < len(board.stages):
+            raise UsageError(f"RunStarted.{what}: there is no stage {number}.")
+        stage = board.stages[number]
+        stage.inside(ranks, f"RunStarted.{what}")
+        known.append((stage, normalised(ranks)))
+    return known
+
+
+def follow(board: Board[F], delta: Delta) -> None:
+    """Carry out what the dependencies say. Ranks that an earlier run has settled stay as they are."""
+    for number, ranks in delta.ready:
+        stage = board.stages[number]
+        for state, piece in list(stage.runs(ranks)):
+            if state is RankState.BLOCKED:
+                _release(board, stage, piece)
+    for number, ranks, (root_stage, root_rank) in delta.skipped:
+        stage = board.stages[number]
+        for state, piece in list(stage.runs(ranks)):
+            if state is RankState.BLOCKED:
+                stage.move(piece, RankState.BLOCKED, RankMove.ROOT_FAILED)
+                stage.note((piece,), f"skipped: rank {root_rank} of stage {root_stage} failed")
+                _record(board, stage, [piece], RecordState.SKIPPED, None)
+
+
+def _release(board: Board[F], stage: Stage[F], piece: range) -> None:
+    stage.move(piece, RankState.BLOCKED, RankMove.RELEASED)
+    if stage.stopped is not None:
+        give_up(board, stage, [piece], RankState.READY, stage.stopped)
+    else:
+        board.lane(stage, None).ready.append(piece)
+
+
+def tell(board: Board[F]) -> None:
+    """Tell the dependencies of every end, and of the ends that follow, without recursion."""
+    while board.ended_ranks:
+        stage, ranks, ok = board.ended_ranks.popleft()
+        follow(board, board.dependencies.finished(stage.number, ranks, ok))
+
+
+def _record(
+    board: Board[F], stage: Stage[F], ranks: list[range], state: RecordState, number: int | None
+) -> None:
+    board.out.append(Record(stage=stage.number, ranks=tuple(ranks), assignment=number, state=state))
+
+
+def succeed(board: Board[F], assignment: Assignment[F], ranks: list[range]) -> None:
+    """Take over results: from now on they wait for the journal only."""
+    stage = assignment.stage
+    for piece in ranks:
+        stage.move(piece, RankState.RUNNING, RankMove.SUCCEEDED)
+    if assignment.retried:
+        stage.failures.pop(ranks[0].start, None)
+    stage.streak.end()
+    board.unrecorded.append((board.now, stage, ranks))
+    _record(board, stage, ranks, RecordState.DONE, assignment.number)
+
+
+def recorded(board: Board[F], stage: Stage[F], ranks: Sequence[range]) -> None:
+    """Make durable what was RECORDING; for the other ends it is a receipt, and repeated a no-op."""
+    stage.inside(ranks, "Recorded")
+    done: list[range] = []
+    for piece in normalised(ranks):
+        for state, run, owed in list(stage.byte_runs(piece)):
+            if state is RankState.RECORDING:
+                stage.move(run, RankState.RECORDING, RankMove.RECORDED)
+                done.append(run)
+            elif owed:
+                stage.receipt(run)
+    if done:
+        board.ended_ranks.append((stage, done, True))
+    while board.unrecorded and not _is_recording(board.unrecorded[0][1], board.unrecorded[0][2]):
+        board.unrecorded.popleft()
+
+
+def _is_recording(stage: Stage[F], ranks: Sequence[range]) -> bool:
+    return any(stage.states.count(RankState.RECORDING, r.start, r.stop) for r in ranks)
+
+
+def pressure(board: Board[F]) -> str | None:
+    """Return why nothing is dispatched until the journal has caught up; None: it keeps up."""
+    params = board.params
+    waiting = sum(stage.in_state[RankState.RECORDING] for stage in board.stages)
+    if waiting > params.max_unrecorded:
+        return f"back-pressure: {waiting} ranks are not recorded yet"
+    if waiting and board.now - board.unrecorded[0][0] > params.max_unrecorded_s:
+        age_s = board.now - board.unrecorded[0][0]
+        return f"back-pressure: a result has waited {age_s:.0f} s for the journal"
+    return None
+
+
+def give_up(
+    board: Board[F],
+    stage: Stage[F],
+    ranks: list[range],
+    source: RankState,
+    reason: str,
+    number: int | None = None,
+) -> None:
+    """End ranks as FAILED, with a record."""
+    for piece in ranks:
+        stage.move(piece, source, RankMove.GIVEN_UP)
+    stage.note(ranks, reason)
+    _record(board, stage, ranks, RecordState.FAILED, number)
+    board.ended_ranks.append((stage, ranks, False))
+
+
+def take_back(board: Board[F], stage: Stage[F], ranks: list[range], limit: int = NO_LIMIT) -> None:
+    """Let ranks that were running be tried at once, free of charge."""
+    if not ranks:
+        return
+    if stage.stopped is not None and board.ending is None:
+        give_up(board, stage, ranks, RankState.RUNNING, stage.stopped)
+        return
+    for piece in ranks:
+        stage.move(piece, RankState.RUNNING, RankMove.GIVEN_BACK)
+    board.queue(stage, ranks, limit)
+
+
+def postpone(
+    board: Board[F], stage: Stage[F], rank: int, source: RankState, delay_s: float
+) -> None:
+    """Let a rank that has failed be tried again after a delay, alone."""
+    piece = one(rank)[0]
+    if delay_s <= 0 or board.ending is not None:
+        if source is RankState.RUNNING:
+            stage.move(piece, source, RankMove.GIVEN_BACK)
+        board.queue_alone(stage, rank)
+        return
+    stage.move(piece, source, RankMove.POSTPONED)
+    board.lane_of(stage, rank).backoff += 1
+    board.wake(board.now + delay_s, stage.number, rank)
+
+
+def ready_again(board: Board[F]) -> None:
+    """Queue the ranks whose delay is over."""
+    for number, rank in board.due():
+        stage = board.stages[number]
+        if stage.states[rank] == RankState.BACKOFF:
+            board.lane_of(stage, rank).backoff -= 1
+            stage.move(one(rank)[0], RankState.BACKOFF, RankMove.DUE)
+            board.queue_alone(stage, rank)
+
+
+def give_up_lane_ready(board: Board[F], stage: Stage[F], memory: int | None, reason: str) -> None:
+    """Give up what is ready in one lane."""
+    lane = board.lane(stage, memory)
+    pieces = [range(start, stop) for start, stop, _ in lane.ready.pieces()]
+    pieces += [one(rank)[0] for rank in lane.alone]
+    lane.ready.clear()
+    lane.alone.clear()
+    if pieces:
+        give_up(board, stage, normalised(pieces), RankState.READY, reason)
+
+
+def stop(board: Board[F], stage: Stage[F], reason: str) -> None:
+    """Give up a stage: what waits fails now; what runs is not tried again."""
+    if stage.stopped is not None:
+        return
+    stage.stopped = reason
+    for lane in stage.lanes:
+        lane.backoff = 0
+        give_up_lane_ready(board, stage, lane.shape.key.memory_bytes, reason)
+    if stage.in_state[RankState.BACKOFF]:
+        everything = range(stage.plan.world_size)
+        waiting = [r for state, r in list(stage.runs(everything)) if state is RankState.BACKOFF]
+        give_up(board, stage, waiting, RankState.BACKOFF, reason)
+    for assignment in board.assignments.values():
+        if assignment.stage is stage and assignment.left > 1:
+            board.recall(assignment)

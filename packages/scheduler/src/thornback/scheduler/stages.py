@@ -1,0 +1,199 @@
+"""What is known of one stage: the state of each rank, the few that have failed, how fast it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import attrs
+
+from thornback.scheduler.events import Ranks
+from thornback.scheduler.pace import Pace
+from thornback.scheduler.params import SchedulerParams, StageCounts, StagePlan
+from thornback.scheduler.states import OWED, RankMove, RankState, UsageError, after_rank_move
+
+if TYPE_CHECKING:
+    from thornback.scheduler.gangs import Lane
+
+F = TypeVar("F")
+
+
+@attrs.define(slots=True)
+class FailedRank(Generic[F]):
+    """A rank that has failed at least once: the only ranks with an object."""
+
+    history: list[tuple[F, str]] = attrs.field(factory=list)
+    """Charged faults with their nodes, oldest first."""
+    avoid: list[str] = attrs.field(factory=list)
+    """Nodes it was told not to try again."""
+    memory_bytes: int | None = None
+    """Stays raised once raised: a rank that needed more memory needs it after a preemption too."""
+    timeout_factor: float = 1.0
+    ready_at: float = 0.0
+    """Since when it waits for a slot."""
+
+    @property
+    def attempt(self) -> int:
+        return 1 + len(self.history)
+
+
+class Stage(Generic[F]):
+    """One stage. Moves ranks; decides nothing."""
+
+    def __init__(self, number: int, plan: StagePlan[F], params: SchedulerParams) -> None:
+        self.number = number
+        self.plan = plan
+        self.order = (-plan.priority, number)
+        self.states = bytearray(plan.world_size)
+        self.in_state = [0] * len(RankState)
+        self.in_state[RankState.BLOCKED] = plan.world_size
+        self.owed = 0
+        """Receipts of the journal for FAILED and SKIPPED ranks that have not come."""
+        self.failures: dict[int, FailedRank[F]] = {}
+        self.pace = Pace(params)
+        self.lanes: list[Lane[F]] = []
+        self.stopped: str | None = None
+        """Why the whole stage was given up."""
+        self.streak = Streak()
+        self._reasons: dict[int, tuple[range, str]] = {}
+
+    def move(self, piece: range, source: RankState, move: RankMove) -> None:
+        """Move ranks that are all in one state. Raises `InvalidTransition`."""
+        target = after_rank_move(source, move, f"ranks {piece} of stage {self.number}")
+        size = len(piece)
+        if self.states.count(source, piece.start, piece.stop) != size:
+            self._refuse(piece, source, move)
+        byte: int = target
+        if move in (RankMove.GIVEN_UP, RankMove.ROOT_FAILED):
+            byte |= OWED
+            self.owed += size
+        if size == 1:
+            self.states[piece.start] = byte
+        else:
+            self.states[piece.start : piece.stop] = bytes((byte,)) * size
+        self.in_state[source] -= size
+        self.in_state[target] += size
+
+    def _refuse(self, piece: range, source: RankState, move: RankMove) -> None:
+        for state, _run in self.runs(piece):
+            if state is not source:
+                after_rank_move(state, move, f"{piece} of stage {self.number}, from {source.name}")
+        raise UsageError(
+            f"{move.value}: {piece} of stage {self.number} is not all in {source.name}"
+        )
+
+    def runs(self, piece: range) -> Iterator[tuple[RankState, range]]:
+        """Yield the states of these ranks, as runs of equal ones."""
+        for state, run, _owed in self.byte_runs(piece):
+            yield state, run
+
+    def byte_runs(self, piece: range) -> Iterator[tuple[RankState, range, bool]]:
+        """Likewise, with whether a receipt is owed."""
+        part = bytes(self.states[piece.start : piece.stop])
+        if part and part.count(part[0]) == len(part):  # the ordinary case, at the speed of C
+            yield RankState(part[0] & ~OWED), piece, bool(part[0] & OWED)
+            return
+        start = piece.start
+        for byte, group in groupby(part):
+            stop = start + sum(1 for _ in group)
+            yield RankState(byte & ~OWED), range(start, stop), bool(byte & OWED)
+            start = stop
+
+    def receipt(self, piece: range) -> None:
+        """Note the journal's receipt for FAILED or SKIPPED ranks that were all owed one."""
+        byte = self.states[piece.start] & ~OWED
+        self.states[piece.start : piece.stop] = bytes((byte,)) * len(piece)
+        self.owed -= len(piece)
+
+    def inside(self, ranks: Sequence[range], what: str) -> None:
+        """Refuse ranks that the stage does not have. Raises `UsageError`."""
+        for piece in ranks:
+            if piece.step != 1 or piece.start < 0 or piece.stop > self.plan.world_size:
+                raise UsageError(
+                    f"{what}: {piece!r} of stage {self.number}; expected ranges of step 1 within "
+                    f"0..{self.plan.world_size - 1}."
+                )
+
+    def note(self, ranks: Sequence[range], reason: str) -> None:
+        """Remember why these ranks ended badly."""
+        for piece in ranks:
+            self._reasons[piece.start] = (piece, reason)
+
+    def reason(self, rank: int) -> str:
+        """Return why this rank ended badly; empty if it did not."""
+        exact = self._reasons.get(rank)
+        if exact is not None:
+            return exact[1]
+        return next((why for piece, why in self._reasons.values() if rank in piece), "")
+
+    @property
+    def open_gangs(self) -> int:
+        """Gangs that count against `max_gangs`: draining ones do not."""
+        return sum(len(lane.opening) + len(lane.gangs) - len(lane.draining) for lane in self.lanes)
+
+    @property
+    def room(self) -> int:
+        """How many more gangs it may have."""
+        most = self.plan.max_gangs
+        return 1 << 30 if most is None else most - self.open_gangs
+
+    @property
+    def unfinished(self) -> int:
+        """Ranks that may still need a slot."""
+        return sum(self.in_state[: RankState.RECORDING]) + self.in_state[RankState.BACKOFF]
+
+    def counts(self) -> StageCounts:
+        """Return how far it is. O(1)."""
+        blocked, ready, running, recording, backoff, done, failed, skipped = self.in_state
+        return StageCounts(
+            blocked=blocked,
+            ready=ready,
+            running=running,
+            recording=recording,
+            backoff=backoff,
+            done=done,
+            failed=failed,
+            skipped=skipped,
+            gangs=sum(len(lane.opening) + len(lane.gangs) for lane in self.lanes),
+        )
+
+
+@attrs.define(slots=True)
+class Streak:
+    """What went wrong since a rank of the stage last finished: "in a row" means that each began
+    after the one before was known. A rack that dies with fifty gangs is one event, not fifty."""
+
+    losses: int = 0
+    faults: int = 0
+    last_gang: int = -1
+    """Gangs up to this one were asked for before the last loss was known."""
+    last_assignment: int = -1
+    since: float = 0.0
+
+    def lost(self, gang: int, next_gang: int, now: float) -> None:
+        """Count the loss of a gang."""
+        if gang > self.last_gang:
+            self._begin(now)
+            self.losses += 1
+            self.last_gang = next_gang - 1
+
+    def failed(self, assignment: int, next_assignment: int, now: float) -> None:
+        """Count a charged fault that is retried."""
+        if assignment > self.last_assignment:
+            self._begin(now)
+            self.faults += 1
+            self.last_assignment = next_assignment - 1
+
+    def _begin(self, now: float) -> None:
+        if not self.losses and not self.faults:
+            self.since = now
+
+    def end(self) -> None:
+        """A rank has finished."""
+        self.losses = self.faults = 0
+
+
+def one(rank: int) -> Ranks:
+    """Return a single rank as ranges."""
+    return (range(rank, rank + 1),)
