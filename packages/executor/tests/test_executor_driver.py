@@ -20,7 +20,7 @@ from thornback.executor.executor import SystemClock
 from thornback.executor.job import identity_of
 from thornback.executor.plan import RunPlan, Settings
 from thornback.executor.ports import Completion
-from thornback.executor.testing_journal import FakeJournal
+from thornback.executor.testing_journal import FakeJournal, FakeState
 from thornback.executor.tracing import RunTracer
 from thornback.faults import Classifier, FaultKind
 from thornback.placement import Allocator
@@ -74,6 +74,7 @@ class World:
     )
     backend: FakeBackend = attrs.field(init=False)
     driver: Driver = attrs.field(init=False)
+    recorded: dict[str, dict[int, str]] = attrs.field(factory=dict)
 
     async def run(self) -> Driver:
         """Run to the end, within 10 s."""
@@ -107,7 +108,11 @@ class World:
                 finally:
                     end = self.driver.end
                     tracer.finished(end.state.value if end else "failed", "")
-                    assert self.cluster.reserved() == 0
+                    with anyio.CancelScope(shield=True):
+                        for name in names if end else ():
+                            self.recorded[name] = dict(await self.journal.results(name))
+                        await self.journal.close()
+                    assert self.cluster.reserved == 0
                     assert all(worker.kills or worker.obituary for worker in self.backend.workers)
         return self.driver
 
@@ -137,7 +142,7 @@ async def test_every_rank_is_recorded_once_and_every_gang_is_closed() -> None:
     world = World(Job("j", [Stage("a", work, ranks=7), Stage("b", work, after="a")]))
     await world.run()
     assert world.state() == "succeeded"
-    assert await world.journal.results("a") == {rank: str(rank) for rank in range(7)}
+    assert world.recorded["a"] == {rank: str(rank) for rank in range(7)}
     assert world.counts(1) == (1, 0, 0)
 
 
@@ -167,7 +172,7 @@ async def test_rank_whose_process_died_is_tried_again() -> None:
 
 async def test_lost_worker_gives_its_ranks_back() -> None:
     def die(worker: FakeWorker, rank: int) -> None:
-        worker.die()
+        worker.die(ConnectionResetError("the worker is gone"))
 
     world = World(Job("j", [Stage("a", work, ranks=20)]), once(die, 3))
     driver = await world.run()
@@ -238,16 +243,16 @@ async def test_observer_that_raises_is_not_called_again_and_harms_nothing(
 
 
 async def test_done_ranks_of_an_earlier_run_are_not_run_again() -> None:
-    journal = FakeJournal()
+    state = FakeState()
     job = Job("j", [Stage("a", work, ranks=5)])
-    await World(job, once(lambda w, r: raised(r), 4), journal=journal).run()
+    await World(job, once(lambda w, r: raised(r), 4), journal=FakeJournal(state)).run()
     ran: list[int] = []
 
     def note(worker: FakeWorker, assignment: Assignment, rank: int) -> Outcome:
         ran.append(rank)
         return succeed(worker, assignment, rank)
 
-    again = World(job, note, journal=journal)
+    again = World(job, note, journal=FakeJournal(state))
     await again.run()
     assert ran == [4]
     assert again.counts() == (5, 0, 0)

@@ -4,6 +4,7 @@ journal.
 
 from __future__ import annotations
 
+import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -136,7 +137,7 @@ async def test_a_silent_holder_elsewhere_is_watched_and_then_superseded(memory: 
 
 
 def name_of(url: str, kind: str) -> str:
-    return next(name for name in reversed(sorted(control(url))) if name.startswith(kind))
+    return next(name for name in sorted(control(url), reverse=True) if name.startswith(kind))
 
 
 async def test_an_idle_superseded_holder_learns_it_from_reading(memory: str) -> None:
@@ -311,16 +312,20 @@ async def test_a_cancelled_commit_is_recorded_or_not_but_never_half(tmp_path: Pa
                 scope.cancel()
         await journal.commit([done("a", 50)])
     assert await reopened(state) == [range(0, 10), range(50, 51)]
-    assert not list(tmp_path.glob("control/.tmp-*"))
+    assert not [name for name in os.listdir(tmp_path / "control") if "tmp" in name]
 
 
 async def test_the_error_of_the_body_comes_out_as_it_is(tmp_path: Path) -> None:
     error = RuntimeError("mine")
-    with pytest.raises(RuntimeError) as caught:
+
+    async def body() -> None:
         async with FileJournal(str(tmp_path)) as journal:
             await journal.open(job(), on_mismatch="refuse")
             await journal.commit([done("a", 1)])
             raise error
+
+    with pytest.raises(RuntimeError) as caught:
+        await body()
     assert caught.value is error
     assert_closed(str(tmp_path))
 
@@ -464,7 +469,8 @@ async def test_a_store_that_stays_down_breaks_the_journal_for_good(
     assert len(errors) == 4
     assert all("ConnectionResetError: gone" in str(error) for error in errors)
     assert_closed(url)
-    assert set(read_run(url).done.get("a", ())) <= {range(0, 1)}  # put, but not announced
+    if failing == "put":
+        assert read_run(url).done == {}
 
 
 async def test_at_open_a_refusal_of_the_store_is_not_retried(faulty: type[Faulty]) -> None:
@@ -510,21 +516,24 @@ async def test_closing_does_not_wait_for_a_store_that_hangs(faulty: type[Faulty]
     params = JournalParams(min_interval_s=0, close_timeout_s=0.05)
     said: list[JournalError] = []
 
-    async def commit() -> None:
+    async def commit(journal: FileJournal) -> None:
         try:
             await journal.commit([done("a", 1)])
         except JournalError as error:
             said.append(error)
 
+    async def body() -> None:
+        async with journal_at(url, VirtualTime(), params) as journal:
+            await journal.open(job(), on_mismatch="refuse")
+            tasks.start_soon(commit, journal)
+            await anyio.lowlevel.checkpoint()
+            raise RuntimeError("enough")
+
     try:
         with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
                 with pytest.raises(RuntimeError, match="enough"):
-                    async with journal_at(url, VirtualTime(), params) as journal:
-                        await journal.open(job(), on_mismatch="refuse")
-                        tasks.start_soon(commit)
-                        await anyio.lowlevel.checkpoint()
-                        raise RuntimeError("enough")
+                    await body()
         assert len(said) == 1
     finally:
         back.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -56,6 +57,17 @@ def test_the_rest_of_a_stage_that_failed_early_still_runs() -> None:
     dag.start()
     assert dag.finished(1, [range(1, 2)], False).skipped == ((2, range(1), (1, 1)),)
     assert dag.finished(0, [range(1)], True).ready == ((1, range(1)), (1, range(2, 3)))
+
+
+def test_the_rest_of_a_stage_that_failed_early_is_skipped_with_its_parent() -> None:
+    dag = Dag([Node(1), Node(3, (0,)), Node(1, (1,))])
+    dag.start()
+    assert dag.finished(1, [range(1, 2)], False).skipped == ((2, range(1), (1, 1)),)
+    assert dag.finished(0, [range(1)], False).skipped == (
+        (1, range(1), (0, 0)),
+        (1, range(2, 3), (0, 0)),
+    )
+    dag.check_invariants()
 
 
 def test_a_million_ranks_keep_one_byte_each() -> None:
@@ -217,3 +229,4 @@ class Run(RuleBasedStateMachine):
 
 
 TestRun = Run.TestCase
+TestRun.settings = settings(max_examples=150, stateful_step_count=25)

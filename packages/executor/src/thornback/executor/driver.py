@@ -109,7 +109,10 @@ class Driver:
         self._payloads: dict[int, dict[int, Outcome]] = {}
         self._wanted_by: dict[int, str] = {}
         self._subscribers: list[Callable[[Dispatched], None]] = []
-        self._told_s = float("-inf")
+        self._told = float("-inf")
+        self._last_progress: tuple[StageProgress, ...] = ()
+        self._tell_at: float | None = None
+        """When progress that came too soon after the last telling is due."""
 
     # -- the loop
     # ------------------
@@ -120,6 +123,8 @@ class Driver:
         names = self._plan.index
         done = {names[n]: r for n, r in self._opened.done.items() if n in names and r}
         failed = {names[n]: r for n, r in self._opened.failed.items() if n in names and r}
+        if self._plan.settings.retry_failed:
+            failed = {}
         self._inbox.post(ev.RunStarted(done=done, failed=failed))
         try:
             async with anyio.create_task_group() as group:
@@ -135,8 +140,8 @@ class Driver:
 
     async def _turn(self, group: anyio.abc.TaskGroup) -> None:
         clock, scheduler = self._parts.clock, self.scheduler
-        wake_at = scheduler.wake_at
-        await self._inbox.wait(None if wake_at is None else max(0.0, wake_at - clock.monotonic()))
+        due = [at for at in (scheduler.wake_at, self._tell_at) if at is not None]
+        await self._inbox.wait(max(0.0, min(due) - clock.monotonic()) if due else None)
         records: list[cmd.Record] = []
         while self._inbox:
             self._handle(self._event(self._inbox.pop()), group, records)
@@ -502,9 +507,13 @@ class Driver:
 
     def _tell_progress(self, *, last: bool = False) -> None:
         now = self._parts.clock.monotonic()
-        if last or now - self._told_s >= self._params.progress_s:
-            self._told_s = now
-            progress = self.progress()
+        if not last and now < self._told + self._params.progress_s:
+            self._tell_at = self._told + self._params.progress_s
+            return
+        self._told, self._tell_at = now, None
+        progress = self.progress()
+        if last or progress != self._last_progress:
+            self._last_progress = progress
             self._watchers.tell(lambda observer: observer.progressed(progress))
 
 

@@ -74,6 +74,7 @@ class ExecutorOptions(TypedDict, total=False):
     clock: Clock
     params: ExecutorParams
     seed: int
+    retry_failed: bool
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -104,6 +105,8 @@ class Executor:
     params: ExecutorParams = attrs.field(factory=ExecutorParams)
     seed: int = 0
     """Of the jitter between retries."""
+    retry_failed: bool = True
+    """Try ranks that an earlier run gave up again, with fresh budgets; False leaves them failed."""
 
     @staticmethod
     def on_local(
@@ -182,6 +185,7 @@ class Executor:
                 env=dict(self.env),
                 runtime_env=dict(self.runtime_env),
                 seed=self.seed,
+                retry_failed=self.retry_failed,
             ),
         )
 

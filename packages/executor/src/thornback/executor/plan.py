@@ -33,6 +33,7 @@ class Settings:
     env: Mapping[str, str] = attrs.field(factory=dict)
     runtime_env: Mapping[str, object] = attrs.field(factory=dict)
     seed: int = 0
+    retry_failed: bool = True
 
 
 @attrs.frozen(slots=True)

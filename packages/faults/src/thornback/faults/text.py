@@ -10,29 +10,45 @@ HIDDEN = "***"
 WORD_CHARS = 200
 """No word is longer, when a text is cut."""
 
-# Only as strings: `re` compiles and caches them when the first failure is described, not at import.
-# Every repetition is bounded, so that no text makes them slow.
+_WORDS = ("pass", "secret", "key", "credential")
+# (words of which one must be there, pattern): the search for a word is fast, and mostly in vain.
+# The patterns are only strings: `re` compiles and caches them when they are needed, not at import.
+# Every repetition before the secret is bounded, so that no text makes them slow.
 _REDACTIONS = (
     # password=x, --api-key=x, X-Amz-Signature=x
-    rf"(?i)([\w-]{{0,40}}(?:{SECRET}|token|signature)[\w-]{{0,40}}\s?=\s?)['\"]?[^\s'\",;&)]+",
+    (
+        (*_WORDS, "token", "signature"),
+        rf"(?i)((?:{SECRET}|token|signature)[\w-]{{0,40}}\s?=\s?)['\"]?[^\s'\",;&)]+",
+    ),
     # password: x. Not "token: x": parsers say that of harmless things.
-    rf"(?i)([\w-]{{0,40}}(?:{SECRET})[\w-]{{0,40}}:\s?)[^\s'\",;&)]+",
+    (_WORDS, rf"(?i)((?:{SECRET})[\w-]{{0,40}}:\s?)[^\s'\",;&)]+"),
     # {"token": "x"}
-    rf"(?i)(['\"][\w-]{{0,40}}(?:{SECRET}|token)[\w-]{{0,40}}['\"]:\s?['\"])[^'\"]+",
-    r"(?i)(authorization['\"]?\s?[:=]\s?['\"]?(?:bearer |basic |token )?)[^\s'\",;]+",
-    r"(?i)(\bbearer )[\w.~+/-]{8,}",
+    (
+        (*_WORDS, "token"),
+        rf"(?i)((?:{SECRET}|token)[\w-]{{0,40}}['\"]:\s?['\"])[^'\"]+",
+    ),
+    (
+        ("authorization",),
+        r"(?i)(authorization['\"]?\s?[:=]\s?['\"]?(?:bearer |basic |token )?)[^\s'\",;]+",
+    ),
+    (("bearer ",), r"(?i)(\bbearer )[\w.~+/-]{8,}"),
     # scheme://user:password@host
-    r"(://[^\s/:@]{0,100}:)[^\s/@]{1,200}(?=@)",
+    (("://",), r"(://[^\s/:@]{0,100}:)[^\s/@]{1,200}(?=@)"),
     # Shapes of well-known keys: Hugging Face, AWS, GitHub, and those that begin with sk-.
-    r"()\b(?:hf_\w{20,}|AKIA[0-9A-Z]{16}|gh[pousr]_\w{20,}|sk-[\w-]{20,})",
+    (
+        ("hf_", "akia", "gh", "sk-"),
+        r"()\b(?:hf_\w{20,}|AKIA[0-9A-Z]{16}|gh[pousr]_\w{20,}|sk-[\w-]{20,})",
+    ),
 )
 
 
 def safe(text: str, limit: int) -> str:
     """Return `text` without lone surrogates and secrets, at most about `limit` characters long."""
     text = clip(text, limit)
-    for pattern in _REDACTIONS:
-        text = re.sub(pattern, rf"\1{HIDDEN}", text)
+    small = text.lower()
+    for words, pattern in _REDACTIONS:
+        if any(word in small for word in words):
+            text = re.sub(pattern, rf"\1{HIDDEN}", text)
     return text
 
 

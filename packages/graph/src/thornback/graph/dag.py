@@ -228,12 +228,14 @@ class Dag:
             child = below.popleft()
             progress = self._stages[child]
             # Walked before; or all of its ranks have ended, so that it holds up nobody below.
-            if progress.settled:
+            if self._is_skipped(child) or progress.ended == self._nodes[child].world_size:
                 continue
-            progress.settled = True
-            progress.root = root
             skipped += [(child, piece, root) for piece in self._open_ranges(child)]
-            below.extend(self._children[child])
+            progress.root = root
+            # If it had settled, by failures of its own, all below it were walked then.
+            if not progress.settled:
+                progress.settled = True
+                below.extend(self._children[child])
         return skipped
 
     def _open_ranges(self, stage: int) -> list[range]:

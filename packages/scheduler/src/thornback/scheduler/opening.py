@@ -27,12 +27,11 @@ def adjust(board: Board[F]) -> None:
     """Bring the gangs in line with the work. Comes after `feeding.feed`: what is ready now found no
     slot."""
     starving = [lane for lane in board.lanes if _note_starving(board, lane)]
-    for lane in board.lanes:
+    for lane in board.lanes:  # giving up first: it may make room under `max_gangs`
         _give_up_idle(board, lane, starving)
+        _give_up_pending(board, lane)
     for lane in board.lanes:
         _ask(board, lane)
-    for lane in board.lanes:
-        _give_up_pending(board, lane)
 
 
 def _note_starving(board: Board[F], lane: Lane[F]) -> bool:
