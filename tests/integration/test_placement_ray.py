@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -59,9 +59,7 @@ def cluster() -> Iterator[RayCluster]:
     assert held() == 0, "every group of the test is removed"
 
 
-async def test_a_lease_takes_milliseconds(
-    cluster: RayCluster, record_property: Callable[[str, object], None]
-) -> None:
+async def test_a_lease_takes_milliseconds(cluster: RayCluster) -> None:
     took_s = []
     async with Allocator(cluster) as leases:
         for _ in range(20):
@@ -69,9 +67,9 @@ async def test_a_lease_takes_milliseconds(
             lease = await leases.acquire(ONE)
             took_s.append(time.perf_counter() - start)
             assert await leases.release(lease, timeout_s=10)
-    median_s = sorted(took_s)[len(took_s) // 2]
-    record_property("median_acquire_s", median_s)
-    assert median_s < 1.0
+    took_s.sort()
+    print(f"acquire: median {took_s[10] * 1000:.1f} ms, worst {took_s[-1] * 1000:.1f} ms")
+    assert took_s[10] < 1.0
 
 
 async def test_bundles_are_on_the_nodes_that_the_lease_names(cluster: RayCluster) -> None:
@@ -108,26 +106,33 @@ async def test_cancelled_while_pending_leaves_only_removed_groups(cluster: RayCl
 
 
 async def test_the_deadline_holds(cluster: RayCluster) -> None:
-    async with Allocator(cluster) as holder, holder.lease(ALL):
-        async with Allocator(cluster, params=AllocatorParams(place_s=0.5)) as leases:
-            start = time.perf_counter()
-            with pytest.raises(PlacementTimedOut, match="was not placed within"):
-                await leases.acquire(ONE)
-            assert time.perf_counter() - start < 10
+    params = AllocatorParams(place_s=0.5)
+    async with (
+        Allocator(cluster).lease(ALL),
+        Allocator(cluster, params=params) as leases,
+    ):
+        start = time.perf_counter()
+        with pytest.raises(PlacementTimedOut, match="was not placed within"):
+            await leases.acquire(ONE)
+        assert time.perf_counter() - start < 10
         assert held() == 1
 
 
 async def test_groups_that_never_fit_do_not_delay_one_that_does(cluster: RayCluster) -> None:
     said: list[Explanation] = []
-    async with Allocator(cluster, observe=said.append) as leases:
-        async with anyio.create_task_group() as tasks:
-            for _ in range(20):
-                tasks.start_soon(leases.acquire, NEVER)
-            await anyio.wait_all_tasks_blocked()
-            with anyio.fail_after(10):
-                lease = await leases.acquire(ONE)
-            assert await leases.release(lease, timeout_s=10)
-            tasks.cancel_scope.cancel()
+    async with (
+        Allocator(cluster, observe=said.append) as leases,
+        anyio.create_task_group() as tasks,
+    ):
+        for _ in range(20):
+            tasks.start_soon(leases.acquire, NEVER)
+        await anyio.wait_all_tasks_blocked()
+        start = time.perf_counter()
+        with anyio.fail_after(10):
+            lease = await leases.acquire(ONE)
+        print(f"placed among 20 that never fit in {time.perf_counter() - start:.3f} s")
+        assert await leases.release(lease, timeout_s=10)
+        tasks.cancel_scope.cancel()
     assert [e.text for e in said] == [
         "needs 2 x {GPU: 8} on different nodes; largest node has {GPU: 0}"
     ]
@@ -156,16 +161,19 @@ async def test_avoided_nodes_are_avoided_while_others_can_hold_it(cluster: RayCl
 async def test_avoidance_ends_when_the_others_stay_busy(cluster: RayCluster) -> None:
     nodes = [node.name for node in (await cluster.look()).nodes if node.resources.get("CPU")]
     full = GangRequest(bundle=Bundle(cpus=2))
-    async with Allocator(cluster, params=AllocatorParams(avoid_s=10.0)) as leases:
-        async with leases.lease(full, avoid=nodes[:1]) as lease:
-            assert lease.nodes == (nodes[1],)
-            params = AllocatorParams(avoid_s=0.2)
-            async with Allocator(cluster, params=params).lease(full, avoid=nodes[:1]) as other:
-                assert other.nodes == (nodes[0],), "the other one is busy for longer than avoid_s"
+    hasty = Allocator(cluster, params=AllocatorParams(avoid_s=0.2))
+    async with Allocator(cluster).lease(full, avoid=nodes[:1]) as lease:
+        assert lease.nodes == (nodes[1],)
+        async with hasty.lease(full, avoid=nodes[:1]) as other:
+            assert other.nodes == (nodes[0],), "the other one is busy for longer than avoid_s"
 
 
 async def test_a_group_removed_by_others_ends_the_wait(cluster: RayCluster) -> None:
-    from ray.util.placement_group import get_placement_group, remove_placement_group
+    from ray.util.placement_group import (
+        get_placement_group,
+        placement_group_table,
+        remove_placement_group,
+    )
 
     removed: list[Exception] = []
 
@@ -175,18 +183,22 @@ async def test_a_group_removed_by_others_ends_the_wait(cluster: RayCluster) -> N
         except PlacementRemoved as error:
             removed.append(error)
 
-    def remove_pending() -> None:
-        from ray.util.placement_group import placement_group_table
+    def remove_pending() -> bool:
+        rows = placement_group_table().values()
+        names = [row["name"] for row in rows if row["state"] == "PENDING"]
+        for name in names:
+            remove_placement_group(get_placement_group(name))
+        return bool(names)
 
-        for row in placement_group_table().values():
-            if row["state"] == "PENDING":
-                remove_placement_group(get_placement_group(row["name"]))
-
-    async with Allocator(cluster) as leases, leases.lease(ALL):
-        async with anyio.create_task_group() as tasks:
+    with anyio.fail_after(30):
+        async with (
+            Allocator(cluster) as leases,
+            leases.lease(ALL),
+            anyio.create_task_group() as tasks,
+        ):
             tasks.start_soon(acquire, leases)
-            await anyio.wait_all_tasks_blocked()
-            await cluster.call(remove_pending)
+            while not await cluster.call(remove_pending):
+                pass
     assert len(removed) == 1
 
 

@@ -155,6 +155,8 @@ def test_a_fault_is_one_line_with_kind_rule_and_verdict(screen: Screen) -> None:
 
 def test_a_lost_gang_and_a_rank_given_up() -> None:
     assert "index, gang 2 on" in fault_text(attempt(rank=None))
+    lost = attrs.evolve(attempt(rank=None), lost_ranks=(range(3, 6), range(8, 9)))
+    assert "index, gang 2 with ranks 3-5, 8 on" in fault_text(lost)
     assert "-> given up: retry 1 of 3" in fault_text(attempt(retried=False))
 
 

@@ -67,6 +67,18 @@ def test_the_lost_gangs_own_rank_does_not_stand_for_the_killed_rank() -> None:
     assert len(verdict.problems) == 1
 
 
+def test_a_killed_worker_that_had_one_rank_shows_as_that_ranks_fault() -> None:
+    charged = attempt(6, Origin.WORKER, gang=2)
+    verdict = judge_chaos((RANK_KILL, WORKER_KILL), (RANK_FAULT, charged), recorded_before=0)
+    assert verdict.problems == ()
+
+
+def test_a_rank_process_that_died_in_the_gang_does_not_stand_for_its_worker() -> None:
+    child = attempt(6, Origin.PROCESS, gang=2, pid=90)
+    verdict = judge_chaos((RANK_KILL, WORKER_KILL), (RANK_FAULT, child), recorded_before=0)
+    assert len(verdict.problems) == 1
+
+
 def test_other_faults_do_not_stand_for_the_kills() -> None:
     other_child = attempt(5, Origin.PROCESS, gang=1, pid=72)
     other_gang = attempt(None, Origin.WORKER, gang=3)

@@ -176,6 +176,22 @@ async def test_a_claim_of_the_same_moment_makes_both_give_way(memory: str) -> No
     assert sorted(control(memory)) == [claim_name(1, "dead"), claim_name(2, "rival")]
 
 
+async def test_a_holder_that_closes_while_it_is_watched_is_waited_for_no_longer(
+    memory: str,
+) -> None:
+    class Closing(VirtualTime):
+        async def sleep(self, delay_s: float) -> None:
+            await super().sleep(delay_s)
+            closed = Heartbeat(id="old", count=9, closed=True)
+            open_store(memory).put(beat_name(1), closed.encode())
+
+    time = Closing()
+    open_store(memory).put(claim_name(1, "old"), Holder(id="old").encode())
+    async with journal_at(memory, time) as journal:
+        assert (await journal.open(job(), on_mismatch="refuse")).term == 2
+    assert len(time.slept) == 1
+
+
 async def test_cancelled_while_watching_nothing_is_claimed(memory: str) -> None:
     open_store(memory).put(claim_name(1, "dead"), Holder(id="dead").encode())
 
@@ -217,7 +233,7 @@ async def test_a_base_that_was_whole_once_must_not_be_lost_silently(tmp_path: Pa
     await run_once(state, done("a", 1))
     base = tmp_path / "control" / name_of(state, "base")
     base.write_bytes(base.read_bytes()[:-1])
-    with pytest.raises(JournalError, match=f"{base.name} is damaged.*on_mismatch='fresh'"):
+    with pytest.raises(JournalError, match=f"is damaged.*{base.name}.*on_mismatch='fresh'"):
         read_run(state)
     async with FileJournal(state) as journal:
         with pytest.raises(JournalError, match="is damaged"):
@@ -503,6 +519,40 @@ async def test_a_store_that_hangs_holds_neither_commit_nor_close(faulty: type[Fa
         assert_closed(url)
     finally:
         back.set()
+
+
+async def test_a_cancelled_driver_does_not_leave_a_put_half_way(faulty: type[Faulty]) -> None:
+    url, started, let = f"faulty://{uuid.uuid4().hex}", threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def before(what: str, path: str) -> None:
+        if "seg-" in path:
+            started.set()
+            let.wait(60)
+            order.append("put")
+
+    faulty.before = staticmethod(before)
+
+    async def drive() -> None:
+        with scope:
+            async with journal_at(url, VirtualTime()) as journal:
+                await journal.open(job(), on_mismatch="refuse")
+                await journal.commit([done("a", 1)])
+        order.append("left")
+
+    scope = anyio.CancelScope()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(drive)
+            await anyio.to_thread.run_sync(started.wait, 60)
+            scope.cancel()
+            for _ in range(50):
+                await anyio.lowlevel.checkpoint()
+            let.set()
+    finally:
+        let.set()
+    assert order == ["put", "left"]
+    assert_closed(url)
 
 
 async def test_closing_does_not_wait_for_a_store_that_hangs(faulty: type[Faulty]) -> None:

@@ -127,6 +127,11 @@ def test_who_is_certainly_gone(other: dict[str, object], gone: bool) -> None:
     assert certainly_gone(Holder(**fields), me) is gone  # type: ignore[arg-type]  # as from JSON
 
 
+def test_a_lock_that_only_the_other_took_says_nothing() -> None:
+    me = Holder(id="me", boot="b", pids="n", pid=os.getpid(), locked=False)
+    assert not certainly_gone(attrs.evolve(me, id="other", locked=True), me)
+
+
 def test_claims_that_cannot_be_read_are_of_unknown_holders() -> None:
     for data in (b"", b"\xff", b"[]", b'{"id": 1, "later": 2}', b"3"):
         assert Holder.decode(data) == Holder(id="")

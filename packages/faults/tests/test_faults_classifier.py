@@ -115,6 +115,8 @@ REMOVED = "Could not create the actor because its associated placement group was
 DEATHS: list[tuple[str, dict[str, Attribute], dict[str, Attribute], FaultKind]] = [
     ("", {"preempted": True}, {}, K.PREEMPTION),
     ("", {}, {"preempted": True}, K.PREEMPTION),
+    ("", {"preempted": False}, {"preempted": True}, K.PREEMPTION),
+    ("", {"preempted": True}, {"preempted": False}, K.WORKER_CRASH),
     ("", {}, {"death_cause": "NODE_DIED", "node_death_reason": 3}, K.PREEMPTION),
     ("", {}, {"node_death_reason": "AUTOSCALER_DRAIN_PREEMPTED"}, K.PREEMPTION),
     ("\tthe actor's node was preempted: spot", {}, {}, K.PREEMPTION),

@@ -133,6 +133,20 @@ def test_sizes_are_bounded() -> None:
         deep(0)
     assert len(ErrorRecord.of(caught.value).traceback) < 20_000
 
+    def tick(n: int) -> None:
+        if n == 0:
+            raise ValueError("the end")
+        tock(n - 1)
+
+    def tock(n: int) -> None:
+        tick(n)
+
+    with pytest.raises(ValueError, match="the end") as ended:
+        tick(60)
+    text = ErrorRecord.of(ended.value).traceback
+    assert text.count(", in t") == 50
+    assert text.endswith("ValueError: the end\n")
+
 
 def test_lone_surrogates_become_encodable() -> None:
     record = ErrorRecord.of(ValueError("a\ud800b"))

@@ -380,6 +380,50 @@ async def test_closing_ends_a_pending_acquire() -> None:
     assert len(caught) == 1
 
 
+@pytest.mark.parametrize("ticks", range(6))
+async def test_no_lease_is_returned_after_close_has_begun(ticks: int) -> None:
+    fake, closing, outcomes = cluster(), False, list[str]()
+
+    async def acquire(leases: Allocator) -> None:
+        try:
+            await leases.acquire(ONE)
+            outcomes.append("late" if closing else "in time")
+        except AllocatorClosed:
+            outcomes.append("refused")
+
+    async with Allocator(fake) as leases, anyio.create_task_group() as tasks:
+        await leases.acquire(TWO)
+        tasks.start_soon(acquire, leases)
+        await anyio.wait_all_tasks_blocked()
+        fake.add_node("c", {"CPU": 1})
+        for _ in range(ticks):
+            await anyio.lowlevel.checkpoint()
+        closing = True
+        assert await leases.close()
+    assert outcomes in (["in time"], ["refused"])
+    assert fake.reserved == 0
+
+
+async def test_a_cancelled_owner_waits_for_a_creation_under_way() -> None:
+    fake, scope = cluster(), anyio.CancelScope()
+    fake.creations.close()
+
+    async def own() -> None:
+        with scope:
+            async with Allocator(fake) as leases:
+                await leases.acquire(ONE)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(own)
+        await anyio.wait_all_tasks_blocked()
+        scope.cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert fake.creations.waiting == 1, "shielded, not abandoned"
+        fake.creations.open()
+    assert scope.cancelled_caught
+    assert (fake.removed, fake.reserved) == (1, 0)
+
+
 async def test_an_allocator_must_be_open_and_is_opened_once() -> None:
     leases = Allocator(cluster())
     with pytest.raises(AllocatorClosed, match="async with"):

@@ -89,6 +89,7 @@ async def test_a_killed_worker_is_explained_and_leaves_no_process_and_no_file() 
     worker = await backend.start("here", 0, 1, None, WorkerSpec())
     beat = await backend.call(worker, "beat", ())
     assert isinstance(beat, Beat)
+    assert os.getpgid(beat.pid) != os.getpgid(0), "Ctrl-C in a terminal must not reach it"
     os.kill(beat.pid, signal.SIGKILL)
     with pytest.raises(Exception, match="has ended") as caught:
         await backend.call(worker, "watch", None)

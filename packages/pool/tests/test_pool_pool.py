@@ -342,6 +342,7 @@ async def test_blobs_are_loaded_once_per_worker_also_when_asked_for_at_once() ->
         (worker,) = await it.open("a")
         work = attrs.evolve(assignment(1, 0), inputs=("parents",))
         readers = [await it.read(work), await it.read(attrs.evolve(work, assignment=2))]
+        assert asked == ["ok"]
         gate.set()
         await settle()
         readers.append(await it.read(attrs.evolve(work, assignment=3)))

@@ -210,6 +210,7 @@ async def test_the_death_of_one_node_ends_the_others_and_the_worst_is_the_cause(
         third.die(facts={"signal": 9})
         await settle()
         assert it.reading.loss is None, "the others have not answered yet"
+        assert third.kills == 1, "what is declared dead is killed first: it may be alive"
         second.die(facts={"preempted": True})
         await settle()
         assert it.reading.loss is None

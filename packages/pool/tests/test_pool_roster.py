@@ -13,13 +13,11 @@ from thornback.pool.roster import (
     Deliver,
     GangGone,
     KillRank,
-    Loss,
     MemberNews,
     MemberState,
     Roster,
-    Severity,
-    severity_of,
 )
+from thornback.pool.severity import Loss, Severity, severity_of
 
 
 def ok(

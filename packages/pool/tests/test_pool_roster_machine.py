@@ -15,12 +15,10 @@ from thornback.pool.roster import (
     GangGone,
     Instruction,
     KillRank,
-    Loss,
     MemberState,
     Roster,
-    Severity,
-    severity_of,
 )
+from thornback.pool.severity import Loss, Severity, severity_of
 
 NAMES = st.sampled_from(["a.Error", "thornback.pool.RankProcessDied"])
 FACTS = st.sampled_from(

@@ -13,6 +13,7 @@ from typing import Protocol
 import anyio
 import attrs
 import pytest
+
 from thornback.pool import Assignment, Beat, Outcome, Report, RunningRank, SeenBy, WorkerSpec
 from thornback.pool.proctree import descendants_of, is_alive
 from thornback.pool.ranklog import RankLog
@@ -376,6 +377,10 @@ async def test_inputs_are_asked_for_and_an_unknown_key_is_named(start: Start) ->
     assert "'nothing' is not known" in outcome.error.message
 
 
+def _written(outcome: Outcome) -> str:
+    return Path(outcome.log_path).read_bytes()[slice(*outcome.log_slice)].decode()
+
+
 async def test_each_rank_has_its_slice_of_the_log(start: Start, tmp_path: Path) -> None:
     supervisor = await start(
         "print('rank', call.rank)\nos.write(2, b'raw\\n')\nassert call.rank != 1, 'odd'",
@@ -383,8 +388,7 @@ async def test_each_rank_has_its_slice_of_the_log(start: Start, tmp_path: Path) 
     )
     report = await supervisor.run(work(1, range(3)))
     for outcome in report.outcomes:
-        start_at, end_at = outcome.log_slice
-        data = Path(outcome.log_path).read_bytes()[start_at:end_at].decode()
+        data = _written(outcome)
         assert sorted(data.splitlines()) == [f"rank {outcome.rank}", "raw"]
         assert outcome.log_tail == ("" if outcome.ok else data)
     assert Path(report.outcomes[0].log_path).parent == tmp_path / "logs"
@@ -418,9 +422,9 @@ async def test_what_a_rank_leaves_behind_does_not_reach_the_next(start: Start) -
         "import subprocess; subprocess.Popen(['sleep', '60'])\n"
         "return [left, len(open(f'/proc/self/task/{os.getpid()}/children').read().split())]"
     )
-    assert results(await supervisor.run(work(1, range(3)))) == dict.fromkeys(
-        range(3), [[0.0, 0.0], 1]
-    )
+    assert results(await supervisor.run(work(1, range(3)))) == {
+        rank: [[0.0, 0.0], 1] for rank in range(3)
+    }
 
 
 # -- preloading, and the fork server's own death -------------------------------------------------
@@ -525,6 +529,15 @@ async def test_a_process_that_died_between_ranks_costs_nobody_anything(start: St
     second = only(await supervisor.run(work(2)))
     assert second.ok, second
     assert second.pid != first.pid
+
+
+async def test_signals_that_the_host_has_blocked_are_not_blocked_in_a_rank(start: Start) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        supervisor = await start("return list(signal.pthread_sigmask(signal.SIG_BLOCK, []))")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert results(await supervisor.run(work(1))) == {0: []}
 
 
 async def test_handle_dispatches_to_the_methods(start: Start) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import anyio
 import pytest
+
 from thornback.pool import Assignment, Outcome, SeenBy, WorkerSpec
 from thornback.pool.ports import Attribute
-from thornback.pool.proctree import is_alive
 from thornback.pool.sources import source_program
 from thornback.pool.supervisorparams import SupervisorParams
 from thornback.pool.worker import Supervisor
@@ -42,12 +42,17 @@ async def running(spec: WorkerSpec, params: SupervisorParams) -> AsyncIterator[S
 
 
 async def first_and_next(
-    body: str, *, timeout_s: float | None = None, spec: WorkerSpec | None = None
+    body: str,
+    *,
+    following: str = "return 1",
+    timeout_s: float | None = None,
+    spec: WorkerSpec | None = None,
 ) -> tuple[Outcome, Outcome]:
     """Run the body as rank 0, and a harmless rank 1 after it in the same assignment."""
     params = SupervisorParams(reclaim_s=BOUND_S)
     async with running(spec or WorkerSpec(), params) as supervisor:
-        program = "if call.rank:\n    return 'alive'\nimport os, sys, signal, time\n" + body
+        second = "if call.rank:" + f"\n{following}".replace("\n", "\n    ")
+        program = f"{second}\nimport os, sys, signal, time\n{body}"
         await supervisor.load("p", source_program(program))
         work = Assignment(
             assignment=1,
@@ -60,10 +65,9 @@ async def first_and_next(
         report = await supervisor.run(work)
         assert report.final
         assert not report.returned
-        first, following = report.outcomes
-        assert following.ok, following.error
-        assert following.result == '"alive"'
-        return first, following
+        first, second_outcome = report.outcomes
+        assert second_outcome.ok, second_outcome.error
+        return first, second_outcome
 
 
 RAISES: list[tuple[str, str, Mapping[str, Attribute], str]] = [
@@ -210,6 +214,11 @@ async def test_a_rank_over_its_time_is_killed(body: str) -> None:
     assert following.pid != outcome.pid
 
 
+FORKED = """
+if pid := os.fork():
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+else:
+    """
 HARMLESS = [
     pytest.param("os.close(1); os.close(2); return 1", id="stdout-closed"),
     pytest.param("sys.stdout.close(); sys.stderr.close(); return 1", id="python-stdout-closed"),
@@ -219,8 +228,9 @@ HARMLESS = [
     pytest.param("print('\\udcff'); return 1", id="unencodable-output"),
     pytest.param("sys.stdin.read(); return 1", id="reads-stdin"),
     pytest.param("os.fork(); return 1", id="fork-comes-back"),
-    pytest.param("if os.fork() == 0: sys.exit(5)\nreturn 1", id="fork-exits"),
-    pytest.param("if os.fork() == 0: raise ValueError\nreturn 1", id="fork-raises"),
+    pytest.param(FORKED + "sys.exit(51)\nreturn code - 50", id="fork-exits"),
+    pytest.param(FORKED + "raise ValueError\nreturn code", id="fork-raises"),
+    pytest.param(FORKED + "return 1\nreturn code + 1", id="fork-returns"),
     pytest.param("if os.fork() == 0: time.sleep(60)\nreturn 1", id="fork-stays"),
     pytest.param(
         "import threading\n"
@@ -258,8 +268,13 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 own = int(open(f'/proc/self/task/{os.getpid()}/children').read())
-state['pids'] = [own, subprocess.Popen(['sleep', '60'], start_new_session=True).pid]
-print(*state['pids'], flush=True)
+other = subprocess.Popen(['sleep', '60'], start_new_session=True).pid
+open(PIDS, 'w').write(f'{own} {other}')
+"""
+ALIVE = """
+from thornback.pool.proctree import is_alive
+pids = list(map(int, open(PIDS).read().split()))
+return [len(pids), [pid for pid in pids if is_alive(pid)]]
 """
 
 
@@ -273,16 +288,15 @@ print(*state['pids'], flush=True)
         ("time.sleep(60)", False),
     ],
 )
-async def test_the_whole_tree_is_gone_when_the_rank_is_reported(
+async def test_the_whole_tree_is_gone_when_the_next_rank_runs(
     end: str, ok: bool, tmp_path: Path
 ) -> None:
-    spec = WorkerSpec(log_dir=str(tmp_path))
-    outcome, _ = await first_and_next(LEAVES_DAEMON + end, timeout_s=1.0, spec=spec)
+    where = f"PIDS = {str(tmp_path / 'pids')!r}\n"
+    outcome, following = await first_and_next(
+        where + LEAVES_DAEMON + end, following=where + ALIVE, timeout_s=1.0
+    )
     assert outcome.ok is ok
-    written = Path(outcome.log_path).read_bytes()[slice(*outcome.log_slice)]
-    pids = list(map(int, written.split()[:2]))
-    assert len(pids) == 2
-    assert [pid for pid in pids if is_alive(pid)] == []
+    assert following.result == "[2, []]"
 
 
 async def test_a_rank_over_its_memory_is_killed() -> None:

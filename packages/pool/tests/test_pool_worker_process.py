@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from thornback.pool import Assignment, CaughtError, Report, WorkerSpec, wire
 from thornback.pool.proctree import descendants_of, is_alive
 from thornback.pool.sources import source_program
+from thornback.pool.worker import GAVE_UP_EXIT_CODE
 
 BOUND_S = 30.0
 
@@ -107,6 +110,12 @@ def run_stubborn(worker: Worker, folder: Path) -> tuple[list[int], list[int]]:
     return pids, [os.pidfd_open(pid) for pid in pids]
 
 
+def test_ctrl_c_is_left_to_the_driver(worker: Worker) -> None:
+    worker.start()
+    worker.process.send_signal(signal.SIGINT)
+    assert worker.call("beat", ()) is not None
+
+
 def kill(worker: Worker) -> None:
     worker.process.kill()
 
@@ -134,20 +143,30 @@ def test_nothing_outlives_a_worker(
     wait_gone(pids, pidfds)
 
 
-def test_a_temporary_folder_for_logs_goes_with_the_worker(
-    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_rank_process_dies_with_its_fork_server_though_nobody_cleans_up(
+    worker: Worker, tmp_path: Path
 ) -> None:
-    worker.stream.close()
-    worker.process.communicate(timeout=BOUND_S)
+    pids, pidfds = run_stubborn(worker, tmp_path)
+    worker.process.send_signal(signal.SIGSTOP)
+    os.kill(pids[0], signal.SIGKILL)
+    ready, _, _ = select.select([pidfds[1]], [], [], BOUND_S)
+    assert ready == [pidfds[1]]
+    worker.process.send_signal(signal.SIGCONT)
+    wait_gone(pids, pidfds)
+
+
+def test_a_temporary_folder_for_logs_goes_with_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    another = Worker()
-    another.start()
-    (fork_server,) = descendants_of(another.process.pid)
+    worker = Worker()
+    worker.start()
+    (fork_server,) = descendants_of(worker.process.pid)
     pidfd = os.pidfd_open(fork_server)
     assert len(list(tmp_path.iterdir())) == 1
-    another.process.kill()
-    another.process.communicate(timeout=BOUND_S)
-    another.stream.close()
+    worker.process.kill()
+    worker.process.communicate(timeout=BOUND_S)
+    worker.stream.close()
     wait_gone([fork_server], [pidfd])
     assert list(tmp_path.iterdir()) == []
 
@@ -188,15 +207,14 @@ def test_a_wrong_call_is_answered_with_the_error_as_data(worker: Worker) -> None
     assert "call load first" in error.message
 
 
-def test_a_worker_that_gives_up_ends_its_process(worker: Worker, tmp_path: Path) -> None:
+def test_a_worker_that_gives_up_ends_its_process() -> None:
+    worker = Worker()
     worker.start()
-    for _ in range(2):
-        (fork_server,) = descendants_of(worker.process.pid)
-        os.kill(fork_server, 9)
-        if worker.process.poll() is None and _ == 0:
-            worker.call("load", ("p", source_program("return 1")))
-            worker.call("run", (work(1), ()))
+    worker.call("load", ("p", source_program("return 1")))
+    kill_fork_server(worker)
+    worker.call("run", (work(1), ()))  # by another fork server
+    kill_fork_server(worker)
     _, errors = worker.process.communicate(timeout=BOUND_S)
-    assert worker.process.returncode == 70
+    worker.stream.close()
+    assert worker.process.returncode == GAVE_UP_EXIT_CODE
     assert b"the worker gives up: its fork server ended" in errors
-    worker.process = subprocess.Popen(["true"], stderr=subprocess.PIPE)

@@ -1,14 +1,11 @@
 """Whole runs in any order: Hypothesis plays the cluster, the journal and the clock.
 
-The referee checks the contract from outside, `check_invariants` the books from inside, after every step; in
-teardown the world turns fair, and the run must end with everything settled.
+The referee checks the contract from outside, `check_invariants` the books from inside, after every
+step; in teardown the world turns fair, and the run must end with everything settled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import attrs
 import pytest
 from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
@@ -58,7 +55,7 @@ CAPACITY = 3
 PARAMS = SchedulerParams(
     no_progress_losses=4, no_progress_faults=5, max_opening=3, yield_after_s=20.0, max_unrecorded=6
 )
-plans = st.lists(
+plans: st.SearchStrategy[list[dict[str, int | None]]] = st.lists(
     st.builds(
         dict,
         world_size=st.integers(1, 40),
@@ -92,8 +89,22 @@ class Runs(RuleBasedStateMachine):
         """Cancelled, or the journal failed."""
         self.scheduler: Scheduler[str] | None = None
 
-    @initialize(drawn=plans, done=st.sets(st.integers(0, 6)), failed=st.sets(st.integers(0, 6)))
-    def start(self, drawn: list[dict[str, int | None]], done: set[int], failed: set[int]) -> None:
+    @initialize(
+        drawn=plans,
+        done=st.sets(st.integers(0, 39)),
+        failed=st.sets(st.integers(0, 39), max_size=3),
+        end=st.sampled_from(["none", "none", "none", "cancel", "journal"]),
+        head_start=st.integers(0, 15),
+    )
+    def start(
+        self,
+        drawn: list[dict[str, int | None]],
+        done: set[int],
+        failed: set[int],
+        end: str,
+        head_start: int,
+    ) -> None:
+        self.end = end
         self.sizes = [int(plan["world_size"] or 1) for plan in drawn]
         self.policy = ScriptedPolicy(VERDICTS, budget=3)
         stages = []
@@ -126,6 +137,10 @@ class Runs(RuleBasedStateMachine):
                 failed={len(drawn) - 1: tuple(range(r, r + 1) for r in at_last)} if at_last else {},
             )
         )
+        # Trouble should not only come before the first rank has succeeded: then there are no batches.
+        for _ in range(head_start):
+            if not self.scheduler.finished:
+                self.be_fair()
 
     def send(self, event: Event[str]) -> None:
         assert self.scheduler is not None
@@ -151,7 +166,7 @@ class Runs(RuleBasedStateMachine):
     def held(self) -> list[int]:
         return [number for number, (_, _, ranks) in self.referee.outstanding.items() if ranks]
 
-    # -- the cluster ---------------------------------------------------------------------------------
+    # -- the cluster -------------------------------------------------------------------------------
 
     @precondition(lambda self: self.gangs("opening"))
     @rule(data=st.data(), node=st.sampled_from(NODES))
@@ -201,11 +216,12 @@ class Runs(RuleBasedStateMachine):
             pieces = tuple(range(rank, rank + 1) for rank in ranks[keep:])
             self.send(RanksReturned(assignment=number, ranks=pieces))
 
+    @precondition(lambda self: self.gangs("ready"))
     @rule(node=st.sampled_from(NODES), left_s=st.none() | st.floats(0.0, 200.0))
     def node_drains(self, node: str, left_s: float | None) -> None:
         self.send(NodeDraining(node=node, left_s=left_s))
 
-    # -- the journal, time, the user, and what comes twice -------------------------------------------
+    # -- the journal, time, the user, and what comes twice -----------------------------------------
 
     @precondition(lambda self: self.referee.records)
     @rule(data=st.data())
@@ -247,7 +263,7 @@ class Runs(RuleBasedStateMachine):
         self.referee.records.clear()
         self.send(JournalFailed(fault="code"))
 
-    # -- what must hold ------------------------------------------------------------------------------
+    # -- what must hold ----------------------------------------------------------------------------
 
     @invariant()
     def books_are_whole(self) -> None:
@@ -274,8 +290,8 @@ class Runs(RuleBasedStateMachine):
         elif self.held():
             number = self.held()[0]
             ranks = tuple(range(r, r + 1) for r in sorted(self.referee.outstanding[number][2]))
-            self.now += 1.0
-            self.send(RanksSucceeded(assignment=number, ranks=ranks, busy_s=1.0))
+            self.now += 0.1
+            self.send(RanksSucceeded(assignment=number, ranks=ranks, busy_s=0.1))
         elif closing:
             self.send(GangClosed(gang=closing[0]))
         elif opening and len(self.gangs("ready")) < CAPACITY:
@@ -316,7 +332,7 @@ TestRuns.settings = settings(
 )
 
 
-# -- planted bugs: the machine must find each -----------------------------------------------------------
+# -- planted bugs: the machine must find each ------------------------------------------------------
 
 
 class ForgetsToRequeue(Scheduler[str]):
@@ -330,7 +346,7 @@ def _finds(planted: type[Scheduler[str]]) -> None:
     class Planted(Runs):
         make = planted
 
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]  # hypothesis leaves it untyped
+    run_state_machine_as_test(
         Planted,
         settings=settings(
             max_examples=200,

@@ -131,7 +131,8 @@ def fault_text(attempt: AttemptReport) -> str:
     """Return one line about a failed attempt or a lost gang."""
     fault = attempt.fault
     if attempt.rank is None:
-        who = f"{attempt.stage}, gang {attempt.gang}"
+        lost = ", ".join(_span(piece) for piece in attempt.lost_ranks[:8])
+        who = f"{attempt.stage}, gang {attempt.gang}" + (f" with ranks {lost}" if lost else "")
     else:
         who = f"{attempt.stage} rank {attempt.rank}, attempt {attempt.attempt}"
     where = f" on {attempt.node[:12]}" if attempt.node else ""
@@ -143,7 +144,7 @@ def fault_text(attempt: AttemptReport) -> str:
     )
 
 
-def result_tables(result: Index, *, rows: int = 8) -> list[Table]:
+def result_tables(result: Index, *, rows: int = 5) -> list[Table]:
     """Return the demo's result as tables: totals, most frequent words, largest files."""
     totals = _table("total", "")
     counts: Mapping[str, int] = {**result["counts"], "distinct words": result["distinct_words"]}
@@ -170,6 +171,10 @@ def _table(title: str, unit: str) -> Table:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _span(ranks: range) -> str:
+    return f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
 
 
 def _one_line(text: str) -> str:

@@ -15,7 +15,6 @@ from typing import Self, TypeVar
 import anyio
 import anyio.abc
 import anyio.to_thread
-import attrs
 
 from thornback.executor.beats import Beats
 from thornback.executor.group_commit import Entry, GroupCommit, again
@@ -34,14 +33,13 @@ from thornback.executor.recorded import RecordedRun, read_run
 from thornback.executor.segments import encode_record
 from thornback.executor.steps import AsyncSteps, RetryParams, Steps, call
 from thornback.executor.store import JournalStore, open_store
+from thornback.executor.tenure import JournalParams, Tenure
 from thornback.executor.terms import (
     Stored,
     Unreadable,
     begin,
-    compact,
     elect,
     find_holder,
-    flush,
     load,
     watch,
 )
@@ -61,47 +59,6 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 _SLOW_PROTOCOLS = {"hf": 60.0}
 """Seconds between puts where a put is dear: Hugging Face makes a commit of each."""
-
-
-@attrs.frozen(kw_only=True, slots=True)
-class JournalParams:
-    """Time-outs and sizes of the journal."""
-
-    ttl_s: float = 30.0
-    """How long a holder that shows no life is watched before its state is taken over; it shows life
-    every third.
-    """
-    open_timeout_s: float = 60.0
-    """For the store to answer at `open`; what looks permanent (permission denied) is not retried
-    there.
-    """
-    record_timeout_s: float = 600.0
-    """For a store that fails or hangs, before the journal gives up for good."""
-    close_timeout_s: float = 15.0
-    """For the end after a failure, and for giving the state back."""
-    min_interval_s: float | None = None
-    """Between the starts of two flushes. None: 0 on local folders, 1 elsewhere, 60 on Hugging Face.
-    """
-    max_segment_bytes: int = 64 * 2**20
-    """Of one flush, unless one commit alone is larger."""
-    compact_segments: int = 64
-    """Compact when there are more and they hold more than a quarter of the base: amortised, bytes
-    are written twice.
-    """
-    compact_segments_max: int = 1024
-    """Compact when there are more in any case: a list must stay cheap."""
-
-
-@attrs.define(slots=True)
-class _Tenure:
-    """What is known while a term is ours."""
-
-    term: int
-    base_bytes: int
-    n: int = 0
-    promoted: int = 0
-    segments: int = 0
-    segment_bytes: int = 0
 
 
 class FileJournal:
@@ -151,7 +108,7 @@ class FileJournal:
         self._steps: AsyncSteps | None = None
         self._beats: Beats | None = None
         self._group: GroupCommit | None = None
-        self._tenure = _Tenure(term=0, base_bytes=0)
+        self._tenure: Tenure | None = None
         self._ending = anyio.Lock()
         self._patience = RetryParams(timeout_s=self.params.record_timeout_s)
         self._impatience = RetryParams(timeout_s=self.params.open_timeout_s, patient=False)
@@ -241,9 +198,11 @@ class FileJournal:
             Superseded, JournalError: as `commit`.
         """
         self._opened()
+        assert self._tenure is not None
+        term = self._tenure.term
         stored = await self._run(load(self.url, lambda name: name == stage))
-        if stored.term != self._tenure.term:
-            raise Superseded(self.url, self._tenure.term, stored.term)
+        if stored.term != term:
+            raise Superseded(self.url, term, stored.term)
         return stored.records.get(stage, StageRecords()).results
 
     async def close(self) -> None:
@@ -270,10 +229,10 @@ class FileJournal:
         self._beats = Beats(steps, me.id, term, self.params.ttl_s)
         await self._beats.first()
         tasks.start_soon(self._beats.run)
-        kept = await self._begin(term, identity, on_mismatch)
+        tenure, kept = await self._begin(term, identity, on_mismatch)
         self._group = GroupCommit(
-            self._flush,
-            self._compact_if_due,
+            tenure.flush,
+            tenure.compact_if_due,
             min_interval_s=self._min_interval_s(store.protocol),
             max_bytes=self.params.max_segment_bytes,
         )
@@ -285,7 +244,9 @@ class FileJournal:
             failed={name: records.failed for name, records in known.items() if records.failed},
         )
 
-    async def _begin(self, term: int, identity: Identity, on_mismatch: OnMismatch) -> Kept:
+    async def _begin(
+        self, term: int, identity: Identity, on_mismatch: OnMismatch
+    ) -> tuple[Tenure, Kept]:
         """Take over what the state holds into a term that was won."""
         stored = await self._load(forgiving=on_mismatch == "fresh")
         self.damaged = stored.damaged
@@ -293,10 +254,13 @@ class FileJournal:
             logger.warning("%s: not counted: %s", self.url, "; ".join(stored.damaged))
         kept = reconcile(self.url, stored.identity, stored.records, identity, on_mismatch)
         pairs = [p for r in stored.unpromoted if r.stage in kept.records for p in r.outputs]
-        await self._promote(pairs)
+        assert self._steps is not None
+        await promote_outputs(self._steps, pairs, self._patience)
         size = await self._run(begin(term, kept.identity, kept.records, stored))
-        self._tenure = _Tenure(term=term, base_bytes=size)
-        return kept
+        self._tenure = Tenure(
+            url=self.url, term=term, steps=self._steps, params=self.params, base_bytes=size
+        )
+        return self._tenure, kept
 
     async def _load(self, *, forgiving: bool) -> Stored:
         try:
@@ -325,29 +289,6 @@ class FileJournal:
             raise await self._run(find_holder(self.url, "it has the lock"), self._impatience)
         return this_process(self._time_ns(), locked=found[-1] is True)
 
-    async def _flush(self, batch: Sequence[Entry]) -> None:
-        tenure = self._tenure
-        tenure.n += 1
-        lines = [line for entry in batch for line in entry.lines]
-        size = await self._run(flush(self.url, tenure.term, tenure.n, tenure.promoted, lines))
-        await self._promote([pair for entry in batch for pair in entry.outputs])
-        tenure.promoted = tenure.n
-        tenure.segments += 1
-        tenure.segment_bytes += size
-
-    async def _compact_if_due(self) -> None:
-        tenure, params = self._tenure, self.params
-        heavy = tenure.segment_bytes > tenure.base_bytes / 4
-        if tenure.segments <= (params.compact_segments if heavy else params.compact_segments_max):
-            return
-        tenure.n += 1
-        tenure.base_bytes = await self._run(compact(self.url, tenure.term, tenure.n))
-        tenure.segments, tenure.segment_bytes = 0, 0
-
-    async def _promote(self, outputs: Sequence[tuple[str, str]]) -> None:
-        assert self._steps is not None
-        await promote_outputs(self._steps, outputs, self._patience)
-
     async def _end(self) -> None:
         """Give the state back, whatever is the matter. Idempotent, shielded, bounded."""
         with anyio.CancelScope(shield=True):
@@ -364,7 +305,7 @@ class FileJournal:
                 if self._group.broken is None:
                     await self._sweep()
         if self._beats is not None:
-            await self._beats.close(self._tenure.promoted)
+            await self._beats.close(self._tenure.promoted if self._tenure is not None else 0)
         if self._steps is not None:
             self._steps.abandon()  # what still hangs must not keep the task group waiting
         if self._store is not None:
@@ -373,6 +314,7 @@ class FileJournal:
     async def _sweep(self) -> None:
         """Remove what unrecorded attempts have staged. Litter is no failure."""
         assert self._store is not None
+        assert self._tenure is not None
         store, term = self._store, self._tenure.term
         retry = RetryParams(timeout_s=self.params.close_timeout_s, patient=False)
         try:

@@ -268,7 +268,7 @@ class AsyncSteps:
         self, failed: StoreFailed, retry: RetryParams, failing_s: float, backoff_s: float
     ) -> None:
         said = f"{self._store.url}: {_describe(failed.op, failed.error)}"
-        hopeless = False and isinstance(failed.error, PERMANENT) and not retry.patient
+        hopeless = isinstance(failed.error, PERMANENT) and not retry.patient
         if hopeless or failing_s + backoff_s > retry.timeout_s:
             raise JournalError(f"{said} (tried for {failing_s:.0f} s)") from failed.error
         logger.warning("%s; again in %.1f s", said, backoff_s)

@@ -76,8 +76,6 @@ class Stored:
 
     term: int = 0
     """Of the base that counts; 0: there is none."""
-    n: int = 0
-    """The highest number read."""
     identity: Identity | None = None
     records: dict[str, StageRecords] = attrs.field(factory=dict)
     unpromoted: tuple[Completion, ...] = ()
@@ -85,7 +83,6 @@ class Stored:
     damaged: tuple[str, ...] = ()
     """Objects that are torn or foreign, with the reason: not counted, never removed."""
     names: tuple[Name, ...] = ()
-    base_bytes: int = 0
 
 
 def claim_name(term: int, holder_id: str) -> str:
@@ -267,15 +264,15 @@ def _read(url: str, names: list[Name], keep_results: KeepResults) -> Steps[Store
     """Read what was listed; None: something of it is gone."""
     damaged: list[str] = []
     for base in reversed([name for name in names if name.kind == "base"]):
+        segs = [n for n in names if n.kind == "seg" and n.term == base.term and n.n > base.n]
         data = yield from get(base.text)
         if data is None:
             return None
-        segs = [n for n in names if n.kind == "seg" and n.term == base.term and n.n > base.n]
         try:
             header, records = decode(data, Header(kind="base", term=base.term, n=base.n))
         except Torn as torn:
             if segs:
-                raise _lost(url, base, torn, names) from torn
+                raise _unreadable(url, f"{base.text}: {torn}; it was whole once", names) from torn
             damaged.append(
                 f"{base.text}: {torn}"
             )  # its writer died in the middle: the one below counts
@@ -288,21 +285,14 @@ def _read(url: str, names: list[Name], keep_results: KeepResults) -> Steps[Store
             return None
         return Stored(
             term=base.term,
-            n=segs[-1].n if segs else base.n,
             identity=header.identity,
             records=ledger.freeze(),
             unpromoted=(yield from _unpromoted(base.term, pending)),
             damaged=tuple(damaged),
             names=tuple(names),
-            base_bytes=len(data),
         )
     if damaged:
-        raise Unreadable(
-            f"{url}: no base can be read ({'; '.join(damaged)}). Restore it from a copy, or start "
-            "anew with "
-            "on_mismatch='fresh'",
-            tuple(names),
-        )
+        raise _unreadable(url, "; ".join(damaged), names)
     return Stored(names=tuple(names))
 
 
@@ -339,10 +329,9 @@ def _unpromoted(term: int, pending: list[tuple[int, Completion]]) -> Steps[tuple
     return tuple(record for n, record in pending if n > promoted)
 
 
-def _lost(url: str, base: Name, torn: Torn, names: Sequence[Name]) -> Unreadable:
+def _unreadable(url: str, what: str, names: Sequence[Name]) -> Unreadable:
     return Unreadable(
-        f"{url}: control/{base.text} is damaged: {torn}. It was whole once, for segments followed "
-        "it. Restore it from a "
-        "copy, or start anew with on_mismatch='fresh'",
+        f"{url}: the base of the journal is damaged ({what}). Restore it from a copy, or start "
+        "anew with on_mismatch='fresh'",
         tuple(names),
     )

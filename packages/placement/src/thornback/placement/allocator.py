@@ -220,8 +220,6 @@ class Allocator:
         self._closed = True
         self._watcher.wake_all()
         waiting = list(self._attempts.values())
-        for attempt in waiting:
-            attempt.settle(AllocatorClosed("the allocator was closed while the lease was pending"))
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as retiring:
                 for attempt in waiting:
@@ -297,6 +295,9 @@ class Allocator:
         started, since = anyio.current_time(), None
         while True:
             news = listener.renew()
+            if self._closed:
+                # Also when it was granted a moment ago: close() has taken it back already.
+                raise AllocatorClosed("the allocator was closed while the lease was pending")
             if attempt.grant is not None:
                 grant = attempt.grant
                 return Lease(lease_id=attempt.lease_id, nodes=grant.nodes, handle=grant.handle)

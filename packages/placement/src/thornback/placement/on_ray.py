@@ -292,8 +292,8 @@ def _require_ray() -> None:
 
     if client.is_connected():  # type: ignore[no-untyped-call]  # ray has no types here
         raise PlacementError(
-            "Ray Client (ray://...) is not supported: run the driver on a node of the cluster, with "
-            "ray.init(address='auto'), or submit it with `ray job submit`"
+            "Ray Client (ray://...) is not supported: run the driver on a node of the cluster, "
+            "with ray.init(address='auto'), or submit it with `ray job submit`"
         )
     if not ray.is_initialized():
         raise PlacementError("Ray is not initialised: call ray.init() before RayCluster()")

@@ -47,6 +47,7 @@ def rank_process_main(
     if os.getppid() != parent:  # it died before we asked to die with it
         os._exit(1)
     proctree.adopt_orphans()
+    proctree.be_killed_first()
     os.environ.update(env)
     _reseed()
     RankProcess(_out_of_the_way(stream), StandardStreams(log_path)).serve()

@@ -72,6 +72,8 @@ class ForkServer:
     def serve(self) -> bool:
         """Work until the control stream ends or SIGTERM comes; then end all children. True: the
         stream ended."""
+        # Our starter is a thread of our host, which may have signals blocked; a mask is inherited.
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(
             signal.SIGCHLD, lambda *_: None

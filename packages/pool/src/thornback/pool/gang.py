@@ -17,20 +17,14 @@ import anyio
 import attrs
 from anyio.abc import TaskGroup, TaskStatus
 
+from thornback.pool import losses
 from thornback.pool.clock import Expired, within
-from thornback.pool.link import BlobsFailed, Link
-from thornback.pool.poolparams import Surroundings, caught
+from thornback.pool.link import BlobsFailed, Link, everywhere
+from thornback.pool.poolparams import Surroundings
 from thornback.pool.ports import Assignment, Beat, CaughtError, GangLostError, Report, WorkerSpec
 from thornback.pool.reports import Reports, copy_of
-from thornback.pool.roster import (
-    Deliver,
-    GangGone,
-    Instruction,
-    KillRank,
-    Loss,
-    MemberState,
-    Roster,
-)
+from thornback.pool.roster import Deliver, GangGone, Instruction, KillRank, MemberState, Roster
+from thornback.pool.severity import Loss
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,8 +82,6 @@ class Gang:
         self._burying = anyio.Lock()
         self._closed = False
 
-    # Opening and closing
-
     async def open(self, group: TaskGroup, timeout_s: float) -> None:
         """Start all workers, wait until each has answered, and tend them in `group` from then on.
 
@@ -104,9 +96,16 @@ class Gang:
                 await group.start(self._tend)
                 opened = True
             if not opened:
-                raise closed(self._gang)
+                raise losses.closed(self._gang)
         except Expired:
-            self._lose(self._start_timed_out(timeout_s))
+            states = map(self._roster.state, range(len(self._links)))
+            slow = [
+                link.node
+                for link, state in zip(self._links, states, strict=True)
+                if state is MemberState.STARTING
+            ]
+            error = losses.start_timed_out(slow, len(self._links), timeout_s)
+            self._lose(Loss(error=error, node=slow[0] if slow else None, phase="start"))
             raise self.lost() from None
         except GangLostError as error:
             self._lose(
@@ -121,20 +120,7 @@ class Gang:
 
     async def _start_all(self) -> None:
         nodes = len(self._links)
-        await self._everywhere(lambda link: link.start(nodes, self._handle, self._spec))
-
-    def _start_timed_out(self, timeout_s: float) -> Loss:
-        slow = [
-            link.node
-            for link in self._links
-            if self._roster.state(link.member) is MemberState.STARTING
-        ]
-        message = (
-            f"no sign of life from {len(slow)} of {len(self._links)} workers "
-            f"(on {', '.join(slow)}) within {timeout_s:g} s"
-        )
-        error = caught("WorkerStartTimedOut", message, timeout_s=timeout_s)
-        return Loss(error=error, node=slow[0] if slow else None, phase="start")
+        await everywhere(self._links, lambda link: link.start(nodes, self._handle, self._spec))
 
     async def _tend(self, *, task_status: TaskStatus[None]) -> None:
         """Live the life of an open gang; when it is lost, end its workers."""
@@ -157,7 +143,7 @@ class Gang:
         with anyio.CancelScope(shield=True):
             graceful = not kill and not self._closed and self._tasks is not None
             self._closed = True
-            self._fail_all(closed(self._gang))
+            self._fail_all(losses.closed(self._gang))
             self.settled.set()
             self._opening.cancel()
             if self._tasks is not None:
@@ -174,7 +160,7 @@ class Gang:
                 await within(
                     self._clock,
                     timeout_s / 2,
-                    partial(self._everywhere, lambda link: link.call("close", None)),
+                    partial(everywhere, self._links, lambda link: link.call("close", None)),
                 )
             except Exception as failure:  # noqa: BLE001  # the kill below does not need its consent
                 _LOG.debug("gang %d did not close by itself: %r", self._gang, failure)
@@ -186,8 +172,6 @@ class Gang:
             for link in self._links:
                 group.start_soon(link.kill, timeout_s)
 
-    # Work
-
     def run(self, assignment: Assignment) -> Reports:
         """Hand out an assignment; the reports come as the workers send them.
 
@@ -198,7 +182,7 @@ class Gang:
         if self.loss is not None:
             reports.fail(self.lost())
         elif self._tasks is None:
-            reports.fail(not_open(self._gang))
+            reports.fail(losses.not_open(self._gang))
         else:
             accepted = self._roster.assigned(assignment.assignment, assignment.ranks)
             work = self._work[assignment.assignment] = _Work(assignment, reports)
@@ -212,7 +196,9 @@ class Gang:
         number = assignment.assignment
         keys = (assignment.program, *assignment.inputs)
         try:
-            await self._everywhere(lambda link: self._of(link, partial(link.load, keys), "run"))
+            await everywhere(
+                self._links, lambda link: self._of(link, partial(link.load, keys), "run")
+            )
         except BlobsFailed as error:
             self._roster.withdrawn(number)
             self._end(number)
@@ -241,8 +227,7 @@ class Gang:
             self._apply(self._roster.reported(link.member, number, report))
             report = await self._ask(link, "wait", lambda acks: (number, acks))
         if not isinstance(report, Report) or not report.final:
-            message = f"expected the final report of assignment {number}, got {report!r:.200}"
-            await self._declare_dead(link, caught("WorkerMisbehaved", message), "run")
+            await self._declare_dead(link, losses.misbehaved(number, report), "run")
             return
         link.acknowledge(number)
         self._apply(self._roster.reported(link.member, number, report))
@@ -272,11 +257,8 @@ class Gang:
             await within(self._clock, limit_s, work.ended.wait)
         except Expired:
             if self._roster.owes(link.member, number):
-                message = f"the worker did not give up assignment {number} within {limit_s:g} s"
-                error = caught("RecallTimedOut", message, timeout_s=limit_s)
+                error = losses.recall_timed_out(number, limit_s)
                 await self._declare_dead(link, error, "recall")
-
-    # Signs of life
 
     def pulse(self) -> None:
         """Ask every worker that has none pending for a heartbeat; end those that are silent for too
@@ -285,8 +267,7 @@ class Gang:
             return
         limit_s = self._params.silence_s
         for member in self._roster.ticked(self._clock.monotonic()):
-            message = f"the worker has not answered anything for {limit_s:g} s"
-            error = caught("WorkerSilent", message, timeout_s=limit_s)
+            error = losses.silent(limit_s)
             self._spawn(partial(self._declare_dead, self._links[member], error, "heartbeat"))
         for link in self._links:
             if not link.beating and self._roster.state(link.member) is MemberState.ALIVE:
@@ -314,19 +295,16 @@ class Gang:
                 found[link.member] = attrs.evolve(beat, node=link.node)
 
         if self._tasks is not None:
-            await self._everywhere(ask)
+            await everywhere(self._links, ask)
         return tuple(found[member] for member in sorted(found))
 
     async def _watch(self, link: Link) -> None:
         await self._ask(link, "watch", lambda _: None)
-        message = "the worker ended by itself, without being asked to"
-        await self._declare_dead(link, caught("WorkerDied", message), "run")
-
-    # Tasks and their ends
+        await self._declare_dead(link, losses.ended(), "run")
 
     def lost(self) -> GangLostError:
         """Return the loss, as a new exception."""
-        return copy_of(self.loss or closed(self._gang))
+        return copy_of(self.loss or losses.closed(self._gang))
 
     def _spawn(self, call: Callable[[], Awaitable[None]]) -> None:
         if self._tasks is not None:
@@ -340,26 +318,6 @@ class Gang:
         except Exception as error:  # noqa: BLE001  # it costs one gang only
             _LOG.exception("gang %d failed by an error of the pool", self._gang)
             self._lose(Loss(error=error))
-
-    async def _everywhere(self, call: Callable[[Link], Awaitable[object]]) -> None:
-        """Do it for all workers at once. The first failure cancels the rest, and is raised."""
-        if len(self._links) == 1:
-            await call(self._links[0])
-            return
-        failures: list[Exception] = []
-        async with anyio.create_task_group() as group:
-
-            async def attempt(link: Link) -> None:
-                try:
-                    await call(link)
-                except Exception as error:  # noqa: BLE001  # raised below, outside of the group
-                    failures.append(error)
-                    group.cancel_scope.cancel()
-
-            for link in self._links:
-                group.start_soon(attempt, link)
-        if failures:
-            raise failures[0]
 
     async def _ask(
         self,
@@ -440,14 +398,3 @@ class Gang:
         for work in self._work.values():
             work.reports.fail(error)
         self._work.clear()
-
-
-def closed(gang: int) -> GangLostError:
-    """Make the error of work that was under way when its gang was closed."""
-    return GangLostError(caught("GangClosed", f"gang {gang} was closed"), phase="close")
-
-
-def not_open(gang: int) -> GangLostError:
-    """Make the error of work for a gang that is not open."""
-    message = f"gang {gang} is not open: open it first, and send nothing after its close"
-    return GangLostError(caught("GangNotOpen", message), phase="run")

@@ -10,7 +10,7 @@ one probe, however many calls are in flight.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
 
@@ -203,3 +203,24 @@ class Link:
                 self._roster.answered(self.member)
                 return
             delay_s = min(2 * delay_s, self._around.params.probe_most_s)
+
+
+async def everywhere(links: Sequence[Link], call: Callable[[Link], Awaitable[object]]) -> None:
+    """Do it for all workers at once. The first failure cancels the rest, and is raised."""
+    if len(links) == 1:
+        await call(links[0])
+        return
+    failures: list[Exception] = []
+    async with anyio.create_task_group() as group:
+
+        async def attempt(link: Link) -> None:
+            try:
+                await call(link)
+            except Exception as error:  # noqa: BLE001  # raised below, outside of the group
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+        for link in links:
+            group.start_soon(attempt, link)
+    if failures:
+        raise failures[0]

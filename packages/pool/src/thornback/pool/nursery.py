@@ -120,7 +120,10 @@ class Nursery:
             self._replacing.cancel()
             await asyncio.wait({self._replacing})
         gone = await self._server.close(self._params.close_s) if self._server is not None else True
+        processes = tuple(self._processes.values())
         self._all_died()
+        for process in processes:
+            process.finish()
         for log, _ in self._forking.values():
             log.close()
         if self._log_dir and not self._spec.log_dir:

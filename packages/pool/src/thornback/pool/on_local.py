@@ -280,6 +280,7 @@ class LocalBackend:
                 stdout=output,
                 stderr=output,
                 env=_environment(),
+                process_group=0,  # Ctrl-C in a terminal is for the driver only
             )
         except BaseException:
             ours.close()

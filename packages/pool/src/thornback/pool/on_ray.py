@@ -5,8 +5,7 @@ result exists (`_Bridge`), and per worker one call that never returns (`RankWork
 pending, whose failure is the notice of death. What Ray has only as blocking calls runs in worker
 threads, at most `_THREADS` at a time.
 
-Sources, ray 2.60: `includes/object_ref.pyi` (`_on_ready`), `actor.py`, `_private/state.py`,
-`exceptions.py`, `core/generated/common_pb2` (`ActorDeathCause`).
+Sources, ray 2.60: `includes/object_ref.pyi`, `_private/state.py`, `core/generated/common_pb2`.
 """
 
 from __future__ import annotations
@@ -28,14 +27,13 @@ from ray.util.client import ray as client
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from thornback.pool.ports import Attribute, CaughtError, GangLostError, WorkerSpec
+from thornback.pool.ports import Assignment, Attribute, CaughtError, GangLostError, WorkerSpec
 from thornback.pool.worker import Supervisor
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 4
 _MAX_CONCURRENCY = 1000
-"""Of an actor: one `hold`, two assignments per slot, loads, beats and recalls have to fit beside
-each other."""
+"""Of an actor: a `hold`, two assignments per slot, loads, beats and recalls, all at once."""
 _LARGE_BYTES = 100_000
 """Larger arguments are put into the object store by the call itself, which blocks."""
 _CONFIRM_FIRST_S = 0.02
@@ -43,9 +41,6 @@ _EXPLAIN_S = 5.0
 _EXIT_TYPE = re.compile(r"exit type: ([A-Z_]+)")
 
 T = TypeVar("T")
-
-
-# The actor
 
 
 class RankWorker:
@@ -74,13 +69,9 @@ class RankWorker:
         await anyio.sleep_forever()
 
 
-# The bridge: object references -> this event loop
-
-
 @attrs.define(slots=True, eq=False)
 class _Pending:
-    """A reference that somebody waits for. Held here, since a reference that is dropped may
-    never fire."""
+    """A reference that somebody waits for. Held, since one that is dropped may never fire."""
 
     ref: Any
     ready: anyio.Event = attrs.field(factory=anyio.Event)
@@ -104,8 +95,7 @@ class _Bridge:
         return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
 
     async def result(self, ref: Any) -> Any:
-        """Return the result of a call, or raise what it failed with. Cancelled: it is dropped
-        when it comes."""
+        """Return the result of a call, or raise it. Cancelled: dropped when it comes."""
         self._count += 1
         number = self._count
         pending = self._pending[number] = _Pending(ref)
@@ -155,9 +145,6 @@ def _consume(ref: Any) -> None:
         _LOG.debug("dropped a late failure: %r", error)
 
 
-# The backend
-
-
 @attrs.define(slots=True, eq=False)
 class _RayWorker:
     """An actor, and the call that tells of its death."""
@@ -169,11 +156,10 @@ class _RayWorker:
 
 
 class RayBackend:
-    """Starts workers as actors (fulfils `WorkerBackend`). The handle of a lease is its placement
+    """Starts workers as actors (fulfils `WorkerBackend`), on leases whose handle is a placement
     group.
 
-    For one event loop; `ray.init` has been called. Actors are not detached: they die with the
-    driver.
+    For one event loop, after `ray.init`. Actors are not detached: they die with the driver.
 
     Raises:
         RuntimeError: Ray is not initialised, or this is a Ray Client.
@@ -185,8 +171,7 @@ class RayBackend:
         if client.is_connected():  # type: ignore[no-untyped-call]  # ray has no types there
             raise RuntimeError(
                 "this is a Ray Client (ray://), which hides when results are there and why actors "
-                "died: run the driver on a node of the cluster (as `ray job submit` does), with its "
-                "GCS address (host:6379)"
+                "died: run the driver on a node of the cluster, as `ray job submit` does"
             )
         self._bridge: _Bridge | None = None
         self._actor_class = ray.remote(RankWorker)
@@ -194,8 +179,7 @@ class RayBackend:
     async def start(
         self, node: str, index: int, nodes: int, handle: object, spec: WorkerSpec, /
     ) -> object:
-        """Start an actor on bundle `index` of the placement group; returns when its supervisor is
-        ready.
+        """Start an actor on bundle `index` of the group; returns when its supervisor is ready.
 
         Raises:
             GangLostError: it did not come up; with what Ray knows of it.
@@ -284,11 +268,9 @@ class RayBackend:
             raise
 
     def is_unavailable(self, error: BaseException, /) -> bool:
-        """Whether the actor is only out of reach. An error from inside the actor
-        (`RayTaskError`) is not that."""
-        if isinstance(error, ray.exceptions.RayTaskError):
-            return False
-        return isinstance(error, ray.exceptions.ActorUnavailableError | ray.exceptions.RpcError)
+        """Whether the actor is only out of reach: not so for an error from inside it."""
+        cut = isinstance(error, ray.exceptions.ActorUnavailableError | ray.exceptions.RpcError)
+        return cut and not isinstance(error, ray.exceptions.RayTaskError)
 
     async def kill(self, worker: object, /, *, timeout_s: float) -> bool:
         """`ray.kill`, then wait until the GCS says DEAD.
@@ -320,9 +302,9 @@ class RayBackend:
         `preempted`, `node_death_reason`, `pid`.
         """
         known, bridge = _ray(worker), self._at_home()
-        facts: dict[str, Attribute] = {}
         if isinstance(error, ray.exceptions.RayTaskError):
-            return error, facts  # it lives: its own code raised
+            return error, {}  # it lives: its own code raised
+        facts: dict[str, Attribute] = {}
         if isinstance(error, ray.exceptions.RayActorError):
             facts["preempted"] = error.preempted
         with anyio.move_on_after(_EXPLAIN_S):
@@ -406,13 +388,10 @@ def node_facts(nodes: list[dict[str, Any]], node: str) -> dict[str, Attribute]:
 
 
 def _size(payload: object) -> int:
-    """Estimate the bytes of a call's arguments, from the byte strings that can make them large."""
-    if isinstance(payload, tuple):
-        return sum(_size(part) for part in payload)
-    if isinstance(payload, bytes):
-        return len(payload)
-    args = getattr(payload, "args", ())
-    return sum(len(part) for part in args if isinstance(part, bytes))
+    """Return about how many bytes a call's arguments have: those of its byte strings."""
+    parts = payload if isinstance(payload, tuple) else ()
+    args = [arg for part in parts if isinstance(part, Assignment) for arg in part.args]
+    return sum(len(part) for part in (*parts, *args) if isinstance(part, bytes))
 
 
 def _ray(worker: object) -> _RayWorker:

@@ -11,7 +11,8 @@ from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
 from thornback.pool.clock import SystemClock
-from thornback.pool.gang import Gang, not_open
+from thornback.pool.gang import Gang
+from thornback.pool.losses import not_open
 from thornback.pool.poolparams import PoolParams, Surroundings
 from thornback.pool.ports import (
     Assignment,
@@ -24,7 +25,7 @@ from thornback.pool.ports import (
     WorkerSpec,
 )
 from thornback.pool.reports import Reports
-from thornback.pool.roster import SeverityOf, severity_of
+from thornback.pool.severity import SeverityOf, severity_of
 
 
 class WorkerPool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-from thornback.pool.ports import Attribute, Blobs, CaughtError, Clock, WorkerBackend
-from thornback.pool.roster import SeverityOf
+from thornback.pool.ports import Blobs, Clock, WorkerBackend
+from thornback.pool.severity import SeverityOf
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -48,10 +48,3 @@ class Surroundings:
     params: PoolParams
     clock: Clock
     severity: SeverityOf
-
-
-def caught(name: str, message: str, **attributes: Attribute) -> CaughtError:
-    """Make an error of this package as data; no class of that name needs to exist."""
-    return CaughtError(
-        type_names=(f"thornback.pool.{name}",), message=message, attributes=attributes
-    )

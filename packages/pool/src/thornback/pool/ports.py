@@ -1,7 +1,7 @@
 """The data that crosses the pool's borders, and the protocols that a worker backend fulfils.
 
-Only plain, picklable values: they travel between driver, worker and rank process. Only durations cross a process
-border, never instants.
+Only plain, picklable values: they travel between driver, worker and rank process. Only durations
+cross a process border, never instants.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class WorkerSpec:
     preload: tuple[str, ...] = ()
     """Modules that the fork server imports, so that rank processes start with them."""
     log_dir: str = ""
-    """Folder on the worker's node for one log file per rank process; empty: the worker makes a temporary one."""
+    """Folder on the worker's node for one log file per rank process; empty: the worker makes a
+    temporary one."""
     runtime_env: Mapping[str, object] = attrs.field(factory=dict)
     """Passed on to Ray; the local backend refuses anything but empty."""
 
@@ -84,7 +85,8 @@ class Assignment:
 
 @attrs.frozen(kw_only=True, slots=True)
 class Outcome:
-    """What one rank came to, in one attempt. Exactly one per rank that was started and not recalled by a kill."""
+    """What one rank came to, in one attempt. Exactly one per rank that was started and not
+    recalled by a kill."""
 
     rank: int
     ok: bool
@@ -100,7 +102,8 @@ class Outcome:
     """Filled in by the pool."""
     pid: int = 0
     ago_s: float = 0.0
-    """Seconds between the end of the rank and the sending of the report: places it on the driver's clock."""
+    """Seconds between the end of the rank and the sending of the report: places it on the
+    driver's clock."""
     ran_s: float = 0.0
     peak_rss_bytes: int = 0
     log_tail: str = ""
@@ -112,7 +115,8 @@ class Outcome:
 
 @attrs.frozen(kw_only=True, slots=True)
 class Report:
-    """News of an assignment. Reports of one assignment add up to: every rank once in `outcomes` or in `returned`."""
+    """News of an assignment. Reports of one assignment add up to: every rank once in `outcomes`
+    or in `returned`."""
 
     outcomes: tuple[Outcome, ...] = ()
     returned: Ranks = ()
@@ -148,7 +152,8 @@ class Beat:
 
 
 class Program(Protocol):
-    """What a blob named by `Assignment.program` unpickles to, inside the rank process. The pool knows no more of it."""
+    """What a blob named by `Assignment.program` unpickles to, inside the rank process. The pool
+    knows no more of it."""
 
     def setup(self, context: RankCall, /) -> None:
         """Called once per process and program, before its first rank."""
@@ -194,7 +199,8 @@ class GangLostError(Exception):
         error: what happened, as data (`CaughtError`) or as the exception that the backend raised.
         node: the node it happened on, where known.
         phase: `start`, `ping`, `setup`, `run`, `heartbeat`.
-        facts: what the backend knows of the death: `death_cause`, `preempted`, `exit_type`, `node_death_reason`, ...
+        facts: what the backend knows of the death: `death_cause`, `preempted`, `exit_type`,
+        `node_death_reason`, ...
     """
 
     def __init__(
@@ -216,7 +222,8 @@ class GangLostError(Exception):
 
 
 Blobs: TypeAlias = Callable[[str], Awaitable[bytes]]
-"""Gives the bytes of a blob by key, once per worker that needs it (the driver side keeps programs and inputs)."""
+"""Gives the bytes of a blob by key, once per worker that needs it (the driver side keeps
+programs and inputs)."""
 
 
 class WorkerBackend(Protocol):
@@ -227,24 +234,27 @@ class WorkerBackend(Protocol):
     ) -> object:
         """Start worker `index` of `nodes`, on bundle `index` of the lease.
 
-        May return before it is alive. Raises whatever went wrong, or `GangLostError` where it can explain
-        it; then, and when cancelled, nothing is left.
+        May return before it is alive. Raises whatever went wrong, or `GangLostError` where it can
+        explain it; then, and when cancelled, nothing is left.
         """
         ...
 
     async def call(self, worker: object, method: str, payload: object, /) -> object:
-        """Call a method of the supervisor: `load`, `run`, `wait`, `beat`, `recall`, `watch`, `close`.
+        """Call a method of the supervisor: `load`, `run`, `wait`, `beat`, `recall`, `watch`,
+        `close`.
 
         Cancelled: never blocks; a late answer is dropped.
 
         Raises:
-            Exception: whatever the backend raises when the worker is gone or out of reach. Failures of user code are
+            Exception: whatever the backend raises when the worker is gone or out of reach. Failures
+            of user code are
                 data in the `Report`, never raised.
         """
         ...
 
     def is_unavailable(self, error: BaseException, /) -> bool:
-        """Tell whether a `call` failed only because the worker is out of reach: it may be alive, it may have got it."""
+        """Tell whether a `call` failed only because the worker is out of reach: it may be alive,
+        it may have got it."""
         ...
 
     async def kill(self, worker: object, /, *, timeout_s: float) -> bool:
@@ -254,7 +264,8 @@ class WorkerBackend(Protocol):
     async def death(
         self, worker: object, error: BaseException, /
     ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
-        """Explain a death: the error to classify, and the structured facts that the backend knows. Bounded."""
+        """Explain a death: the error to classify, and the structured facts that the backend
+        knows. Bounded."""
         ...
 
 

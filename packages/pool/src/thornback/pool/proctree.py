@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_OOM_SCORE = 500
 _RESET_PEAK = b"5"
 """Source: proc(5), `/proc/pid/clear_refs`: 5 resets the peak resident set size ("high water
 mark")."""
@@ -41,6 +42,13 @@ def die_with_parent() -> bool:
     The caller must then check that its parent has not died before.
     """
     return _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def be_killed_first() -> None:
+    """Have the kernel, out of memory, rather kill this process than one that supervises it."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+") as file:
+        if int(file.read()) < _OOM_SCORE:
+            file.write(str(_OOM_SCORE))
 
 
 def thread_count() -> int:

@@ -197,11 +197,12 @@ class RankProcess(asyncio.Protocol):
         if self._reaped is None:
             self._reaped = (status, max_rss_bytes)
             if self._hung_up or self._transport is None:
-                self._finish()
+                self.finish()
             else:
-                asyncio.get_running_loop().call_later(_DRAIN_S, self._finish)
+                asyncio.get_running_loop().call_later(_DRAIN_S, self.finish)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Let the death count, also if its stream has not been read to the end. Idempotent."""
         if self.death is not None or self._reaped is None:
             return
         status, max_rss_bytes = self._reaped
@@ -271,7 +272,7 @@ class RankProcess(asyncio.Protocol):
         """Wait for the notice of death; a process that only closed its stream is killed."""
         self._hung_up = True
         if self._reaped is not None:
-            self._finish()
+            self.finish()
         else:
             asyncio.get_running_loop().call_later(
                 _HANG_UP_S, self.kill, KillReason.PROTOCOL, "it closed its stream to the supervisor"

@@ -170,7 +170,8 @@ class Slot:
         log_start = process.log.size()
         started = False
         limits = self._context.params
-        timer = loop.call_later(limits.start_limit_s, process.kill, KillReason.NOT_STARTED)
+        late = f"it did not begin with the rank within {limits.start_limit_s:g} s"
+        timer = loop.call_later(limits.start_limit_s, process.kill, KillReason.NOT_STARTED, late)
 
         def on_started() -> None:
             nonlocal started, timer

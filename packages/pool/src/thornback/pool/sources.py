@@ -13,7 +13,7 @@ from thornback.pool.ports import ProgramResult, RankCall
 
 @attrs.define(slots=True, eq=False)
 class SourceProgram:
-    """Runs the body of a function of `call` (a `RankCall`) and `state` (a dict, kept between ranks).
+    """Runs the body of a function of `call` (a `RankCall`) and `state` (a dict kept between ranks).
 
     What the body returns is the result, as JSON.
     """
@@ -27,7 +27,7 @@ class SourceProgram:
         _call(self.setup_body, context, self.state)
 
     def run(self, context: RankCall, /) -> ProgramResult:
-        """Run the body; a `ProgramResult`, or what is put into `state["raw"]`, is returned as it is."""
+        """Run the body; a `ProgramResult`, or what it puts into `state["raw"]`, stays as it is."""
         value = _call(self.body, context, self.state)
         if "raw" in self.state:
             return self.state.pop("raw")  # type: ignore[return-value]  # on purpose: tests return nonsense

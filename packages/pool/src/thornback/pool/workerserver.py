@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import socket
 from collections.abc import Sequence
 
@@ -79,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="thornback.pool.worker", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the inherited end of a socket pair")
     fd: int = parser.parse_args(arguments).fd
+    # Ctrl-C in a terminal reaches us too, but what it means is for the driver to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     stream = socket.socket(fileno=fd)
     stream.set_inheritable(False)
     stream.setblocking(False)

@@ -180,8 +180,8 @@ def _check_no_stall(board: Board[F]) -> None:
         if lane.waiting and not lane.usable and not lane.opening:
             _need(
                 why_not_asked(board, lane) is not None,
-                f"stage {lane.stage.number} has {lane.waiting} ready ranks for {lane.shape.key}, no "
-                "gang, and no reason",
+                f"stage {lane.stage.number} has {lane.waiting} ready ranks for {lane.shape.key}, "
+                "no gang, and no reason",
             )
         if lane.ready.count and lane.free and board.ending is None:
             _need(board.slow is not None, f"stage {lane.stage.number}: free slots, and work waits")

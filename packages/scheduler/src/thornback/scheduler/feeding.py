@@ -1,4 +1,4 @@
-"""Hand ready ranks to free slots: idle slots first, in the order of priority, then one in advance."""
+"""Hand ready ranks to free slots: idle ones first, in the order of priority, then in advance."""
 
 from __future__ import annotations
 
@@ -43,8 +43,22 @@ def _free_gang(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
 
 def _borrowed(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
     """Take over an idle gang of equal shape: one whose own work is done, or has less priority."""
-    if len(lane.shape.lanes) == 1 or lane.stage.room < 1:
+    if len(lane.shape.lanes) == 1:
         return None
+    swap = lane.stage.room < 1
+    if swap and not lane.opening:
+        return None
+    gang = _spare(board, lane)
+    if gang is not None:
+        other = gang.lane
+        board.bind(gang, lane)
+        if swap:  # else a pending gang would keep the stage, by `max_gangs`, from one that is there
+            board.bind(next(iter(lane.opening.values())), other)
+    return gang
+
+
+def _spare(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
+    """Return the gang to take over."""
     for other in reversed(lane.shape.lanes):
         if other is lane or not other.idle:
             continue
@@ -54,7 +68,6 @@ def _borrowed(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
             if other.waiting and gang.kept:
                 continue
             if lane.ready.count or _retried_for(board, lane, gang) is not None:
-                board.bind(gang, lane)
                 return gang
     return None
 
@@ -107,7 +120,7 @@ def _queue_ahead(board: Board[F], lane: Lane[F]) -> None:
 
 
 def _feed_draining(board: Board[F], lane: Lane[F]) -> None:
-    """Give a gang on a draining node what it can finish in time; nothing where that is not known."""
+    """Give a gang on a draining node what it can finish in time; nothing if that is not known."""
     mean_s = lane.stage.pace.mean_s
     if mean_s is None or lane.stage.plan.nodes > 1:
         return

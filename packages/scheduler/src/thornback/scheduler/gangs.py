@@ -43,7 +43,7 @@ class Assignment(Generic[F]):
 
     @property
     def suspect(self) -> bool:
-        """Its ranks are to be told apart from others: nothing is queued behind them or before them."""
+        """Its ranks are to be told apart from others: nothing is queued behind them."""
         return self.retried or self.limit < NO_LIMIT
 
     def settle(self, given: list[range]) -> list[range]:
@@ -123,6 +123,8 @@ class Lane(Generic[F]):
         self.retry_at = 0.0
         """Not before that is another gang asked for."""
         self.failed_openings = 0
+        """In a row: each was asked for after the one before was known to have failed."""
+        self.refused_up_to = -1
         self.try_anywhere = False
         """The next gang is asked for without avoiding a node."""
         self.starved_at: float | None = None

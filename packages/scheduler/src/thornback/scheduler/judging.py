@@ -130,10 +130,15 @@ def _lost_at_opening(board: Board[F], gang: Gang[F], event: GangLost[F], verdict
         # It may not have fitted only because of what we wanted to avoid.
         lane.try_anywhere = True
         return
-    _ask_later(board, lane, verdict.delay_s, lane.failed_openings)
-    lane.failed_openings += 1
+    if gang.number > lane.refused_up_to:  # eight that time out together have failed once
+        lane.failed_openings += 1
+        lane.refused_up_to = board.next_gang - 1
+    _ask_later(board, lane, verdict.delay_s, lane.failed_openings - 1)
     if any(sister.usable for sister in lane.shape.lanes):
         return  # the stage runs with the gangs there are
+    in_company = any(other.gangs for other in board.lanes if other.shape is not lane.shape)
+    if not verdict.retry and in_company and lane.failed_openings < board.params.refusals_in_company:
+        return
     if memory is not None and (not verdict.retry or verdict.memory_bytes is not None):
         _judge_waiting(board, lane, event)
     elif not verdict.retry:

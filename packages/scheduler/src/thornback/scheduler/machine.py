@@ -90,7 +90,8 @@ class Scheduler(Generic[F]):
         return self._board.stages[stage].counts()
 
     def outstanding(self, assignment: int) -> Ranks:
-        """Return the ranks that the assignment still owes; empty if it is settled, lost or unknown."""
+        """Return the ranks that the assignment still owes; empty if it is settled, lost or
+        unknown."""
         known = self._board.assignments.get(assignment)
         return () if known is None else tuple(known.outstanding)
 
@@ -326,7 +327,8 @@ class Scheduler(Generic[F]):
         self._finish_if_done()
 
     def _is_stuck(self) -> bool:
-        """Whether only blocked ranks are left: a fault of the dependencies, and no reason to hang."""
+        """Whether only blocked ranks are left: a fault of the dependencies, and no reason to
+        hang."""
         board = self._board
         if board.gangs or board.wake_at is not None:
             return False

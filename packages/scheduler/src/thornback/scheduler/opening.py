@@ -56,7 +56,8 @@ def why_not_asked(board: Board[F], lane: Lane[F]) -> str | None:
     if board.slow is not None:
         return board.slow
     if board.now < lane.retry_at:
-        return f"a gang could not be opened or was lost; asked again in {lane.retry_at - board.now:.1f} s"
+        wait_s = lane.retry_at - board.now
+        return f"a gang could not be opened or was lost; asked again in {wait_s:.1f} s"
     if _is_yielding(board, lane):
         return "it has yielded to a stage that had no gang"
     if lane.shape.opening >= board.params.max_opening:
@@ -85,20 +86,17 @@ def _ask(board: Board[F], lane: Lane[F]) -> None:
     if lane.failed_openings:
         wanted = 1  # slow start: one, until one could be opened
     missing = min(wanted - len(lane.opening), lane.stage.room)
-    while missing > 0 and _adopt(lane):
+    while missing > 0 and _adopt(board, lane):
         missing -= 1
     for _ in range(min(missing, params.max_opening - lane.shape.opening)):
         board.open(lane)
 
 
-def _adopt(lane: Lane[F]) -> bool:
+def _adopt(board: Board[F], lane: Lane[F]) -> bool:
     """Take over a pending gang of equal shape that its own lane has no work for."""
     for other in lane.shape.lanes:
         if other.opening and not other.waiting:
-            gang = next(iter(other.opening.values()))
-            other.drop(gang)
-            gang.lane = lane
-            lane.place(gang)
+            board.bind(next(iter(other.opening.values())), lane)
             return True
     return False
 

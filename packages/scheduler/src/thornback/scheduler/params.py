@@ -83,6 +83,9 @@ class SchedulerParams:
     """Least wait before a gang is asked for again after one could not be opened; doubles."""
     max_open_backoff_s: float = attrs.field(default=30.0, validator=_positive)
     """Most of that wait: a node that comes back is noticed within this."""
+    refusals_in_company: int = attrs.field(default=3, validator=_from_one)
+    """So often must a shape be refused for good (a verdict without retry) to be given up while
+    other shapes of this run hold gangs: it may only have found no room beside them."""
     linger_s: float = attrs.field(default=5.0, validator=_positive)
     """A pending gang outlives the work it was asked for by this, and idle gangs are given up to a
     shape that has waited so long: work trickles, and leases are not made and unmade for each

@@ -87,7 +87,8 @@ class Delta(Protocol):
 
     @property
     def skipped(self) -> Sequence[tuple[int, range, tuple[int, int]]]:
-        """Ranks that can never run: (stage, ranks, (stage, rank) of the failed rank at the root)."""
+        """Ranks that can never run: (stage, ranks, (stage, rank) of the failed rank at the
+        root)."""
         ...
 
 

@@ -57,7 +57,8 @@ def _known(
 
 
 def follow(board: Board[F], delta: Delta) -> None:
-    """Carry out what the dependencies say. Ranks that an earlier run has settled stay as they are."""
+    """Carry out what the dependencies say. Ranks that an earlier run has settled stay as they
+    are."""
     for number, ranks in delta.ready:
         stage = board.stages[number]
         for state, piece in list(stage.runs(ranks)):

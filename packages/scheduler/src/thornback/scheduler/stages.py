@@ -1,4 +1,4 @@
-"""What is known of one stage: the state of each rank, the few that have failed, how fast it goes."""
+"""What is known of one stage: the state of each rank, those that have failed, how fast it goes."""
 
 from __future__ import annotations
 

@@ -71,7 +71,8 @@ class InvalidTransition(SchedulerError):
 
 
 class InvariantBroken(SchedulerError, AssertionError):
-    """`check_invariants` found the scheduler's books to contradict each other. `story` says where."""
+    """`check_invariants` found the scheduler's books to contradict each other. `story` says
+    where."""
 
     def __init__(self, story: str) -> None:
         super().__init__(story)

@@ -42,7 +42,7 @@ class Suspicion:
         self._suspects[node] = _Suspect(term_s, now + term_s)
 
     def avoid(self, first: Sequence[str], now: float) -> tuple[str, ...]:
-        """Return the nodes to avoid: `first`, then the worst suspects; at most half of those seen."""
+        """Return the nodes to avoid: `first`, then the worst suspects; at most half of all."""
         self._forget_clean(now)
         suspects = [(s.term_s, node) for node, s in self._suspects.items() if s.until > now]
         suspects.sort(key=lambda entry: (-entry[0], entry[1]))

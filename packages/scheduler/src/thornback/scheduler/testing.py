@@ -52,7 +52,8 @@ class FakeVerdict:
 
 
 class ScriptedPolicy:
-    """Gives the verdict that stands beside the fault (fulfils `RetryPolicy[str]`); notes what it was asked.
+    """Gives the verdict that stands beside the fault (fulfils `RetryPolicy[str]`); notes what it
+    was asked.
 
     A rank with `budget` charged faults is given up, whatever the script says.
     """
@@ -64,7 +65,8 @@ class ScriptedPolicy:
         """(fault, history, draw) of every call."""
 
     def decide(self, fault: str, history: Sequence[tuple[str, str]], draw: float, /) -> FakeVerdict:
-        """Return the scripted verdict. Raises KeyError for a fault that the script does not have."""
+        """Return the scripted verdict. Raises KeyError for a fault that the script does not
+        have."""
         self.asked.append((fault, tuple(history), draw))
         verdict = self._verdicts[fault]
         if self._budget is not None and len(history) >= self._budget and verdict.charged:
@@ -137,9 +139,10 @@ class _GangSeen:
 class Referee(Generic[F]):
     """Watches a scheduler from outside, knowing only the contract of events and commands.
 
-    Tell it every event *before* `handle`, and every answer after; it raises `AssertionError` at the first
-    breach: a gang closed twice or never, work for a gang that is not ready, a rank dispatched while it
-    is outstanding or recorded, a result that was dropped or recorded twice, a command after the last.
+    Tell it every event *before* `handle`, and every answer after; it raises `AssertionError` at the
+    first breach: a gang closed twice or never, work for a gang that is not ready, a rank dispatched
+    while it is outstanding or recorded, a result that was dropped or recorded twice, a command
+    after the last.
     """
 
     def __init__(self) -> None:

@@ -8,6 +8,7 @@ import attrs
 
 from thornback.executor import AttemptReport
 from thornback.executor.testing import Kill
+from thornback.faults import Origin
 
 PLANNED_KILLS = ("rank", "worker")
 
@@ -48,11 +49,15 @@ def judge_chaos(
 
 
 def _shows(attempt: AttemptReport, kill: Kill) -> bool:
-    """By process id, not by rank: the process may have gone on to its next rank when it was hit."""
+    """Whether a fault tells of a kill.
+
+    A killed rank process is known by its process id. A killed worker is known by its gang: each
+    assignment it had leaves a certificate, seen from the worker's side, and none of a process.
+    """
     if not attempt.retried:
         return False
     if kill.what == "worker":
-        return attempt.rank is None and attempt.gang == kill.gang
+        return attempt.fault.origin is Origin.WORKER and attempt.gang == kill.gang
     return attempt.rank is not None and attempt.pid == kill.pid
 
 

@@ -1,0 +1,229 @@
+"""The pure parts of a worker: frames, books, deaths, environments, what a rank process may say."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thornback.pool import Assignment, Outcome, WorkerSpec, wire
+from thornback.pool.assignments import Books, aged
+from thornback.pool.deaths import Death, KillReason, OomKills, died
+from thornback.pool.environ import slot_env, worker_env
+from thornback.pool.rankprocess import Done, Need, SetUp, Started, parse
+from thornback.pool.wire import FrameError, Frames
+
+# -- frames --------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=20), max_size=6), st.integers(1, 12))
+def test_frames_come_out_as_they_went_in_however_they_are_cut(
+    bodies: list[bytes], piece: int
+) -> None:
+    stream = b"".join(map(wire.frame, bodies))
+    frames = Frames()
+    found: list[bytes] = []
+    for at in range(0, len(stream), piece):
+        found += frames.feed(stream[at : at + piece])
+    assert found == bodies
+
+
+def test_a_frame_that_is_too_long_is_refused() -> None:
+    with pytest.raises(FrameError, match="9 bytes, expected at most 8"):
+        Frames(8).feed(wire.frame(bytes(9))[:8])
+
+
+def test_pickled_and_json_frames() -> None:
+    (body,) = Frames().feed(wire.pickled(("a", 1)))
+    assert wire.unpickled(body) == ("a", 1)
+    assert Frames().feed(wire.as_json(["ä", 1])) == [b'["\\u00e4",1]']
+
+
+# -- what a rank process may say -----------------------------------------------------------------
+
+
+def test_what_a_rank_process_says_is_understood() -> None:
+    assert parse(b'["started",3]') == Started(serial=3)
+    assert parse(b'["need","k"]') == Need(key="k")
+    assert parse(b'["set_up",null,5]') == SetUp(error=None, peak_rss_bytes=5)
+    assert parse(b'["done",3,"{}",[["a","b"]],null,0.5,9]') == Done(
+        serial=3, result="{}", outputs=(("a", "b"),), error=None, ran_s=0.5, peak_rss_bytes=9
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff\x00",
+        b"{}",
+        b'["done",3]',
+        b'["done",3,1,[],null,0.5,9]',
+        b'["done",3,null,[["a"]],null,0.5,9]',
+        b'["done",3,null,[["a",1]],null,0.5,9]',
+        b'["done",3,null,[],"error",0.5,9]',
+        b'["done",3,null,[],null,"0.5",9]',
+        b'["set_up",[],5]',
+        b'["started","3"]',
+    ],
+)
+def test_anything_else_is_refused(body: bytes) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse(body)
+
+
+# -- books ---------------------------------------------------------------------------------------
+
+
+def assignment(*ranks: range) -> Assignment:
+    return Assignment(assignment=1, epoch="e", stage=0, ranks=ranks, program="p")
+
+
+@st.composite
+def _ranges(draw: st.DrawFn) -> tuple[range, ...]:
+    edges = sorted(draw(st.sets(st.integers(0, 20), min_size=2, max_size=6)))
+    return tuple(range(*edge) for edge in zip(edges[::2], edges[1::2], strict=False))
+
+
+@given(_ranges(), st.lists(st.sampled_from(["ok", "recalled", "hand back"]), max_size=30))
+def test_every_rank_is_reported_once(ranks: tuple[range, ...], events: list[str]) -> None:
+    books = Books(work=assignment(*ranks))
+    for now, event in enumerate(chain(events, ["ok"] * 25)):
+        if event == "hand back":
+            books.hand_back()
+        elif (item := books.begin()) is not None:
+            rank, _ = item
+            books.report(now)
+            books.end(Outcome(rank=rank, ok=True) if event == "ok" else None, now)
+        books.report(now)
+    assert books.over
+    assert books.first is not None
+    assert books.last is not None
+    parts = [books.first[0]]
+    if not parts[0].final:
+        parts.append(books.last[0])
+    assert [part.final for part in parts][-1:] == [True]
+    outcomes = [outcome.rank for part in parts for outcome in part.outcomes]
+    returned = [rank for part in parts for each in part.returned for rank in each]
+    assert sorted(outcomes + returned) == list(chain.from_iterable(ranks))
+    assert outcomes == sorted(outcomes)
+
+
+def test_the_first_part_comes_with_the_hand_back_and_the_last_with_the_end() -> None:
+    books = Books(work=assignment(range(4)))
+    books.begin()
+    books.end(Outcome(rank=0, ok=True), 1.0)
+    books.begin()
+    books.report(2.0)
+    assert books.first is None
+    books.hand_back()
+    books.report(3.0)
+    assert books.first is not None
+    first = aged(books.first, 5.0)
+    assert (first.running, first.returned, first.final) == (1, (range(2, 4),), False)
+    assert [outcome.ago_s for outcome in first.outcomes] == [4.0]
+    assert books.last is None
+    books.end(None, 6.0)
+    books.report(6.0)
+    assert books.last is not None
+    assert (books.last[0].returned, books.last[0].final) == ((range(1, 2),), True)
+    assert aged(books.first, 5.0) == first
+
+
+# -- deaths --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("death", "oom_kill", "attributes", "words"),
+    [
+        (Death(pid=5, status=3 << 8, max_rss_bytes=0), False, {"exit_code": 3}, "code 3"),
+        (
+            Death(pid=5, status=9, max_rss_bytes=0),
+            True,
+            {"signal": 9, "signal_name": "SIGKILL", "oom_kill": True},
+            "ran out of memory",
+        ),
+        (
+            Death(pid=5, status=9, max_rss_bytes=0, killed_for=KillReason.MEMORY, detail="why"),
+            False,
+            {"signal": 9, "signal_name": "SIGKILL", "memory_limit_exceeded": True},
+            "; why",
+        ),
+        (
+            Death(pid=5, status=signal.SIGRTMIN + 3, max_rss_bytes=0),
+            False,
+            {"signal": signal.SIGRTMIN + 3, "signal_name": f"SIG{signal.SIGRTMIN + 3}"},
+            "was killed by SIG",
+        ),
+    ],
+)
+def test_a_death_as_data(
+    death: Death, oom_kill: bool, attributes: Mapping[str, object], words: str
+) -> None:
+    error = died(death, oom_kill=oom_kill)
+    assert error.attributes == attributes
+    assert words in error.message
+
+
+def test_out_of_memory_kills_are_noticed_for_two_samples(tmp_path: Path) -> None:
+    missing, counter = tmp_path / "missing", tmp_path / "memory.events"
+    counter.write_text("max 3\noom_kill 1\n")
+    kills = OomKills(((missing, "oom_kill"), (counter, "nothing"), (counter, "oom_kill")))
+    assert not kills.risen()
+    counter.write_text("max 3\noom_kill 2\n")
+    for _ in range(2):
+        assert kills.risen()
+        kills.sample()
+    assert kills.risen()
+    kills.sample()
+    assert not kills.risen()
+    assert not OomKills(((missing, "oom_kill"),)).risen()
+
+
+# -- environment ---------------------------------------------------------------------------------
+
+
+def test_the_environment_of_a_worker() -> None:
+    spec = WorkerSpec(cpus=5.0, slots=2, env={"MY": "1", "MKL_NUM_THREADS": "7"})
+    inherited = {"OMP_NUM_THREADS": "5", "HOME": "/h", "MY": "0"}
+    assert worker_env(spec, inherited, marker="m", node_index=1, nodes=2) == {
+        "HOME": "/h",
+        "MKL_NUM_THREADS": "7",
+        "MY": "1",
+        "OMP_NUM_THREADS": "2",
+        "OPENBLAS_NUM_THREADS": "2",
+        "THORNBACK_NODES": "2",
+        "THORNBACK_NODE_INDEX": "1",
+        "THORNBACK_WORKER": "m",
+    }
+    half = worker_env(WorkerSpec(cpus=0.5), {}, marker="m", node_index=0, nodes=1)
+    assert half["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("visible", "slots", "shares"),
+    [
+        ("0,1,2,3", 2, ["0,1", "2,3"]),
+        ("GPU-a,GPU-b", 2, ["GPU-a", "GPU-b"]),
+        ("0,1,2", 2, ["0", "1"]),
+        ("4", 3, ["4", "4", "4"]),
+        ("", 2, [None, None]),
+        (None, 1, [None]),
+    ],
+)
+def test_slots_share_the_gpus(visible: str | None, slots: int, shares: list[str | None]) -> None:
+    inherited = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    spec = WorkerSpec(slots=slots)
+    found = [slot_env(spec, inherited, slot) for slot in range(slots)]
+    assert [env.get("CUDA_VISIBLE_DEVICES") for env in found] == shares
+    assert [env["THORNBACK_SLOT"] for env in found] == [str(slot) for slot in range(slots)]
+
+
+def test_gpus_given_in_the_spec_are_left_alone() -> None:
+    spec = WorkerSpec(slots=2, env={"CUDA_VISIBLE_DEVICES": "7"})
+    assert "CUDA_VISIBLE_DEVICES" not in slot_env(spec, {"CUDA_VISIBLE_DEVICES": "0,1"}, 0)

@@ -1,0 +1,175 @@
+"""The pool on a real Ray: what deaths are explained with, and what is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import attrs
+import cloudpickle
+import pytest
+
+from thornback.faults import Classifier, FaultKind
+from thornback.pool import GangLostError, ProgramResult, RankCall, WorkerPool, WorkerSpec
+from thornback.pool.testing import assignment, reported
+
+pytestmark = [pytest.mark.ray, pytest.mark.anyio]
+
+CPUS = 0.5
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@attrs.define(slots=True)
+class Placed:
+    """A placement group, held."""
+
+    group: Any
+    nodes: list[str]
+
+
+@asynccontextmanager
+async def placed(*bundles: dict[str, float]) -> AsyncIterator[Placed]:
+    import ray
+    from ray.util.placement_group import (
+        placement_group,
+        placement_group_table,
+        remove_placement_group,
+    )
+
+    def place() -> Placed:
+        group = placement_group(list(bundles), strategy="PACK")
+        ray.get(group.ready(), timeout=60)
+        nodes = placement_group_table(group)["bundles_to_node_id"]
+        return Placed(group, [nodes[index] for index in range(len(bundles))])
+
+    held = await anyio.to_thread.run_sync(place)
+    try:
+        yield held
+    finally:
+        remove_placement_group(held.group)
+
+
+async def blobs(key: str) -> bytes:
+    class Tell:
+        def setup(self, context: RankCall) -> None:
+            pass
+
+        def run(self, context: RankCall) -> ProgramResult:
+            import json
+            import os
+
+            return ProgramResult(result=json.dumps([context.node, os.environ.get("COLOUR")]))
+
+    blob: bytes = cloudpickle.dumps(Tell())
+    return blob
+
+
+@asynccontextmanager
+async def pool_on_ray() -> AsyncIterator[WorkerPool]:
+    from thornback.pool.on_ray import RayBackend
+
+    with anyio.fail_after(120):
+        async with WorkerPool(RayBackend(), blobs) as pool:
+            yield pool
+
+
+def actor_state(pid: int) -> str:
+    import ray
+
+    states = [a["State"] for a in ray._private.state.actors().values() if a["Pid"] == pid]
+    return states[0] if states else "UNKNOWN"
+
+
+def kind(loss: GangLostError) -> FaultKind:
+    facts: Mapping[str, Any] = {**loss.facts, "origin": "worker", "phase": loss.phase}
+    return Classifier().classify(loss.error, facts).kind
+
+
+@pytest.mark.usefixtures("ray_cluster")
+async def test_a_gang_on_one_bundle_each_with_its_runtime_env() -> None:
+    async with placed({"CPU": CPUS}, {"CPU": CPUS}) as at, pool_on_ray() as pool:
+        spec = WorkerSpec(cpus=CPUS, runtime_env={"env_vars": {"COLOUR": "green"}})
+        await pool.open(1, at.nodes, at.group, spec, timeout_s=90.0)
+        outcomes, _ = reported([report async for report in pool.run(1, assignment(1, 0))])
+        assert outcomes[0].result == f'["{at.nodes[0]}", "green"]'
+        beats = await pool.beat(1)
+        assert [beat.node for beat in beats] == at.nodes
+        assert await pool.close(1, kill=False, timeout_s=15.0)
+        assert [actor_state(beat.pid) for beat in beats] == ["DEAD", "DEAD"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+async def test_each_way_to_die_is_explained_by_the_gcs() -> None:
+    from ray.util.placement_group import remove_placement_group
+
+    async with (
+        placed({"CPU": CPUS}) as crashed,
+        placed({"CPU": CPUS}) as removed,
+        pool_on_ray() as pool,
+    ):
+        gangs = {1: crashed, 2: removed}
+
+        async def open_gang(gang: int, at: Placed) -> None:
+            await pool.open(gang, at.nodes, at.group, WorkerSpec(cpus=CPUS), timeout_s=90.0)
+
+        async with anyio.create_task_group() as group:
+            for gang, at in gangs.items():
+                group.start_soon(open_gang, gang, at)
+        pids = {gang: (await pool.beat(gang))[0].pid for gang in gangs}
+        os.kill(pids[1], signal.SIGKILL)
+        loss = await pool.lost(1)
+        assert (loss.facts["death_cause"], loss.facts["pid"]) == ("WORKER_DIED", pids[1])
+        assert loss.facts["exit_type"] == "SYSTEM_ERROR"
+        assert loss.facts["preempted"] is False
+        assert kind(loss) is FaultKind.WORKER_CRASH
+
+        remove_placement_group(removed.group)
+        loss = await pool.lost(2)
+        assert loss.facts["exit_type"] == "INTENDED_SYSTEM_EXIT", f"{loss!r}"
+        assert kind(loss) is FaultKind.PLACEMENT_REMOVED
+        assert await pool.close(2, kill=True, timeout_s=15.0)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+async def test_an_open_that_cannot_be_placed_times_out_and_leaves_no_actor() -> None:
+    import ray
+    from ray.util.placement_group import remove_placement_group
+
+    async with placed({"CPU": CPUS}) as at, pool_on_ray() as pool:
+        remove_placement_group(at.group)  # Ray lets an actor for it wait for ever
+        with pytest.raises(GangLostError) as caught:
+            await pool.open(1, at.nodes, at.group, WorkerSpec(cpus=CPUS), timeout_s=3.0)
+        assert caught.value.phase == "start"
+        assert await pool.close(1, kill=True, timeout_s=15.0)
+    alive = [a for a in ray._private.state.actors().values() if a["State"] != "DEAD"]
+    assert alive == []
+
+
+async def test_a_lost_node_is_told_apart(ray_cluster: Any) -> None:
+    # Blocks this loop, but Ray insists on the main thread for it.
+    node = ray_cluster.add_node(num_cpus=1, resources={"victim": 1.0})
+    gone = False
+    try:
+        async with placed({"CPU": CPUS, "victim": 1.0}) as at, pool_on_ray() as pool:
+            assert at.nodes == [node.node_id]
+            spec = WorkerSpec(cpus=CPUS, resources={"victim": 1.0})
+            await pool.open(1, at.nodes, at.group, spec, timeout_s=90.0)
+            gone = True
+            ray_cluster.remove_node(node)
+            loss = await pool.lost(1)
+            assert loss.node == node.node_id
+            assert loss.facts["death_cause"] == "NODE_DIED", f"{loss!r}"
+            assert kind(loss) is FaultKind.NODE_LOST
+            assert await pool.close(1, kill=True, timeout_s=15.0)
+    finally:
+        if not gone:
+            ray_cluster.remove_node(node)
