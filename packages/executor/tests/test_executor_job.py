@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import pytest
 
@@ -32,7 +33,7 @@ def other(ctx: RankContext) -> int:
         (lambda: Stage("a", work, ranks=2, items=[1, 2]), "give one of them"),
         (lambda: Stage("a", work, items="abc"), "a list with one item per rank"),
         (lambda: Stage("a b", work), "names folders"),
-        (lambda: Stage("a", "work"), "is not callable"),
+        (lambda: Stage("a", cast(Any, "work")), "is not callable"),
         (lambda: Stage("a", work, memory="3 GB of it"), "'3GiB'"),
         (lambda: Stage("a", work, memory=0), "positive number of bytes"),
         (lambda: Stage("a", work, timeout_s=0), "None means no limit"),
@@ -40,7 +41,7 @@ def other(ctx: RankContext) -> int:
         (lambda: Stage("a", work, nodes=2, processes=2), "processes must be 1"),
         (lambda: Stage("a", work, max_gangs=0), "expected 1 or more"),
         (lambda: Job("j", []), "has no stages"),
-        (lambda: Job("j", [work]), "is not a Stage"),
+        (lambda: Job("j", cast(Any, [work])), "is not a Stage"),
     ],
 )
 def test_bad_stage_is_refused_and_the_mend_is_named(make: Callable[[], object], says: str) -> None:

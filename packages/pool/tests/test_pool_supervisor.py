@@ -398,6 +398,7 @@ async def test_a_flood_of_output_does_not_fill_the_disk(start: Start, tmp_path: 
     supervisor = await start(
         "line = b'x' * 1023 + b'\\n'\n"
         "for _ in range(64): os.write(1, line * 1024)\n"
+        "while os.fstat(1).st_blocks * 512 > 1 << 20: time.sleep(0.01)\n"
         "print('the end')\nraise ValueError",
         spec=WorkerSpec(log_dir=str(tmp_path)),
         params=SupervisorParams(reclaim_s=BOUND_S, log_cap_bytes=1 << 20, tick_s=0.01),

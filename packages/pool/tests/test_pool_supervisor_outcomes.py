@@ -252,9 +252,10 @@ HARMLESS = [
 
 @pytest.mark.parametrize("body", HARMLESS)
 async def test_what_does_no_harm_leaves_the_rank_its_own_result(body: str) -> None:
-    outcome, following = await first_and_next(body)
+    outcome, following = await first_and_next(body, following="print('here'); return 1")
     assert outcome.ok, outcome.error
     assert outcome.result == "1"
+    assert following.log_slice[1] - following.log_slice[0] == len("here\n")
     assert outcome.seen_by is SeenBy.RANK
     assert following.pid == outcome.pid
 

@@ -24,6 +24,7 @@ from thornback.executor.ports import (
     Clock,
     Completion,
     Journal,
+    Json,
     Leases,
     Opened,
     Ranks,
@@ -108,6 +109,8 @@ class Driver:
         self._assignments: dict[int, _LiveAssignment] = {}
         self._payloads: dict[int, dict[int, Outcome]] = {}
         self._wanted_by: dict[int, str] = {}
+        self._nodes: dict[str, None] = {}
+        """Every node that a gang of this run was on: with one only, "another node" means nothing."""
         self._subscribers: list[Callable[[Dispatched], None]] = []
         self._told = float("-inf")
         self._last_progress: tuple[StageProgress, ...] = ()
@@ -255,6 +258,8 @@ class Driver:
             "origin": outcome.seen_by.value,
             "phase": outcome.phase,
             "peak_rss_bytes": outcome.peak_rss_bytes,
+            "node": outcome.node,
+            "only_node": len(self._nodes) < 2,
         }
         if outcome.error is not None:
             told = ("signal", "exit_code", "oom_kill", "memory_limit_exceeded")
@@ -287,7 +292,8 @@ class Driver:
         if command.state is not cmd.RecordState.DONE:
             last = self.chronicle.last(stage, command.ranks[0].start)
             reason = self.scheduler.reason(command.stage, command.ranks[0].start)
-            certificate = {"reason": reason, "last": last and last.as_json()}
+            told = None if last is None else last.as_json()
+            certificate: dict[str, Json] = {"reason": reason, "last": told}
             return Completion(
                 stage=stage,
                 ranks=command.ranks,
@@ -326,10 +332,12 @@ class Driver:
     # ------------------
 
     def _event(self, posted: Posted) -> Event:
-        """Classify a loss, and note what it took with it."""
+        """Return what the scheduler is told: a loss is classified here."""
         if not isinstance(posted, Loss):
             if isinstance(posted, ev.GangClosed) and not posted.confirmed:
                 self.unconfirmed.append(posted.gang)
+            if isinstance(posted, ev.GangReady):
+                self._nodes.update(dict.fromkeys(posted.nodes))
             return posted
         fault = self._parts.classifier.classify(posted.error, posted.facts)
         return ev.GangLost(gang=posted.gang, fault=fault, node=posted.node)

@@ -23,6 +23,9 @@ from thornback.pool import GangLostError
 from thornback.scheduler.commands import CloseGang, OpenGang
 from thornback.scheduler.events import GangClosed, GangReady
 
+_EXPLAIN_S = 10.0
+"""Longer than the allocator's own deadline, whose error says why nothing was placed."""
+
 
 @attrs.frozen(kw_only=True, slots=True)
 class Loss:
@@ -84,7 +87,7 @@ class GangKeeper:
         gang = command.gang
         origin, phase = "placement", "place"
         try:
-            with anyio.fail_after(self._params.place_s):
+            with anyio.fail_after(self._params.place_s + _EXPLAIN_S):
                 live.lease = await self._leases.acquire(
                     self._plan.request(command.shape), avoid=command.avoid
                 )

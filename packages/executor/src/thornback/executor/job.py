@@ -143,13 +143,17 @@ class Stage:
         return 1 if self.nodes > 1 else self.processes
 
 
+def _stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    return tuple(stages)
+
+
 @attrs.frozen(slots=True)
 class Job:
     """Stages in the order of submission, which breaks ties of priority. Their order of running is
     `after`."""
 
     name: str
-    stages: tuple[Stage, ...] = attrs.field(converter=tuple)
+    stages: tuple[Stage, ...] = attrs.field(converter=_stages)
 
     def __attrs_post_init__(self) -> None:
         """Refuse an empty job; names, parents and cycles are checked when the graph is built."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import attrs
 
@@ -52,19 +54,19 @@ class RayPlatform:
 
         if ray.is_initialized():
             return
-        quiet = {"log_to_driver": False, "logging_level": "WARNING"}
+        init = partial(ray.init, log_to_driver=False, logging_level=logging.WARNING)
         address = self.address or os.environ.get("RAY_ADDRESS")
         if address and address != "local":
-            ray.init(address=address, **quiet)
+            init(address=address)
             return
         if address is None:
             try:
-                ray.init(address="auto", **quiet)
+                init(address="auto")
             except ConnectionError:
                 address = "local"
             else:
                 return
-        ray.init(address="local", num_cpus=self.local_cpus, include_dashboard=False, **quiet)
+        init(address="local", num_cpus=self.local_cpus, include_dashboard=False)
 
     @asynccontextmanager
     async def connect(self, blobs: Blobs, /) -> AsyncIterator[Connection]:

@@ -13,11 +13,11 @@ from thornback.executor.errors import UsageError
 from thornback.executor.job import Job, Stage
 from thornback.executor.ports import Ranks
 from thornback.executor.program import StageProgram
-from thornback.faults import RetryPolicy
+from thornback.faults import Fault, RetryPolicy
 from thornback.graph import Dag, GraphError, Node, depths, resolve
 from thornback.placement import Bundle, GangRequest
 from thornback.pool import Assignment, WorkerSpec
-from thornback.scheduler import StagePlan
+from thornback.scheduler import StagePlan, ports
 from thornback.scheduler.commands import Dispatch, ShapeKey
 
 PROGRAM_MODULE = "thornback.executor.program"
@@ -79,7 +79,9 @@ class RunPlan:
             ]
         )
 
-    def scheduler_stages(self, policies: Sequence[RetryPolicy]) -> list[StagePlan]:
+    def scheduler_stages(
+        self, policies: Sequence[ports.RetryPolicy[Fault]]
+    ) -> list[StagePlan[Fault]]:
         """Return the stages as the scheduler sees them: deeper critical path first."""
         priorities = depths(self._parents)
         return [

@@ -111,6 +111,7 @@ class Chaos:
 def _running(beats: Sequence[Beat], assignment: int) -> tuple[Beat, RunningRank] | None:
     for beat in beats:
         for running in beat.running:
-            if running.assignment == assignment:
+            # 0 and below would name a whole process group, ours among them.
+            if running.assignment == assignment and running.pid > 0 and beat.pid > 0:
                 return beat, running
     return None
