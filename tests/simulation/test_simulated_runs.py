@@ -94,7 +94,11 @@ def test_a_flaky_cluster_delays_a_run_and_changes_nothing(seed: int) -> None:
     assert stats.finish.state is RunState.SUCCEEDED, stats.finish
     assert len(referee.done) == 191
     assert stats.attempts > 191
-    assert stats.gangs_lost > 0
+
+
+def test_the_flaky_cluster_is_flaky() -> None:
+    world = faults(worker_deaths=0.01, preemption_s=40.0)
+    assert sum(run(seed, world, retries=0)[0].gangs_lost for seed in range(5)) > 5
 
 
 @pytest.mark.parametrize("seed", range(15))

@@ -89,10 +89,10 @@ if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
-        with open(FIFO, 'w') as fifo: print('ready', file=fifo)
         time.sleep(60)
     os._exit(0)
 os.wait()
+with open(FIFO, 'w') as fifo: print('ready', file=fifo)
 time.sleep(60)
 """
 

@@ -55,6 +55,8 @@ class Display:
         self._console = console
         self._clock = clock
         self._started_at = clock()
+        self.has_started = False
+        """Whether the run began: it may be refused before."""
         self._next_at = 0.0
         self._last = ""
         self._ended: dict[str, bool] = {}
@@ -65,6 +67,7 @@ class Display:
 
     def started(self, info: RunInfo) -> None:
         """Print the header."""
+        self.has_started = True
         self._started_at = self._clock()
         self.line(f"job      {info.job}", "bold")
         self.line(f"backend  {info.backend}")

@@ -30,7 +30,7 @@ def feed(board: Board[F]) -> None:
     for lane in board.lanes:
         if lane.waiting and lane.draining:
             _feed_draining(board, lane)
-        if lane.ready.count and lane.queueable:
+        if lane.ready.count and lane.queueable and not lane.alone:
             _queue_ahead(board, lane)
 
 
@@ -109,7 +109,10 @@ def _elsewhere(lane: Lane[F], avoid: list[str]) -> bool:
 
 
 def _queue_ahead(board: Board[F], lane: Lane[F]) -> None:
-    """Give busy slots an assignment in advance, so that short ranks do not wait for messages."""
+    """Give busy slots an assignment in advance, so that short ranks do not wait for messages.
+
+    Not while ranks wait that must travel alone: the slots would never be idle for them.
+    """
     mean_s = lane.stage.pace.mean_s
     if mean_s is None or mean_s >= board.params.reclaim_s or lane.stage.plan.nodes > 1:
         return

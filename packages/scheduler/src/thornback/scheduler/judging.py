@@ -110,7 +110,7 @@ def _lost_at_work(
 ) -> None:
     lane, stage = gang.lane, gang.lane.stage
     node = event.node or (gang.nodes[0] if len(gang.nodes) == 1 else "")
-    for position, assignment in enumerate(held):
+    for position, assignment in reversed(list(enumerate(held))):  # the oldest back to the front
         if position < lane.slots and assignment.left == 1:
             rank = assignment.outstanding[0].start
             _judge(board, stage, rank, event.fault, node, RankState.RUNNING, assignment.number)

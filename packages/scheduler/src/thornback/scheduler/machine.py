@@ -330,8 +330,6 @@ class Scheduler(Generic[F]):
         """Whether only blocked ranks are left: a fault of the dependencies, and no reason to
         hang."""
         board = self._board
-        if board.gangs or board.wake_at is not None:
-            return False
         blocked = sum(stage.in_state[RankState.BLOCKED] for stage in board.stages)
         recording = sum(stage.in_state[RankState.RECORDING] for stage in board.stages)
         unfinished = sum(stage.unfinished for stage in board.stages)

@@ -36,6 +36,8 @@ def start(board: Board[F], event: RunStarted) -> None:
     for stage, ranks in failed:
         # One that is skipped in this run has ended already as far as the dependencies know.
         _, ranks = split(ranks, normalised(skipped.get(stage.number, ())))
+        if not ranks:
+            continue
         delta = board.dependencies.finished(stage.number, ranks, False)
         for number, piece, _root in delta.skipped:
             skipped.setdefault(number, []).append(piece)

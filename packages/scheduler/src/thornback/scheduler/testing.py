@@ -30,7 +30,10 @@ from thornback.scheduler.events import (
     RanksReturned,
     RanksSucceeded,
     Recorded,
+    RunStarted,
+    Ticked,
 )
+from thornback.scheduler.machine import Scheduler
 from thornback.scheduler.ports import RetryPolicy
 
 F = TypeVar("F")
@@ -258,6 +261,73 @@ class Referee(Generic[F]):
         assert self.opened == self.closes, f"{self.opened} opened, {self.closes} closed"
         assert not self._busy, f"{command} with ranks {list(self._busy)} outstanding"
         self.finish = command
+
+
+class Play(Generic[F]):
+    """A scheduler, a referee and a clock: events go in by short names, commands come out by kind.
+
+    After every event the invariants are checked and the referee judges.
+    """
+
+    def __init__(self, scheduler: Scheduler[F], now: float = 0.0) -> None:
+        self.scheduler = scheduler
+        self.now = now
+        self.referee: Referee[F] = Referee()
+
+    def send(self, event: Event[F], after_s: float = 0.0) -> list[Command]:
+        """Send an event some seconds after the last one; return the commands."""
+        self.now += after_s
+        self.referee.tell(event)
+        commands = list(self.scheduler.handle(event, self.now))
+        self.referee.heard(commands)
+        self.scheduler.check_invariants()
+        return commands
+
+    def start(self, **earlier: Mapping[int, Ranks]) -> list[Command]:
+        """Send `RunStarted`."""
+        return self.send(RunStarted(**earlier))
+
+    def ready(self, gang: int, *nodes: str) -> list[Command]:
+        """The gang is ready, on node `n` unless said otherwise."""
+        return self.send(GangReady(gang=gang, nodes=nodes or ("n",)))
+
+    def lost(self, gang: int, fault: F, node: str | None = None) -> list[Command]:
+        """The gang is lost."""
+        return self.send(GangLost(gang=gang, fault=fault, node=node))
+
+    def succeed(self, assignment: int, *ranks: int, busy_s: float = 1.0) -> list[Command]:
+        """Ranks succeed: all that are outstanding unless some are named."""
+        pieces = tuple(range(rank, rank + 1) for rank in ranks)
+        pieces = pieces or self.scheduler.outstanding(assignment)
+        return self.send(RanksSucceeded(assignment=assignment, ranks=pieces, busy_s=busy_s))
+
+    def fail(self, assignment: int, rank: int, fault: F, node: str = "n") -> list[Command]:
+        """A rank fails."""
+        return self.send(RankFailed(assignment=assignment, rank=rank, fault=fault, node=node))
+
+    def give_back(self, assignment: int, *ranks: range) -> list[Command]:
+        """Ranks come back."""
+        return self.send(RanksReturned(assignment=assignment, ranks=ranks))
+
+    def record(self) -> list[Command]:
+        """The journal answers all it was asked."""
+        commands: list[Command] = []
+        while self.referee.records:
+            record = self.referee.records.pop(0)
+            commands += self.send(Recorded(stage=record.stage, ranks=record.ranks))
+        return commands
+
+    def close(self) -> list[Command]:
+        """Every gang that is closing is closed."""
+        closing = [n for n, gang in self.referee.gangs.items() if gang.state == "closing"]
+        return [command for gang in closing for command in self.send(GangClosed(gang=gang))]
+
+    def tick(self, after_s: float | None = None) -> list[Command]:
+        """Time passes: so many seconds, or until `wake_at`."""
+        if after_s is None:
+            assert self.scheduler.wake_at is not None, "no timer is set"
+            after_s = max(0.0, self.scheduler.wake_at - self.now)
+        return self.send(Ticked(), after_s)
 
 
 def check_retry_policy(policy: RetryPolicy[F], faults: Sequence[F]) -> None:

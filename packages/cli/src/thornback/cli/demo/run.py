@@ -68,11 +68,10 @@ def run_demo(options: DemoOptions, console: Console) -> bool:
 
 
 def _say_where(state: Path, trace: JsonLinesExporter, display: Display) -> None:
-    """Print where the records lie, where there are any: a run may be refused before it starts."""
-    if (state / CONTROL).is_dir():
+    """Print where the records lie, unless the run was refused before it began."""
+    if display.has_started:
         display.line(f"journal  {state / CONTROL}")
-    if trace.path is not None:
-        display.line(f"trace    {trace.path}")
+        display.line(f"trace    {trace.path or trace.error or 'none: no span has ended'}")
 
 
 def _executor(
