@@ -8,6 +8,8 @@ import select
 import shutil
 import signal
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +57,35 @@ class RayTestCluster:
         with _environment(self.environment):
             node: Node = self.cluster.add_node(**arguments)
         return node
+
+    def leftovers(self) -> dict[str, object]:
+        """Return groups that are not REMOVED, actors that are not DEAD, and live worker processes
+        of ours, by name; empty if a run left nothing."""
+        import ray
+        import ray._private.state
+        from ray.util.placement_group import placement_group_table
+
+        assert ray.is_initialized()
+        found: dict[str, object] = {}
+        for group, row in placement_group_table().items():
+            if row["state"] != "REMOVED":
+                found[f"group {group}"] = row["state"]
+        for actor, row in ray._private.state.actors().items():
+            if row["State"] != "DEAD":
+                found[f"actor {actor}"] = row["State"]
+        mark = f"RAY_TMPDIR={self.environment['RAY_TMPDIR']}"  # no other cluster's, no local ones
+        for pid, command in _processes("thornback.pool", mark).items():
+            found[f"process {pid}"] = command
+        return found
+
+    def assert_nothing_left(self, *, timeout_s: float) -> None:
+        """Wait until a run has left nothing: Ray tells of groups and actors only when asked."""
+        deadline = time.monotonic() + timeout_s
+        pause = threading.Event()
+        while left := self.leftovers():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"left behind after {timeout_s} s: {left}")
+            pause.wait(0.1)
 
     def remove_node(self, node: Node, *, graceful: bool = False) -> None:
         """End a node: gracefully, or by SIGKILL of all its processes."""
@@ -126,6 +157,21 @@ def _shut_down(cluster: Cluster) -> None:
 
     ray.shutdown()
     cluster.shutdown()  # type: ignore[no-untyped-call]  # ray has no types here
+
+
+def _processes(word: str, mark: str) -> dict[int, str]:
+    """Return the live processes with the word in their command line and the mark in their
+    environment."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if word in command and mark.encode() in (folder / "environ").read_bytes():
+                    found[int(folder.name)] = command
+            except OSError:  # it ended while we looked
+                continue
+    return found
 
 
 @contextmanager

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -15,6 +14,9 @@ import pytest
 from thornback.executor import Executor, Job, RankContext, RunFailed, Stage
 from thornback.executor.driver import Driver
 from thornback.executor.testing import Chaos
+
+if TYPE_CHECKING:
+    from tests.conftest import RayTestCluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -38,40 +40,10 @@ def spinner(marks: Path, spin_s: float) -> Callable[[RankContext], int]:
 
 
 @pytest.fixture
-def clean(ray_cluster: Any) -> Iterator[None]:
-    """Assert that a run leaves no group but REMOVED, no actor but DEAD, and none of its
-    processes."""
+def clean(ray_cluster: RayTestCluster) -> Iterator[None]:
+    """Assert that a run leaves no group but REMOVED, no actor but DEAD, none of its processes."""
     yield
-    import ray
-    from ray.util.placement_group import placement_group_table
-
-    groups = Counter(row["state"] for row in placement_group_table().values())
-    assert set(groups) <= {"REMOVED"}, groups
-    import ray._private.state
-
-    actors = Counter(row["State"] for row in ray._private.state.actors().values())
-    assert set(actors) <= {"DEAD"}, actors
-    assert not _processes("thornback.pool"), _processes("thornback.pool")
-
-
-def _processes(mark: str) -> dict[int, str]:
-    """Return live processes whose command line has the mark, waiting for the ones that are just
-    ending."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if mark in command:
-                    descriptor = os.pidfd_open(int(folder.name))
-                    import select
-
-                    if not select.select([descriptor], [], [], 10)[0]:
-                        found[int(folder.name)] = command
-                    os.close(descriptor)
-            except OSError:
-                continue
-    return found
+    ray_cluster.assert_nothing_left(timeout_s=10)
 
 
 @pytest.mark.usefixtures("clean")
@@ -91,7 +63,7 @@ def test_killed_rank_and_killed_worker_are_retried(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("clean")
-def test_ranks_of_a_lost_node_run_elsewhere(ray_cluster: Any, tmp_path: Path) -> None:
+def test_ranks_of_a_lost_node_run_elsewhere(ray_cluster: RayTestCluster, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
     victim = ray_cluster.add_node(num_cpus=2)

@@ -94,7 +94,9 @@ def test_the_display_is_an_observer(screen: Screen) -> None:
 
 
 def test_the_header_tells_job_backend_state_term_and_what_was_recorded(screen: Screen) -> None:
+    assert not screen.display.has_started
     screen.display.started(info(index(done=7, recorded_before=7), StageProgress(name="m", total=1)))
+    assert screen.display.has_started
     assert screen.lines() == [
         "job      demo",
         "backend  Ray 9",

@@ -90,16 +90,17 @@ def _ranges(draw: st.DrawFn) -> tuple[range, ...]:
     return tuple(range(*edge) for edge in zip(edges[::2], edges[1::2], strict=False))
 
 
-@given(_ranges(), st.lists(st.sampled_from(["ok", "recalled", "hand back"]), max_size=30))
+@given(_ranges(), st.lists(st.sampled_from(["begin", "ok", "recalled", "hand back"]), max_size=40))
 def test_every_rank_is_reported_once(ranks: tuple[range, ...], events: list[str]) -> None:
     books = Books(work=assignment(*ranks))
-    for now, event in enumerate(chain(events, ["ok"] * 25)):
+    for now, event in enumerate(chain(events, ["ok", "begin"] * 25)):
         if event == "hand back":
             books.hand_back()
-        elif (item := books.begin()) is not None:
-            rank, _ = item
-            books.report(now)
-            books.end(Outcome(rank=rank, ok=True) if event == "ok" else None, now)
+        elif event == "begin" and books.running is None:
+            books.begin()
+        elif event in ("ok", "recalled") and books.running is not None:
+            outcome = Outcome(rank=books.running, ok=True)
+            books.end(outcome if event == "ok" else None, now)
         books.report(now)
     assert books.over
     assert books.first is not None

@@ -207,7 +207,10 @@ def test_a_wrong_call_is_answered_with_the_error_as_data(worker: Worker) -> None
     assert "call load first" in error.message
 
 
-def test_a_worker_that_gives_up_ends_its_process() -> None:
+def test_a_worker_that_gives_up_ends_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     worker = Worker()
     worker.start()
     worker.call("load", ("p", source_program("return 1")))
@@ -218,3 +221,4 @@ def test_a_worker_that_gives_up_ends_its_process() -> None:
     worker.stream.close()
     assert worker.process.returncode == GAVE_UP_EXIT_CODE
     assert b"the worker gives up: its fork server ended" in errors
+    assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,7 @@ def anyio_backend() -> str:
 
 
 class Other:
-    """What a test holds: the process object, the other end of its stream, the kills it asked for."""
+    """What a test holds: the process object, the other end of its stream, the kills asked for."""
 
     def __init__(self, log: RankLog) -> None:
         ours, self.stream = socket.socketpair()

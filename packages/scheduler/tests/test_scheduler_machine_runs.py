@@ -137,7 +137,7 @@ class Runs(RuleBasedStateMachine):
                 failed={len(drawn) - 1: tuple(range(r, r + 1) for r in at_last)} if at_last else {},
             )
         )
-        # Trouble should not only come before the first rank has succeeded: then there are no batches.
+        # Trouble shall not only come before the first success: there are no batches then.
         for _ in range(head_start):
             if not self.scheduler.finished:
                 self.be_fair()

@@ -28,6 +28,7 @@ from thornback.scheduler.commands import (
 )
 from thornback.scheduler.events import (
     CancelRequested,
+    Event,
     GangClosed,
     GangReady,
     JournalFailed,
@@ -233,7 +234,7 @@ def test_stale_events_change_nothing() -> None:
     game.succeed(0)
     game.lost(0, "preempted")
     before = game.scheduler.counts(0)
-    stale = [
+    stale: list[Event[str]] = [
         RunStarted(),
         GangReady(gang=0, nodes=("n",)),
         RanksSucceeded(assignment=0, ranks=one(0)),
@@ -393,6 +394,7 @@ def grown(world_size: int = 200, slots: int = 1) -> Play[str]:
     game.ready(0)
     for assignment in range(6):
         game.succeed(assignment, busy_s=0.001)
+    game.record()
     return game
 
 
@@ -401,23 +403,18 @@ def test_a_lost_worker_sends_a_batch_back_in_halves_until_the_culprit_is_alone()
     policy = game.scheduler._board.stages[0].plan.policy  # the script that was given
     assert isinstance(policy, ScriptedPolicy)
     culprit = game.scheduler.outstanding(6)[0].start
-    sizes, gang = [], 0
-    for _ in range(10):
-        held = [a for a in game.referee.gangs[gang].live if culprit_in(game, a, culprit)]
-        if not held:
-            break
-        sizes.append(sum(map(len, game.scheduler.outstanding(held[0]))))
+    sizes = []
+    for gang in range(6):
+        (held,) = [a for a in game.referee.gangs[gang].live if culprit_in(game, a, culprit)]
+        sizes.append(sum(map(len, game.scheduler.outstanding(held))))
         game.lost(gang, "crash")
         game.close()
-        (gang,) = [n for n, g in game.referee.gangs.items() if g.state == "opening"] or opened(
+        while gang + 1 not in game.referee.gangs:
             game.tick()
-        )
-        game.ready(gang)
-    assert sizes[0] >= 8
-    assert sizes[:4] == [sizes[0], sizes[0] // 2, sizes[0] // 4, sizes[0] // 8]
-    charged = [history for _, history, _ in policy.asked if history]
-    assert 1 in sizes
-    assert charged, "the culprit pays, once it is alone"
+        game.ready(gang + 1)
+    assert sizes == [8, 4, 2, 1, 1, 1]
+    paid = [len(history) for _, history, _ in policy.asked if history]
+    assert paid == [1, 2], "the culprit pays, once it is alone"
 
 
 def culprit_in(game: Play[str], assignment: int, rank: int) -> bool:
@@ -430,7 +427,7 @@ def test_a_preempted_worker_sends_its_batch_back_whole() -> None:
     (gang,) = opened(game.lost(0, "preempted"))
     game.close()
     (_, _, ranks), *_ = dispatches(game.ready(gang))
-    assert sum(map(len, ranks)) == size > 1
+    assert sum(map(len, ranks)) >= size > 1
 
 
 def test_only_a_rank_that_can_have_been_running_pays_for_a_lost_worker() -> None:
@@ -448,14 +445,17 @@ def test_only_a_rank_that_can_have_been_running_pays_for_a_lost_worker() -> None
     assert (retried.ranks, retried.attempt) == (one(1), 2)
 
 
-def test_nothing_is_queued_behind_a_suspect() -> None:
-    game = play(plan(9, max_gangs=1))
+def test_nothing_is_queued_behind_a_suspect_or_before_it() -> None:
+    game = play(plan(20, max_gangs=1))
     game.start()
     game.ready(0)
-    game.succeed(0, busy_s=0.1)
+    fed = dispatches(game.succeed(0, busy_s=0.1))
+    assert [ranks for _, _, ranks in fed] == [(range(1, 3),), (range(3, 5),)]
     game.fail(1, 1, "again")
-    (gang,) = [c for c in game.fail(2, 2, "again") if isinstance(c, Dispatch)]
-    assert (gang.ranks, gang.attempt) == (one(1), 2)
+    assert dispatches(game.succeed(1, busy_s=0.1)) == [], "the slot shall get idle for it"
+    (retried,) = [c for c in game.succeed(2, busy_s=0.1) if isinstance(c, Dispatch)]
+    assert (retried.ranks, retried.attempt) == (one(1), 2)
+    assert len(dispatches(game.succeed(3, busy_s=0.1))) == 2
 
 
 def test_every_opened_gang_is_closed_once_also_after_a_loss() -> None:
@@ -787,7 +787,7 @@ def test_back_pressure_stops_dispatching_until_the_journal_has_caught_up() -> No
 def test_impossible_plans_are_refused() -> None:
     with pytest.raises(UsageError, match="world_size must be an int >= 1, not 0"):
         plan(0)
-    with pytest.raises(UsageError, match="slots must be 1, not 3"):
+    with pytest.raises(UsageError, match=r"slots must be 1, not 3"):
         plan(1, nodes=2, slots=3)
     with pytest.raises(UsageError, match="give them different shapes"):
         play(plan(1, slots=1), plan(1, slots=2))
@@ -795,5 +795,5 @@ def test_impossible_plans_are_refused() -> None:
         play()
     with pytest.raises(UsageError, match="target_s must be above 0"):
         SchedulerParams(target_s=0.0)
-    with pytest.raises(UsageError, match="within 0..2"):
+    with pytest.raises(UsageError, match=r"within 0\.\.2"):
         play(plan(3)).start(done={0: (range(2, 5),)})

@@ -109,7 +109,6 @@ class Nursery:
     def stuck(self) -> None:
         """Kill the fork server: a fork took longer than a whole set-up may, so a preloaded module
         hangs at import."""
-        self._preload = ()
         if self._server is not None:
             self._server.terminate()
 
@@ -126,9 +125,12 @@ class Nursery:
             process.finish()
         for log, _ in self._forking.values():
             log.close()
+        self._remove_logs()
+        return gone
+
+    def _remove_logs(self) -> None:
         if self._log_dir and not self._spec.log_dir:
             shutil.rmtree(self._log_dir, ignore_errors=True)
-        return gone
 
     # -- forks and deaths ------------------------------------------------------------------------
 
@@ -220,9 +222,11 @@ class Nursery:
             self._preload = ()
         self._restarts += 1
         if self._restarts > self._params.fork_server_restarts:
+            self._remove_logs()  # the worker ends at once, and the fork server cannot do it
             self._give_up(f"its fork server ended, {self._restarts} times by now")
             return
         try:
             await self._start_server()
         except (ForkServerLost, OSError) as error:
+            self._remove_logs()
             self._give_up(f"its fork server ended, and another could not be started: {error}")

@@ -110,13 +110,15 @@ def _lost_at_work(
 ) -> None:
     lane, stage = gang.lane, gang.lane.stage
     node = event.node or (gang.nodes[0] if len(gang.nodes) == 1 else "")
+    # Halving is progress of its own: in a batch of 10,000 a culprit is alone after 14 losses.
+    isolates = verdict.blames_rank and any(assignment.left > 1 for assignment in held)
     for position, assignment in reversed(list(enumerate(held))):  # the oldest back to the front
         if position < lane.slots and assignment.left == 1:
             rank = assignment.outstanding[0].start
             _judge(board, stage, rank, event.fault, node, RankState.RUNNING, assignment.number)
         else:
             give_back(assignment, verdict.blames_rank)
-    if held and verdict.charged:
+    if held and verdict.charged and not isolates:
         stage.streak.lost(gang.number, board.next_gang, board.now)
         if stage.streak.losses > 1:
             _ask_later(board, lane, verdict.delay_s, stage.streak.losses - 2)
