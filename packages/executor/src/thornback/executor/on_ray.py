@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,6 +16,8 @@ from thornback.executor.errors import BackendUnavailable
 from thornback.executor.ports import Connection
 from thornback.placement import Allocator
 from thornback.pool import Blobs, WorkerPool
+
+PROBE_S = 10.0
 
 
 @attrs.define(kw_only=True, slots=True)
@@ -57,6 +60,7 @@ class RayPlatform:
         init = partial(ray.init, log_to_driver=False, logging_level=logging.WARNING)
         address = self.address or os.environ.get("RAY_ADDRESS")
         if address and address != "local":
+            _probe(address)
             init(address=address)
             return
         if address is None:
@@ -83,3 +87,20 @@ class RayPlatform:
             yield Connection(
                 name=f"Ray {ray.__version__} at {address}", leases=leases, workers=workers
             )
+
+
+def _probe(address: str) -> None:
+    """Refuse an address at which nobody answers: `ray.init` would wait for minutes.
+
+    Source: ray 2.60, where the GCS client reconnects for longer than 255 s (seen).
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like: Ray knows
+    try:
+        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+    except OSError as error:
+        raise BackendUnavailable(
+            f"no Ray answers at {address!r} ({error}): is the cluster up, and is this its GCS "
+            "address? Unset RAY_ADDRESS (and leave address= out) to start a Ray here"
+        ) from error

@@ -1,0 +1,54 @@
+"""Platforms that cannot be used say so at once, with the mend; and the chaos helper aims well."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from thornback.executor import BackendUnavailable, Executor
+from thornback.executor.on_ray import RayPlatform, _probe
+from thornback.executor.testing import _running
+from thornback.pool import Beat, RunningRank
+
+
+def test_ray_client_address_is_refused_with_the_mend() -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(BackendUnavailable, match="Ray Client .* run the driver on a node"):
+        Executor.on_ray(state="s", address="ray://host:10001")
+
+
+def test_ray_client_address_of_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://host:10001")
+    with pytest.raises(BackendUnavailable, match="Ray Client"):
+        RayPlatform()
+
+
+def test_missing_ray_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match=r"pip install 'thornback\[ray\]'"):
+        Executor.on_ray(state="s")
+
+
+def test_address_at_which_nobody_answers_is_refused_in_seconds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        _probe(f"127.0.0.1:{port}")
+    with pytest.raises(BackendUnavailable, match=f"no Ray answers at '127.0.0.1:{port}'"):
+        _probe(f"127.0.0.1:{port}")
+    _probe("auto")
+
+
+def test_chaos_never_aims_at_a_process_that_is_not_there_yet() -> None:
+    """Signal 9 to process 0 would end our own process group."""
+
+    def beat(pid: int) -> Beat:
+        rank = RunningRank(assignment=7, rank=1, attempt=1, pid=pid, ran_s=0.0)
+        return Beat(host="here", pid=12, rss_bytes=0, running=(rank,))
+
+    assert _running([beat(0)], 7) is None
+    found = _running([beat(0), beat(34)], 7)
+    assert found is not None
+    assert found[1].pid == 34
+    assert _running([beat(34)], 8) is None

@@ -1,0 +1,313 @@
+"""The small parts: tables, ranges, pace, suspicion, the simulator, and the helpers for tests."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thornback.scheduler import (
+    GangState,
+    InvalidTransition,
+    InvariantBroken,
+    RankState,
+    Scheduler,
+    SchedulerParams,
+    StagePlan,
+    UsageError,
+)
+from thornback.scheduler.commands import (
+    CloseGang,
+    Dispatch,
+    FinishRun,
+    OpenGang,
+    Recall,
+    Record,
+    RecordState,
+    RunState,
+    ShapeKey,
+)
+from thornback.scheduler.events import (
+    CancelRequested,
+    GangClosed,
+    GangLost,
+    GangReady,
+    JournalFailed,
+    NodeDraining,
+    RankFailed,
+    RanksReturned,
+    RanksSucceeded,
+    Recorded,
+    RunStarted,
+    Ticked,
+)
+from thornback.scheduler.pace import Pace
+from thornback.scheduler.ranges import NO_LIMIT, ReadyRanges, normalised, split
+from thornback.scheduler.simulate import (
+    RunStats,
+    SimulatedCluster,
+    SimulatedFaults,
+    Simulation,
+    Unfinished,
+)
+from thornback.scheduler.states import (
+    GANG_MOVES,
+    RANK_MOVES,
+    GangMove,
+    RankMove,
+    after_gang_move,
+    after_rank_move,
+)
+from thornback.scheduler.suspicion import Suspicion
+from thornback.scheduler.testing import (
+    FakeDependencies,
+    FakeVerdict,
+    Referee,
+    ScriptedPolicy,
+    check_retry_policy,
+)
+
+pieces = st.lists(st.builds(lambda a, n: range(a, a + n), st.integers(0, 40), st.integers(0, 8)))
+
+
+def members(ranks: list[range]) -> set[int]:
+    return {rank for piece in ranks for rank in piece}
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def test_a_move_is_in_the_table_or_refused_with_its_story() -> None:
+    for state in RankState:
+        for move in RankMove:
+            if move in RANK_MOVES[state]:
+                assert after_rank_move(state, move, "") is RANK_MOVES[state][move]
+            else:
+                with pytest.raises(InvalidTransition, match=f"{state.name}: rank 7"):
+                    after_rank_move(state, move, "rank 7")
+    with pytest.raises(InvalidTransition, match="gang 3"):
+        after_gang_move(GangState.READY, GangMove.CLOSED, "gang 3")
+
+
+def test_ends_are_ends_and_every_state_can_be_reached() -> None:
+    for state in (RankState.DONE, RankState.FAILED, RankState.SKIPPED):
+        assert not RANK_MOVES[state]
+    reached = {target for moves in RANK_MOVES.values() for target in moves.values()}
+    assert reached == set(RankState) - {RankState.BLOCKED}
+    assert list(RANK_MOVES[RankState.RECORDING]) == [RankMove.RECORDED]
+    assert set(GANG_MOVES) == set(GangState)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        InvalidTransition("READY", "closed", "gang 1"),
+        InvariantBroken("story"),
+        UsageError("what, and what to do"),
+        Unfinished("story", RunStats(events=3)),
+        ShapeKey(1, 2),
+        OpenGang(gang=1, shape=ShapeKey(1), avoid=("a",)),
+        CloseGang(gang=1),
+        Dispatch(gang=1, assignment=2, stage=0, ranks=(range(3),)),
+        Recall(assignment=1, kill=True),
+        Record(stage=0, ranks=(range(3),), assignment=None, state=RecordState.SKIPPED),
+        FinishRun(state=RunState.CANCELLED, reason="r"),
+        RunStarted(done={0: (range(2),)}),
+        GangReady(gang=1, nodes=("a",)),
+        GangLost(gang=1, fault="f"),
+        GangClosed(gang=1),
+        RanksSucceeded(assignment=1, ranks=(range(2),)),
+        RankFailed(assignment=1, rank=2, fault="f", node="a"),
+        RanksReturned(assignment=1, ranks=(range(2),)),
+        Recorded(stage=0, ranks=(range(2),)),
+        JournalFailed(fault="f"),
+        NodeDraining(node="a"),
+        CancelRequested(reason="r"),
+        Ticked(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_events_commands_and_errors_pickle(value: object) -> None:
+    again = pickle.loads(pickle.dumps(value))
+    assert type(again) is type(value)
+    assert str(again) == str(value)
+    assert vars(again) == vars(value) if isinstance(value, Exception) else again == value
+
+
+# -- ranges ---------------------------------------------------------------------------------------
+
+
+@given(pieces, pieces)
+def test_split_is_set_intersection_and_difference(held: list[range], given: list[range]) -> None:
+    taken, left = split(normalised(held), normalised(given))
+    assert members(taken) == members(held) & members(given)
+    assert members(left) == members(held) - members(given)
+    for ranks in (taken, left):
+        assert sum(map(len, ranks)) == len(members(ranks))
+        assert ranks == sorted(ranks, key=lambda piece: piece.start)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from([1, 2, 5, NO_LIMIT]))), st.data())
+def test_the_queue_gives_each_rank_once_and_respects_limits(
+    sizes: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    queue, at = ReadyRanges(), 0
+    limits: dict[int, int] = {}
+    for size, limit in sizes:
+        piece = range(at, at + size)
+        limits.update(dict.fromkeys(piece, limit))
+        if data.draw(st.booleans()):
+            queue.append(piece, limit)
+        else:
+            queue.give_back([piece], limit)
+        at += size + data.draw(st.integers(0, 1))
+    taken: list[int] = []
+    while queue.count:
+        most = data.draw(st.integers(1, 7))
+        ranks, least = queue.take(most)
+        batch = sorted(members(ranks))
+        assert 0 < len(batch) <= min([most, *(limits[rank] for rank in batch)])
+        assert least == min(limits[rank] for rank in batch)
+        taken += batch
+    assert sorted(taken) == sorted(limits)
+    assert queue.take(3) == ([], NO_LIMIT)
+
+
+def test_neighbours_merge_so_that_trickling_work_costs_no_memory() -> None:
+    queue = ReadyRanges()
+    for rank in range(1000):
+        queue.append(range(rank, rank + 1))
+    assert queue.pieces() == [(0, 1000, NO_LIMIT)]
+
+
+# -- pace and suspicion ---------------------------------------------------------------------------
+
+
+def test_pace_grows_by_doubling_and_falls_at_once() -> None:
+    pace = Pace(SchedulerParams())
+    assert pace.size(1000, 1) == 1
+    sizes = []
+    for _ in range(5):
+        size = pace.size(10_000, 1)
+        sizes.append(size)
+        pace.succeeded(size * 0.001, size)
+        pace.completed(size)
+    assert sizes == [1, 2, 4, 8, 16]
+    assert pace.size(10, 1) == 5
+    assert pace.size(10, 10) == 1
+    pace.succeeded(3600.0, 1)
+    assert pace.size(10_000, 1) == 1
+
+
+def test_suspicion_takes_half_at_most_expires_and_doubles() -> None:
+    suspicion = Suspicion(parole_s=10.0, max_parole_s=35.0)
+    suspicion.blame("a", 0.0)
+    assert suspicion.avoid((), 1.0) == ()
+    suspicion.saw(("b", "c"))
+    assert suspicion.avoid((), 1.0) == ("a",)
+    suspicion.blame("b", 1.0)
+    suspicion.blame("b", 1.0)
+    assert suspicion.avoid((), 2.0) == ("b",), "the worst one"
+    assert suspicion.avoid(("c",), 2.0) == ("c",)
+    assert suspicion.avoid((), 12.0) == ("b",)
+    assert suspicion.avoid((), 30.0) == ()
+    suspicion.blame("b", 31.0)
+    assert suspicion.avoid((), 65.9) == ("b",), "blamed on parole: the term doubles, up to 35 s"
+    assert suspicion.avoid((), 66.1) == ()
+
+
+# -- helpers and the simulator --------------------------------------------------------------------
+
+
+def test_the_referee_sees_breaches() -> None:
+    referee: Referee[str] = Referee()
+    referee.heard([OpenGang(gang=0, shape=ShapeKey(0))])
+    dispatch = Dispatch(gang=0, assignment=0, stage=0, ranks=(range(2),))
+    with pytest.raises(AssertionError, match="the gang is opening"):
+        referee.heard([dispatch])
+    referee.tell(GangReady(gang=0, nodes=("a",)))
+    referee.heard([dispatch])
+    with pytest.raises(AssertionError, match="outstanding"):
+        referee.heard([Dispatch(gang=0, assignment=1, stage=0, ranks=(range(1, 2),))])
+    with pytest.raises(AssertionError, match="it holds"):
+        referee.heard([CloseGang(gang=0)])
+    with pytest.raises(AssertionError, match="with gangs"):
+        referee.heard([FinishRun(state=RunState.SUCCEEDED)])
+
+
+def test_check_retry_policy_passes_a_pure_policy_and_not_a_moody_one() -> None:
+    check_retry_policy(ScriptedPolicy({"f": FakeVerdict()}, budget=2), ["f"])
+
+    class Moody:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def decide(self, fault: str, history: object, draw: float, /) -> FakeVerdict:
+            self.calls += 1
+            return FakeVerdict(delay_s=self.calls)
+
+    with pytest.raises(AssertionError, match="delay_s varies"):
+        check_retry_policy(Moody(), ["f"])
+
+
+def simulation(faults: SimulatedFaults[str], *, ranks: int = 40, nodes: int = 1) -> Simulation[str]:
+    verdicts = {
+        "code": FakeVerdict(retry=False),
+        "died": FakeVerdict(blames_rank=True),
+        "gone": FakeVerdict(charged=False),
+        "full": FakeVerdict(delay_s=1.0),
+    }
+    policy = ScriptedPolicy(verdicts)
+    stages = [StagePlan(world_size=ranks, slots=2, policy=policy)]
+    return Simulation(stages, FakeDependencies([ranks]), faults, SimulatedCluster(nodes=nodes))
+
+
+def faults(*, rank_failures: float = 0.0, worker_deaths: float = 0.0) -> SimulatedFaults[str]:
+    return SimulatedFaults(
+        rank_fails="code",
+        rank_failures=rank_failures,
+        worker_dies="died",
+        worker_deaths=worker_deaths,
+        node_preempted="gone",
+        placement_times_out="full",
+    )
+
+
+def test_a_simulated_run_tells_what_it_cost() -> None:
+    stats = simulation(faults()).run()
+    assert stats.finish == FinishRun(state=RunState.SUCCEEDED)
+    assert (stats.attempts, stats.wasted_s, stats.gangs_lost) == (40, 0.0, 0)
+    assert stats.busy_s / 4 < stats.makespan_s < stats.busy_s
+    worse = simulation(faults(worker_deaths=0.05)).run()
+    assert worse.attempts > 40
+    assert worse.wasted_s > 0.0
+    assert worse.gangs_lost > 0
+
+
+def test_a_simulated_run_is_bounded() -> None:
+    with pytest.raises(Unfinished, match="10 events") as caught:
+        simulation(faults()).run(most_events=10)
+    assert caught.value.stats.events == 11
+    with pytest.raises(UsageError, match="a gang of 2 nodes"):
+        Simulation(
+            [StagePlan(world_size=1, nodes=2, policy=ScriptedPolicy({}))],
+            FakeDependencies([1]),
+            faults(),
+            SimulatedCluster(nodes=1),
+        )
+
+
+def test_the_readme_example_works() -> None:
+    plans = [StagePlan(world_size=3, policy=ScriptedPolicy({}))]
+    scheduler: Scheduler[str] = Scheduler(plans, FakeDependencies([3]))
+    (opened, *_) = scheduler.handle(RunStarted(), now=0.0)
+    assert isinstance(opened, OpenGang)
+    (dispatch,) = scheduler.handle(GangReady(gang=opened.gang, nodes=("node-1",)), now=1.0)
+    assert isinstance(dispatch, Dispatch)
+    report = RanksSucceeded(assignment=dispatch.assignment, ranks=dispatch.ranks, busy_s=0.2)
+    record, *_ = scheduler.handle(report, now=1.2)
+    assert isinstance(record, Record)
+    scheduler.handle(Recorded(stage=record.stage, ranks=record.ranks), now=1.3)
+    assert scheduler.counts(0).done == 1
