@@ -14,7 +14,7 @@ from thornback.pool import Beat, RunningRank
 
 def test_ray_client_address_is_refused_with_the_mend() -> None:
     pytest.importorskip("ray")
-    with pytest.raises(BackendUnavailable, match="Ray Client .* run the driver on a node"):
+    with pytest.raises(BackendUnavailable, match=r"Ray Client .* run the driver on a node"):
         Executor.on_ray(state="s", address="ray://host:10001")
 
 

@@ -89,3 +89,12 @@ def test_publish_gives_a_staged_path_of_this_try_and_notes_the_pair(tmp_path: Pa
         (os.path.join(tmp_path, "s/000001.000000002/1/0-a.txt"), "/home/me/out/a.txt"),
     )
     assert Path(outputs[0][0]).read_text() == "x"
+
+
+def test_publish_without_writing_is_the_rank_s_error(tmp_path: Path) -> None:
+    def fn(ctx: RankContext) -> None:
+        with ctx.publish("/out/a.txt"):
+            pass
+
+    with pytest.raises(FileNotFoundError, match="nothing was written to"):
+        program(fn, str(tmp_path)).run(call())

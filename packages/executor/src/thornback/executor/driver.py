@@ -110,7 +110,7 @@ class Driver:
         self._payloads: dict[int, dict[int, Outcome]] = {}
         self._wanted_by: dict[int, str] = {}
         self._nodes: dict[str, None] = {}
-        """Every node that a gang of this run was on: with one only, "another node" means nothing."""
+        """Every node that a gang of this run was on; with one only, there is no other node."""
         self._subscribers: list[Callable[[Dispatched], None]] = []
         self._told = float("-inf")
         self._last_progress: tuple[StageProgress, ...] = ()

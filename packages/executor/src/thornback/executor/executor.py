@@ -195,7 +195,7 @@ class Executor:
         tracer = RunTracer(provider.get_tracer("thornback.executor"), plan.job.name, names)
         state, reason = "failed", "the driver failed"
         try:
-            report = await self._drive(plan, tracer, signals=signals)
+            report = await self._drive(plan, tracer, provider, signals=signals)
             state, reason = report.state, report.reason
             return report
         except BaseExceptionGroup as group:
@@ -203,7 +203,9 @@ class Executor:
         finally:
             tracer.finished(state, reason)
 
-    async def _drive(self, plan: RunPlan, tracer: RunTracer, *, signals: bool) -> RunReport:
+    async def _drive(
+        self, plan: RunPlan, tracer: RunTracer, provider: TracerProvider, *, signals: bool
+    ) -> RunReport:
         started_s = self.clock.monotonic()
         watchers = Watchers(self.observers)
         url = plan.settings.state_url
@@ -211,7 +213,7 @@ class Executor:
             journal = await stack.enter_async_context(FileJournal(url))
             opened = await journal.open(identity_of(plan.job), on_mismatch=self.on_mismatch)
             blobs = RunBlobs(plan, journal)
-            connection = await stack.enter_async_context(self.platform.connect(blobs))
+            connection = await stack.enter_async_context(self.platform.connect(blobs, provider))
             tracer.started(opened.term, url, connection.name)
             parts = Parts(
                 leases=connection.leases,

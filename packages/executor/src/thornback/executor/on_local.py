@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import attrs
+from opentelemetry.trace import TracerProvider
 
 from thornback.executor.ports import Connection
 from thornback.placement import Allocator
@@ -25,8 +26,10 @@ class LocalPlatform:
         """Nothing to do."""
 
     @asynccontextmanager
-    async def connect(self, blobs: Blobs, /) -> AsyncIterator[Connection]:
+    async def connect(self, blobs: Blobs, tracers: TracerProvider, /) -> AsyncIterator[Connection]:
         """Return an allocator and a pool of local processes; they end with the context."""
         cluster = LocalCluster(cpus=self.cpus)
-        async with Allocator(cluster) as leases, WorkerPool(LocalBackend(), blobs) as workers:
+        leases = Allocator(cluster, tracer=tracers.get_tracer("thornback.placement"))
+        workers = WorkerPool(LocalBackend(), blobs, tracer_provider=tracers)
+        async with leases, workers:
             yield Connection(name="this machine", leases=leases, workers=workers)

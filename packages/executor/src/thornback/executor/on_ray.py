@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import attrs
+from opentelemetry.trace import TracerProvider
 
 from thornback.executor.errors import BackendUnavailable
 from thornback.executor.ports import Connection
@@ -73,7 +74,7 @@ class RayPlatform:
         init(address="local", num_cpus=self.local_cpus, include_dashboard=False)
 
     @asynccontextmanager
-    async def connect(self, blobs: Blobs, /) -> AsyncIterator[Connection]:
+    async def connect(self, blobs: Blobs, tracers: TracerProvider, /) -> AsyncIterator[Connection]:
         """Return an allocator and a pool on the cluster; placement groups and actors end with the
         context."""
         import ray
@@ -83,7 +84,9 @@ class RayPlatform:
 
         address = ray.get_runtime_context().gcs_address
         cluster, backend = RayCluster(), RayBackend()
-        async with Allocator(cluster) as leases, WorkerPool(backend, blobs) as workers:
+        leases = Allocator(cluster, tracer=tracers.get_tracer("thornback.placement"))
+        workers = WorkerPool(backend, blobs, tracer_provider=tracers)
+        async with leases, workers:
             yield Connection(
                 name=f"Ray {ray.__version__} at {address}", leases=leases, workers=workers
             )

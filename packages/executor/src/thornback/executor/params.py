@@ -11,8 +11,8 @@ class ExecutorParams:
     the supervisor's."""
 
     place_s: float = 600.0
-    """An autoscaler needs minutes to bring a node. The allocator's own deadline, which explains, is the
-    same; the driver's is the backstop behind it."""
+    """An autoscaler needs minutes to bring a node. The allocator's own deadline, which explains, is
+    the same; the driver's is the backstop behind it."""
     start_s: float = 180.0
     """Until every worker of a gang has answered; a loaded machine starts a Ray actor in tens of
     seconds."""

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol, TypeAlias
 
 import attrs
+from opentelemetry.trace import TracerProvider
 
 from thornback.faults import ErrorData, Fault
 from thornback.placement import GangRequest, Lease
@@ -186,6 +187,8 @@ class Platform(Protocol):
         Repeated: a no-op."""
         ...
 
-    def connect(self, blobs: Blobs, /) -> AbstractAsyncContextManager[Connection]:
+    def connect(
+        self, blobs: Blobs, tracers: TracerProvider, /
+    ) -> AbstractAsyncContextManager[Connection]:
         """Return leases and workers; the end of the context closes whatever they still hold."""
         ...

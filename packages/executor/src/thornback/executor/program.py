@@ -72,11 +72,31 @@ class RankContext:
 
         Exactly the files of the one recorded attempt appear under their final names. A relative
         path counts from the folder in which the driver was started. If the block raises, nothing is
-        published."""
+        published.
+
+        Raises:
+            FileNotFoundError: the block ended and nothing was written to the staged path.
+        """
         target = final if "://" in final else os.path.join(self._cwd, final)
         staged = posixpath.join(self.staging, f"{len(self._outputs)}-{posixpath.basename(target)}")
         yield staged
+        if "://" not in staged:
+            _sync(staged, final)
         self._outputs.append((staged, target))
+
+
+def _sync(staged: str, final: str) -> None:
+    """Make the bytes durable before the record: else a power loss could publish an empty file."""
+    try:
+        descriptor = os.open(staged, os.O_RDONLY)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"ctx.publish({final!r}): nothing was written to {staged!r}, the path it gave"
+        ) from None
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @attrs.define(slots=True, eq=False)
