@@ -12,7 +12,7 @@ import pytest
 from thornback.executor import ports
 from thornback.executor.chronicle import Witness
 from thornback.executor.executor import SystemClock
-from thornback.executor.journal import FileJournal
+from thornback.executor.journal.filejournal import FileJournal
 from thornback.executor.on_local import LocalPlatform
 from thornback.executor.on_ray import RayPlatform
 from thornback.executor.program import StageProgram

@@ -14,14 +14,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from thornback.executor import AttemptReport, ExecutorParams, Job, RankContext, Stage
 from thornback.executor.blobs import RunBlobs
-from thornback.executor.chronicle import Watchers
 from thornback.executor.driver import Driver, Parts
 from thornback.executor.executor import SystemClock
 from thornback.executor.job import identity_of
+from thornback.executor.journal.testing import FakeJournal, FakeState
 from thornback.executor.plan import RunPlan, Settings
 from thornback.executor.ports import Completion
-from thornback.executor.testing_journal import FakeJournal, FakeState
 from thornback.executor.tracing import RunTracer
+from thornback.executor.watching import Watchers
 from thornback.faults import Classifier, FaultKind
 from thornback.placement import Allocator
 from thornback.placement.testing import FakeCluster
@@ -155,7 +155,7 @@ async def test_failed_rank_is_certified_and_its_dependents_are_skipped() -> None
     assert world.state() == "failed"
     assert world.counts(0) == (2, 1, 0)
     assert world.counts(1) == (0, 0, 1)
-    (attempt,) = driver.chronicle.attempts
+    (attempt,) = driver.certifier.chronicle.attempts
     assert (attempt.rank, attempt.fault.kind) == (1, FaultKind.APPLICATION)
     assert not attempt.retried
 
@@ -164,7 +164,7 @@ async def test_rank_whose_process_died_is_tried_again() -> None:
     world = World(Job("j", [Stage("a", work, ranks=4)]), once(lambda w, r: died(r), 2))
     driver = await world.run()
     assert world.counts() == (4, 0, 0)
-    (attempt,) = driver.chronicle.attempts
+    (attempt,) = driver.certifier.chronicle.attempts
     assert (attempt.rank, attempt.fault.kind) == (2, FaultKind.WORKER_CRASH)
     assert attempt.retried
     assert attempt.log_tail == "bye"
@@ -178,7 +178,7 @@ async def test_lost_worker_gives_its_ranks_back() -> None:
     driver = await world.run()
     assert world.state() == "succeeded"
     assert world.counts() == (20, 0, 0)
-    losses = [a for a in driver.chronicle.attempts if a.lost_ranks]
+    losses = [a for a in driver.certifier.chronicle.attempts if a.lost_ranks]
     assert losses
     assert all(a.retried for a in losses)
 

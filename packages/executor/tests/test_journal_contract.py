@@ -12,9 +12,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from thornback.executor.journal import FileJournal, JournalParams
+from thornback.executor.journal.filejournal import FileJournal, JournalParams
+from thornback.executor.journal.testing import FakeJournal, FakeState, check_journal
 from thornback.executor.ports import Journal
-from thornback.executor.testing_journal import FakeJournal, FakeState, check_journal
 
 pytestmark = pytest.mark.anyio
 PARAMS = JournalParams(min_interval_s=0)

@@ -17,8 +17,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from thornback.executor.holder import Heartbeat, Holder
-from thornback.executor.journal import (
+from thornback.executor.journal.filejournal import (
     FileJournal,
     HeldByAnother,
     IdentityMismatch,
@@ -27,12 +26,13 @@ from thornback.executor.journal import (
     Superseded,
     read_run,
 )
+from thornback.executor.journal.holder import Heartbeat, Holder
+from thornback.executor.journal.segments import Header, decode, encode, encode_record
+from thornback.executor.journal.steps import call, run_blocking
+from thornback.executor.journal.store import open_store
+from thornback.executor.journal.terms import LOOKS, beat_name, claim_name, flush, seg_name
+from thornback.executor.journal.testing import done, failed, job
 from thornback.executor.ports import Completion
-from thornback.executor.segments import Header, decode, encode, encode_record
-from thornback.executor.steps import call, run_blocking
-from thornback.executor.store import open_store
-from thornback.executor.terms import LOOKS, beat_name, claim_name, flush, seg_name
-from thornback.executor.testing_journal import done, failed, job
 
 pytestmark = pytest.mark.anyio
 QUICK = JournalParams(min_interval_s=0)

@@ -8,8 +8,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from thornback.executor.group_commit import Entry, GroupCommit
-from thornback.executor.journal_errors import JournalError, Superseded
+from thornback.executor.journal.errors import JournalError, Superseded
+from thornback.executor.journal.group_commit import Entry, GroupCommit
 
 pytestmark = pytest.mark.anyio
 

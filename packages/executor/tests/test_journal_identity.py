@@ -7,14 +7,14 @@ import pickle
 import attrs
 import pytest
 
-from thornback.executor.journal import (
+from thornback.executor.journal.filejournal import (
     HeldByAnother,
     IdentityMismatch,
     JournalError,
     Superseded,
 )
-from thornback.executor.journal_identity import differences, reconcile
-from thornback.executor.ledger import StageRecords
+from thornback.executor.journal.identity import differences, reconcile
+from thornback.executor.journal.ledger import StageRecords
 from thornback.executor.ports import Identity, StageIdentity
 
 A = StageIdentity(name="a", world_size=32, function="m.a")

@@ -15,12 +15,21 @@ from typing import Literal
 import attrs
 import pytest
 
-from thornback.executor.holder import Holder
-from thornback.executor.journal_errors import HeldByAnother, Superseded
-from thornback.executor.ports import Completion, Identity, StageIdentity
-from thornback.executor.segments import Header, encode, encode_record
-from thornback.executor.steps import Delete, Get, List, Op, Pause, Put, Reply, Steps, listing
-from thornback.executor.terms import (
+from thornback.executor.journal.errors import HeldByAnother, Superseded
+from thornback.executor.journal.holder import Holder
+from thornback.executor.journal.segments import Header, encode, encode_record
+from thornback.executor.journal.steps import (
+    Delete,
+    Get,
+    List,
+    Op,
+    Pause,
+    Put,
+    Reply,
+    Steps,
+    listing,
+)
+from thornback.executor.journal.terms import (
     Stored,
     base_name,
     begin,
@@ -31,6 +40,7 @@ from thornback.executor.terms import (
     load,
     parse,
 )
+from thornback.executor.ports import Completion, Identity, StageIdentity
 
 URL = "model"
 IDENTITY = Identity(

@@ -15,16 +15,16 @@ import anyio
 import attrs
 import pytest
 
-from thornback.executor.holder import Holder, certainly_gone, this_process
-from thornback.executor.journal import FileJournal, HeldByAnother
-from thornback.executor.store import open_store
-from thornback.executor.terms import claim_name
-from thornback.executor.testing_journal import done, job
+from thornback.executor.journal.filejournal import FileJournal, HeldByAnother
+from thornback.executor.journal.holder import Holder, certainly_gone, this_process
+from thornback.executor.journal.store import open_store
+from thornback.executor.journal.terms import claim_name
+from thornback.executor.journal.testing import done, job
 
 HOLDER = """
 import sys, anyio
-from thornback.executor.journal import FileJournal
-from thornback.executor.testing_journal import done, job
+from thornback.executor.journal.filejournal import FileJournal
+from thornback.executor.journal.testing import done, job
 
 async def main():
     async with FileJournal(sys.argv[1]) as journal:

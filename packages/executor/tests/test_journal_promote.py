@@ -8,8 +8,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from thornback.executor.journal import JournalError
-from thornback.executor.promote import promote_all
+from thornback.executor.journal.filejournal import JournalError
+from thornback.executor.journal.promote import promote_all
 
 
 def make(path: str, content: bytes = b"new") -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thornback.executor.ledger import (
+from thornback.executor.journal.ledger import (
     Ledger,
     StageRecords,
     clip,
@@ -17,8 +17,7 @@ from thornback.executor.ledger import (
     normalise,
     subtract,
 )
-from thornback.executor.ports import Completion, Identity, Json, Ranks, StageIdentity
-from thornback.executor.segments import (
+from thornback.executor.journal.segments import (
     Header,
     Torn,
     base_lines,
@@ -27,6 +26,7 @@ from thornback.executor.segments import (
     encode_record,
     merged,
 )
+from thornback.executor.ports import Completion, Identity, Json, Ranks, StageIdentity
 
 RANKS = 40
 texts = st.text(max_size=20)

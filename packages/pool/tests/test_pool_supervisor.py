@@ -15,11 +15,11 @@ import attrs
 import pytest
 
 from thornback.pool import Assignment, Beat, Outcome, Report, RunningRank, SeenBy, WorkerSpec
-from thornback.pool.proctree import descendants_of, is_alive
-from thornback.pool.ranklog import RankLog
-from thornback.pool.sources import source_program
-from thornback.pool.supervisorparams import SupervisorParams
-from thornback.pool.worker import Supervisor, SupervisorRefused
+from thornback.pool.worker.params import SupervisorParams
+from thornback.pool.worker.proctree import descendants_of, is_alive
+from thornback.pool.worker.ranklog import RankLog
+from thornback.pool.worker.sources import source_program
+from thornback.pool.worker.supervisor import Supervisor, SupervisorRefused
 
 pytestmark = pytest.mark.anyio
 

@@ -11,9 +11,9 @@ import pytest
 
 from thornback.pool import Assignment, Outcome, SeenBy, WorkerSpec
 from thornback.pool.ports import Attribute
-from thornback.pool.sources import source_program
-from thornback.pool.supervisorparams import SupervisorParams
-from thornback.pool.worker import Supervisor
+from thornback.pool.worker.params import SupervisorParams
+from thornback.pool.worker.sources import source_program
+from thornback.pool.worker.supervisor import Supervisor
 
 pytestmark = pytest.mark.anyio
 
@@ -273,7 +273,7 @@ other = subprocess.Popen(['sleep', '60'], start_new_session=True).pid
 open(PIDS, 'w').write(f'{own} {other}')
 """
 ALIVE = """
-from thornback.pool.proctree import is_alive
+from thornback.pool.worker.proctree import is_alive
 pids = list(map(int, open(PIDS).read().split()))
 return [len(pids), [pid for pid in pids if is_alive(pid)]]
 """

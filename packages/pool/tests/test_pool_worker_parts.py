@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thornback.pool import Assignment, Outcome, WorkerSpec, wire
-from thornback.pool.assignments import Books, aged
-from thornback.pool.deaths import Death, KillReason, OomKills, died
-from thornback.pool.environ import slot_env, worker_env
-from thornback.pool.rankprocess import Done, Need, SetUp, Started, parse
-from thornback.pool.wire import FrameError, Frames
+from thornback.pool import Assignment, Outcome, WorkerSpec
+from thornback.pool.worker import wire
+from thornback.pool.worker.assignments import Books, aged
+from thornback.pool.worker.deaths import Death, KillReason, OomKills, died
+from thornback.pool.worker.environ import slot_env, worker_env
+from thornback.pool.worker.rankprocess import Done, Need, SetUp, Started, parse
+from thornback.pool.worker.wire import FrameError, Frames
 
 # -- frames --------------------------------------------------------------------------------------
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from thornback.pool import Assignment, CaughtError, Report, WorkerSpec, wire
-from thornback.pool.proctree import descendants_of, is_alive
-from thornback.pool.sources import source_program
-from thornback.pool.worker import GAVE_UP_EXIT_CODE
+from thornback.pool import Assignment, CaughtError, Report, WorkerSpec
+from thornback.pool.worker import wire
+from thornback.pool.worker.proctree import descendants_of, is_alive
+from thornback.pool.worker.sources import source_program
+from thornback.pool.worker.supervisor import GAVE_UP_EXIT_CODE
 
 BOUND_S = 30.0
 
@@ -197,7 +198,7 @@ def test_a_wrong_call_is_answered_with_the_error_as_data(worker: Worker) -> None
     _, ok, error = worker.answer()
     assert not ok
     assert isinstance(error, CaughtError)
-    assert error.type_names[0] == "thornback.pool.worker.SupervisorRefused"
+    assert error.type_names[0] == "thornback.pool.worker.supervisor.SupervisorRefused"
     assert "expected one request `start`" in error.message
     worker.start()
     worker.send("run", (work(), ()))

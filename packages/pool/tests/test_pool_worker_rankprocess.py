@@ -9,10 +9,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from thornback.pool import wire
-from thornback.pool.deaths import Death, KillReason
-from thornback.pool.ranklog import RankLog
-from thornback.pool.rankprocess import Done, RankProcess
+from thornback.pool.worker import wire
+from thornback.pool.worker.deaths import Death, KillReason
+from thornback.pool.worker.ranklog import RankLog
+from thornback.pool.worker.rankprocess import Done, RankProcess
 
 pytestmark = pytest.mark.anyio
 

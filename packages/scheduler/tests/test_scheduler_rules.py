@@ -561,12 +561,12 @@ def test_ten_gangs_lost_in_a_row_stop_the_stage() -> None:
 
 
 def test_a_rank_that_finishes_or_a_preemption_does_not_count_as_no_progress() -> None:
-    game = play(plan(30, max_gangs=1))
+    game = play(plan(60, max_gangs=1))
     game.start()
-    for gang in range(12):
+    for gang in range(24):
         commands = game.ready(gang)
         (_, assignment, _), *_ = dispatches(commands)
-        if gang == 5:
+        if gang % 6 == 5:
             game.succeed(assignment, busy_s=9.0)
         game.lost(gang, "crash" if gang % 2 else "preempted")
         game.close()

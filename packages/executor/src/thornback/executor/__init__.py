@@ -9,7 +9,7 @@ from thornback.executor.errors import (
 )
 from thornback.executor.executor import Executor
 from thornback.executor.job import Job, Stage
-from thornback.executor.journal import (
+from thornback.executor.journal.filejournal import (
     HeldByAnother,
     IdentityMismatch,
     JournalError,

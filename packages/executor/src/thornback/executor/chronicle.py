@@ -3,16 +3,14 @@ Decides nothing."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import attrs
 
-from thornback.executor.report import AttemptReport, Observer
+from thornback.executor.report import AttemptReport
 from thornback.faults import Fault
 from thornback.scheduler.ports import RetryPolicy, Verdict
 
-logger = logging.getLogger(__name__)
 MAX_ATTEMPTS_KEPT = 10_000
 
 
@@ -28,23 +26,6 @@ class Witness:
         verdict = self._policy.decide(fault, history, draw)
         self._verdicts.append((fault, verdict))
         return verdict
-
-
-class Watchers:
-    """Calls observers; one that raises is logged and not called again: watching never fails a
-    run."""
-
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = list(observers)
-
-    def tell(self, call: Callable[[Observer], None]) -> None:
-        """Call each observer."""
-        for observer in list(self._observers):
-            try:
-                call(observer)
-            except Exception:  # foreign code: whatever it raises ends its watching, not the run
-                logger.exception("an observer raised and is not called again: %r", observer)
-                self._observers.remove(observer)
 
 
 @attrs.define(slots=True)

@@ -7,13 +7,14 @@ was paused never times out answers that are already there."""
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TypeAlias, assert_never
 
 import anyio
 import attrs
 
-from thornback.executor.chronicle import Chronicle, Watchers, Witness
+from thornback.executor.certifier import Certifier, LiveAssignment
+from thornback.executor.chronicle import Witness
 from thornback.executor.gangs import GangKeeper, Loss
 from thornback.executor.inbox import Inbox
 from thornback.executor.params import ExecutorParams
@@ -30,8 +31,9 @@ from thornback.executor.ports import (
     Ranks,
     Workers,
 )
-from thornback.executor.report import AttemptReport, StageProgress
+from thornback.executor.report import StageProgress
 from thornback.executor.tracing import RunTracer
+from thornback.executor.watching import Dispatched, DispatchFeed, Teller, Watchers
 from thornback.faults import ErrorData, Fault
 from thornback.pool import Beat, GangLostError, Outcome, Report
 from thornback.scheduler import Scheduler
@@ -55,25 +57,6 @@ class Parts:
     clock: Clock
 
 
-@attrs.frozen(kw_only=True, slots=True)
-class Dispatched:
-    """An assignment that was handed to a gang: what a companion of the run sees."""
-
-    stage: str
-    gang: int
-    assignment: int
-    ranks: Ranks
-    attempt: int
-
-
-@attrs.define(slots=True, eq=False)
-class _LiveAssignment:
-    command: cmd.Dispatch
-    epoch: str
-    outcomes: dict[int, Outcome] = attrs.field(factory=dict)
-    """Reported, and not yet handed to `handle`."""
-
-
 class Driver:
     """One run. Use once."""
 
@@ -91,7 +74,6 @@ class Driver:
         self._parts = parts
         self._opened = opened
         self._tracer = tracer
-        self._watchers = watchers
         self._params = params
         self._verdicts: list[tuple[Fault, Verdict]] = []
         self.scheduler: Scheduler[Fault] = Scheduler(
@@ -99,26 +81,21 @@ class Driver:
             plan.dag(),
             seed=plan.settings.seed,
         )
-        self.chronicle = Chronicle()
+        self.certifier = Certifier(plan, tracer, watchers)
         self.end: cmd.FinishRun | None = None
         self.unconfirmed: list[int] = []
         self._inbox: Inbox[Posted] = Inbox()
         self._gangs = GangKeeper(
             plan, parts.leases, parts.workers, tracer, params, self._inbox.post
         )
-        self._assignments: dict[int, _LiveAssignment] = {}
+        self._assignments: dict[int, LiveAssignment] = {}
         self._payloads: dict[int, dict[int, Outcome]] = {}
-        self._wanted_by: dict[int, str] = {}
         self._nodes: dict[str, None] = {}
         """Every node that a gang of this run was on; with one only, there is no other node."""
-        self._subscribers: list[Callable[[Dispatched], None]] = []
-        self._told = float("-inf")
-        self._last_progress: tuple[StageProgress, ...] = ()
-        self._tell_at: float | None = None
-        """When progress that came too soon after the last telling is due."""
+        self._feed = DispatchFeed()
+        self._teller = Teller(parts.clock, watchers, params.progress_s)
 
     # -- the loop
-    # ------------------
 
     async def run(self) -> None:
         """Run to the end; `end` then says how. Cancelled or failed: everything held is closed
@@ -139,24 +116,25 @@ class Driver:
             if self._gangs:
                 with anyio.move_on_after(self._params.cancel_s, shield=True):
                     await self._gangs.close_all()
-            self._tell_progress(last=True)
+            self._teller.tell(self.progress(), last=True)
 
     async def _turn(self, group: anyio.abc.TaskGroup) -> None:
         clock, scheduler = self._parts.clock, self.scheduler
-        due = [at for at in (scheduler.wake_at, self._tell_at) if at is not None]
+        due = [at for at in (scheduler.wake_at, self._teller.due) if at is not None]
         await self._inbox.wait(max(0.0, min(due) - clock.monotonic()) if due else None)
         records: list[cmd.Record] = []
         while self._inbox:
             self._handle(self._event(self._inbox.pop()), group, records)
         if scheduler.wake_at is not None and scheduler.wake_at <= clock.monotonic():
             self._handle(ev.Ticked(), group, records)
-        for number, stage in enumerate(self.progress()):
+        progress = self.progress()
+        for number, stage in enumerate(progress):
             if stage.done + stage.failed + stage.skipped == stage.total:
                 self._tracer.stage_ended(number, stage.done, stage.failed, stage.skipped)
         if records:
             completions = [self._completion(record) for record in records]
             group.start_soon(self._record, records, completions)
-        self._tell_progress()
+        self._teller.tell(progress)
 
     def _handle(self, event: Event, group: anyio.abc.TaskGroup, records: list[cmd.Record]) -> None:
         self._verdicts.clear()
@@ -166,7 +144,7 @@ class Driver:
         for command in commands:
             match command:
                 case cmd.OpenGang():
-                    self._wanted_by[command.gang] = self._plan.stage_of_shape(command.shape)
+                    self.certifier.gang_asked(command)
                     self._gangs.expect(command.gang)
                     group.start_soon(self._gangs.open, command)
                 case cmd.CloseGang():
@@ -185,11 +163,10 @@ class Driver:
         self._forget(event)
 
     # -- assignments
-    # ------------------
 
     def _dispatch(self, command: cmd.Dispatch, group: anyio.abc.TaskGroup) -> None:
         epoch = f"{self._opened.term:06d}.{command.assignment:09d}"
-        self._assignments[command.assignment] = _LiveAssignment(command, epoch)
+        self._assignments[command.assignment] = LiveAssignment(command, epoch)
         traceparent = self._tracer.dispatched(
             command.stage,
             command.gang,
@@ -199,15 +176,15 @@ class Driver:
             epoch,
         )
         group.start_soon(self._follow, command, epoch, traceparent)
-        seen = Dispatched(
-            stage=self._plan.stages[command.stage].name,
-            gang=command.gang,
-            assignment=command.assignment,
-            ranks=command.ranks,
-            attempt=command.attempt,
+        self._feed.offer(
+            Dispatched(
+                stage=self._plan.stages[command.stage].name,
+                gang=command.gang,
+                assignment=command.assignment,
+                ranks=command.ranks,
+                attempt=command.attempt,
+            )
         )
-        for subscriber in self._subscribers:
-            subscriber(seen)
 
     async def _follow(self, command: cmd.Dispatch, epoch: str, traceparent: str) -> None:
         """Carry out a `Dispatch`: hand it over and turn its reports into events."""
@@ -275,7 +252,6 @@ class Driver:
                 )
 
     # -- records
-    # ------------------
 
     def _keep_payload(self, command: cmd.Record) -> None:
         """Move the outcomes that are to be recorded out of the assignment; the fence has let them
@@ -290,7 +266,7 @@ class Driver:
     def _completion(self, command: cmd.Record) -> Completion:
         stage = self._plan.stages[command.stage].name
         if command.state is not cmd.RecordState.DONE:
-            last = self.chronicle.last(stage, command.ranks[0].start)
+            last = self.certifier.chronicle.last(stage, command.ranks[0].start)
             reason = self.scheduler.reason(command.stage, command.ranks[0].start)
             told = None if last is None else last.as_json()
             certificate: dict[str, Json] = {"reason": reason, "last": told}
@@ -329,7 +305,6 @@ class Driver:
             self._inbox.post(ev.Recorded(stage=command.stage, ranks=command.ranks))
 
     # -- certificates
-    # ------------------
 
     def _event(self, posted: Posted) -> Event:
         """Return what the scheduler is told: a loss is classified here."""
@@ -342,7 +317,7 @@ class Driver:
         fault = self._parts.classifier.classify(posted.error, posted.facts)
         return ev.GangLost(gang=posted.gang, fault=fault, node=posted.node)
 
-    def _held_by(self, gang: int) -> list[tuple[_LiveAssignment, Ranks]]:
+    def _held_by(self, gang: int) -> list[tuple[LiveAssignment, Ranks]]:
         """Return the assignments of a gang with the ranks that they still owe."""
         return [
             (live, self.scheduler.outstanding(number))
@@ -354,90 +329,17 @@ class Driver:
         self,
         event: Event,
         commands: Sequence[cmd.Command],
-        lost: Sequence[tuple[_LiveAssignment, Ranks]],
+        lost: Sequence[tuple[LiveAssignment, Ranks]],
     ) -> None:
-        """Write the certificate of a failure that the scheduler has just judged (a stale one it has
-        not)."""
+        """Have the certificate of a failure written that was just judged; a stale one was not."""
         if not self._verdicts:
             return
         verdict = self._verdicts[-1][1]
         if isinstance(event, ev.RankFailed):
             live = self._assignments[event.assignment]
-            given_up = _gives_up(commands, live.command.stage, event.rank)
-            self._certify_rank(event, verdict, live, given_up=given_up)
+            self.certifier.rank_failed(event, verdict, commands, live)
         elif isinstance(event, ev.GangLost):
-            self._certify_loss(event, verdict, commands, lost)
-
-    def _certify_rank(
-        self,
-        event: ev.RankFailed[Fault],
-        verdict: Verdict,
-        live: _LiveAssignment,
-        *,
-        given_up: bool,
-    ) -> None:
-        outcome = live.outcomes[event.rank]
-        self._tell_failed(
-            AttemptReport(
-                stage=self._plan.stages[live.command.stage].name,
-                rank=event.rank,
-                attempt=live.command.attempt,
-                epoch=live.epoch,
-                gang=live.command.gang,
-                node=event.node,
-                fault=event.fault,
-                verdict=verdict.reason,
-                retried=verdict.retry and not given_up,
-                ran_s=event.ran_s,
-                pid=outcome.pid,
-                peak_rss_bytes=outcome.peak_rss_bytes,
-                log_tail=outcome.log_tail,
-                log_path=outcome.log_path,
-            )
-        )
-
-    def _certify_loss(
-        self,
-        event: ev.GangLost[Fault],
-        verdict: Verdict,
-        commands: Sequence[cmd.Command],
-        lost: Sequence[tuple[_LiveAssignment, Ranks]],
-    ) -> None:
-        """One certificate for each assignment that was lost with the gang; one for the gang if it
-        had none."""
-        self._tracer.gang_lost(event.gang, event.fault)
-        report = AttemptReport(
-            stage=self._wanted_by[event.gang],
-            rank=None,
-            attempt=1,
-            epoch="",
-            gang=event.gang,
-            node=event.node or "",
-            fault=event.fault,
-            verdict=verdict.reason,
-            retried=verdict.retry,
-        )
-        for live, ranks in lost:
-            alone = ranks[0].start if sum(map(len, ranks)) == 1 else None
-            given_up = alone is not None and _gives_up(commands, live.command.stage, alone)
-            self._tell_failed(
-                attrs.evolve(
-                    report,
-                    stage=self._plan.stages[live.command.stage].name,
-                    rank=alone,
-                    attempt=live.command.attempt,
-                    epoch=live.epoch,
-                    retried=verdict.retry and not given_up,
-                    lost_ranks=ranks,
-                )
-            )
-            self._tracer.assignment_ended(live.command.assignment, ranks, event.fault)
-        if not lost:
-            self._tell_failed(report)
-
-    def _tell_failed(self, attempt: AttemptReport) -> None:
-        self.chronicle.add(attempt)
-        self._watchers.tell(lambda observer: observer.failed(attempt))
+            self.certifier.gang_lost(event, verdict, commands, lost)
 
     def _forget(self, event: Event) -> None:
         """Drop what the event carried and nobody claimed: a report of ranks that were no longer
@@ -460,7 +362,6 @@ class Driver:
                     del self._assignments[number]
 
     # -- what others may ask
-    # -----------------------------------------------------------------------------------------
 
     async def _watch_drains(self) -> None:
         try:
@@ -477,24 +378,9 @@ class Driver:
         """Ask the workers of a gang what they run now; nothing for a gang that is gone."""
         return await self._parts.workers.beat(gang)
 
-    async def dispatches(self) -> AsyncIterator[Dispatched]:
-        """Yield every assignment from now on, as it is handed over. Slow readers miss the oldest
-        beyond 1,000."""
-        sender, receiver = anyio.create_memory_object_stream[Dispatched](1000)
-
-        def offer(seen: Dispatched) -> None:
-            try:
-                sender.send_nowait(seen)
-            except anyio.WouldBlock:
-                logger.debug("a companion is slow; it misses assignment %d", seen.assignment)
-
-        self._subscribers.append(offer)
-        try:
-            with sender, receiver:
-                async for seen in receiver:
-                    yield seen
-        finally:
-            self._subscribers.remove(offer)
+    def dispatches(self) -> AsyncIterator[Dispatched]:
+        """Yield every assignment from now on, as it is handed over. Slow readers miss some."""
+        return self._feed.follow()
 
     def progress(self) -> tuple[StageProgress, ...]:
         """Return the counts of every stage."""
@@ -512,24 +398,3 @@ class Driver:
             gangs=counts.gangs,
             recorded_before=sum(map(len, self._opened.done.get(stage.name, ()))),
         )
-
-    def _tell_progress(self, *, last: bool = False) -> None:
-        now = self._parts.clock.monotonic()
-        if not last and now < self._told + self._params.progress_s:
-            self._tell_at = self._told + self._params.progress_s
-            return
-        self._told, self._tell_at = now, None
-        progress = self.progress()
-        if last or progress != self._last_progress:
-            self._last_progress = progress
-            self._watchers.tell(lambda observer: observer.progressed(progress))
-
-
-def _gives_up(commands: Sequence[cmd.Command], stage: int, rank: int) -> bool:
-    return any(
-        isinstance(command, cmd.Record)
-        and command.stage == stage
-        and command.state is cmd.RecordState.FAILED
-        and any(rank in piece for piece in command.ranks)
-        for command in commands
-    )

@@ -18,11 +18,10 @@ from opentelemetry import trace
 from opentelemetry.trace import TracerProvider
 
 from thornback.executor.blobs import RunBlobs
-from thornback.executor.chronicle import Watchers
 from thornback.executor.driver import Driver, Parts
 from thornback.executor.errors import RankFailure, RunCancelled, RunFailed
 from thornback.executor.job import Job, identity_of
-from thornback.executor.journal import FileJournal, read_run
+from thornback.executor.journal.filejournal import FileJournal, read_run
 from thornback.executor.params import ExecutorParams
 from thornback.executor.plan import RunPlan, Settings
 from thornback.executor.ports import Classifier, Clock, Json, Opened, Platform
@@ -34,6 +33,7 @@ from thornback.executor.report import (
     StageProgress,
 )
 from thornback.executor.tracing import RunTracer
+from thornback.executor.watching import Watchers
 from thornback.faults import Classifier as FaultClassifier
 
 logger = logging.getLogger(__name__)
@@ -317,7 +317,7 @@ def _report(
         term=opened.term,
         backend=info.backend,
         stages={stage.name: stage for stage in driver.progress()},
-        attempts=tuple(driver.chronicle.attempts),
+        attempts=tuple(driver.certifier.chronicle.attempts),
         seconds=seconds,
         unconfirmed_gangs=tuple(driver.unconfirmed),
         read_results=read,

@@ -12,7 +12,8 @@ from typing import Literal
 import anyio
 import attrs
 
-from thornback.executor.driver import Dispatched, Driver
+from thornback.executor.driver import Driver
+from thornback.executor.watching import Dispatched
 from thornback.pool import Beat, RunningRank
 
 LOOKS = 2000

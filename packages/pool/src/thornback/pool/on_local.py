@@ -18,7 +18,7 @@ import attrs
 
 from thornback.pool.clock import Expired, SystemClock, within
 from thornback.pool.ports import Attribute, CaughtError, GangLostError, WorkerSpec
-from thornback.pool.wire import Frames, pickled
+from thornback.pool.worker.wire import Frames, pickled
 
 _RECEIVE_BYTES = 1 << 18
 _EXIT_S = 5.0

@@ -28,7 +28,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from thornback.pool.ports import Assignment, Attribute, CaughtError, GangLostError, WorkerSpec
-from thornback.pool.worker import Supervisor
+from thornback.pool.worker.supervisor import Supervisor
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 4

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
-from thornback.pool import proctree, wire
+from thornback.pool.worker import proctree, wire
 
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1])['path']; "
-    "from thornback.pool.forkserver import main; main()"
+    "from thornback.pool.worker.forkserver import main; main()"
 )
 _MAX_FDS = 16
 _CLOEXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)

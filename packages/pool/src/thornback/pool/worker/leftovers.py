@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from thornback.pool import proctree
+from thornback.pool.worker import proctree
 
 _LIMIT_S = 2.0
 _EVERY_S = 0.001

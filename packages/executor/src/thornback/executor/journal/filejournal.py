@@ -16,25 +16,24 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from thornback.executor.beats import Beats
-from thornback.executor.group_commit import Entry, GroupCommit, again
-from thornback.executor.holder import Holder, certainly_gone, this_process
-from thornback.executor.journal_errors import (
+from thornback.executor.journal.beats import Beats
+from thornback.executor.journal.errors import (
     HeldByAnother,
     IdentityMismatch,
     JournalError,
     Superseded,
 )
-from thornback.executor.journal_identity import Kept, OnMismatch, reconcile
-from thornback.executor.ledger import StageRecords
-from thornback.executor.ports import Completion, Identity, Opened
-from thornback.executor.promote import promote_outputs
-from thornback.executor.recorded import RecordedRun, read_run
-from thornback.executor.segments import encode_record
-from thornback.executor.steps import AsyncSteps, RetryParams, Steps, call
-from thornback.executor.store import JournalStore, open_store
-from thornback.executor.tenure import JournalParams, Tenure
-from thornback.executor.terms import (
+from thornback.executor.journal.group_commit import Entry, GroupCommit, again
+from thornback.executor.journal.holder import Holder, certainly_gone, this_process
+from thornback.executor.journal.identity import Kept, OnMismatch, reconcile
+from thornback.executor.journal.ledger import StageRecords
+from thornback.executor.journal.promote import promote_outputs
+from thornback.executor.journal.recorded import RecordedRun, read_run
+from thornback.executor.journal.segments import encode_record
+from thornback.executor.journal.steps import AsyncSteps, RetryParams, Steps, call
+from thornback.executor.journal.store import JournalStore, open_store
+from thornback.executor.journal.tenure import JournalParams, Tenure
+from thornback.executor.journal.terms import (
     Stored,
     Unreadable,
     begin,
@@ -43,6 +42,7 @@ from thornback.executor.terms import (
     load,
     watch,
 )
+from thornback.executor.ports import Completion, Identity, Opened
 
 __all__ = [
     "FileJournal",

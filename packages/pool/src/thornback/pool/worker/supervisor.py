@@ -2,7 +2,7 @@
 its own.
 
 It knows neither Ray nor the driver. Its host calls `handle(method, payload)`: a Ray actor, or
-`python -m thornback.pool.worker` on a socket (see `workerserver.py`). The parts, from outside in:
+`python -m thornback.pool.worker` on a socket (see `server.py`). The parts, from outside in:
 `assignments` (what is to be reported), `slots` (one rank at a time), `rankprocess` (one child),
 `nursery` and `forks` (the fork server that makes and ends children).
 
@@ -23,13 +23,13 @@ from typing import NoReturn
 
 import attrs
 
-from thornback.pool.assignments import Books, aged
-from thornback.pool.deaths import OomKills
-from thornback.pool.nursery import Nursery
 from thornback.pool.ports import Assignment, Beat, Report, WorkerSpec
-from thornback.pool.proctree import rss_bytes
-from thornback.pool.slots import Slot, SlotContext
-from thornback.pool.supervisorparams import SupervisorParams
+from thornback.pool.worker.assignments import Books, aged
+from thornback.pool.worker.deaths import OomKills
+from thornback.pool.worker.nursery import Nursery
+from thornback.pool.worker.params import SupervisorParams
+from thornback.pool.worker.proctree import rss_bytes
+from thornback.pool.worker.slots import Slot, SlotContext
 
 GAVE_UP_EXIT_CODE = 70
 _KEPT_REPORTS = 64
@@ -366,9 +366,3 @@ def _ids(ack: object) -> Sequence[int]:
         case None:
             return ()
     raise SupervisorRefused(f"expected ids of assignments as ack, got {type(ack).__name__}")
-
-
-if __name__ == "__main__":
-    from thornback.pool.workerserver import main
-
-    sys.exit(main())

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import anyio
 import attrs
 
-from thornback.executor.journal_errors import JournalError
+from thornback.executor.journal.errors import JournalError
 
 
 @attrs.define(kw_only=True, slots=True, eq=False)

@@ -31,12 +31,12 @@ from typing import TypeAlias
 
 import attrs
 
-from thornback.executor.holder import Heartbeat, Holder
-from thornback.executor.journal_errors import HeldByAnother, JournalError, Superseded
-from thornback.executor.ledger import Ledger, StageRecords
+from thornback.executor.journal.errors import HeldByAnother, JournalError, Superseded
+from thornback.executor.journal.holder import Heartbeat, Holder
+from thornback.executor.journal.ledger import Ledger, StageRecords
+from thornback.executor.journal.segments import Header, Torn, base_lines, decode, encode
+from thornback.executor.journal.steps import Delete, Pause, Steps, get, listing, put
 from thornback.executor.ports import Completion, Identity
-from thornback.executor.segments import Header, Torn, base_lines, decode, encode
-from thornback.executor.steps import Delete, Pause, Steps, get, listing, put
 
 LOOKS = 10
 """How often the beat is read while it is watched."""

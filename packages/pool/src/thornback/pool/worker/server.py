@@ -14,10 +14,10 @@ import signal
 import socket
 from collections.abc import Sequence
 
-from thornback.pool import wire
 from thornback.pool.caught import catch
 from thornback.pool.ports import WorkerSpec
-from thornback.pool.worker import Supervisor, SupervisorRefused
+from thornback.pool.worker import wire
+from thornback.pool.worker.supervisor import Supervisor, SupervisorRefused
 
 _CHUNK_BYTES = 1 << 18
 

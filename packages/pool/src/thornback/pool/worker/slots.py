@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import attrs
 
-from thornback.pool.deaths import Death, KillReason, died, timed_out
 from thornback.pool.ports import Assignment, CaughtError, Outcome, RunningRank, SeenBy, WorkerSpec
-from thornback.pool.proctree import tree_rss_bytes
-from thornback.pool.rankprocess import Done, RankProcess, SetUp
-from thornback.pool.supervisorparams import SupervisorParams
+from thornback.pool.worker.deaths import Death, KillReason, died, timed_out
+from thornback.pool.worker.params import SupervisorParams
+from thornback.pool.worker.proctree import tree_rss_bytes
+from thornback.pool.worker.rankprocess import Done, RankProcess, SetUp
 
 _TRIES_TO_START = 3
 """A process that dies before it begins with the rank (something an earlier rank left behind killed

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import attrs
 
-from thornback.executor.group_commit import Entry
-from thornback.executor.promote import promote_outputs
-from thornback.executor.steps import AsyncSteps, RetryParams
-from thornback.executor.terms import compact, flush
+from thornback.executor.journal.group_commit import Entry
+from thornback.executor.journal.promote import promote_outputs
+from thornback.executor.journal.steps import AsyncSteps, RetryParams
+from thornback.executor.journal.terms import compact, flush
 
 
 @attrs.frozen(kw_only=True, slots=True)

@@ -16,17 +16,17 @@ import anyio
 import anyio.lowlevel
 import attrs
 
-from thornback.executor.journal_errors import (
+from thornback.executor.journal.errors import (
     HeldByAnother,
     IdentityMismatch,
     JournalError,
     Superseded,
 )
-from thornback.executor.journal_identity import reconcile
-from thornback.executor.ledger import Ledger, StageRecords, normalise
+from thornback.executor.journal.identity import reconcile
+from thornback.executor.journal.ledger import Ledger, StageRecords, normalise
+from thornback.executor.journal.promote import promote_all
+from thornback.executor.journal.segments import encode_record, merged
 from thornback.executor.ports import Completion, Identity, Journal, Json, Opened, StageIdentity
-from thornback.executor.promote import promote_all
-from thornback.executor.segments import encode_record, merged
 
 E = TypeVar("E", bound=Exception)
 MakeJournal = Callable[[str], AbstractAsyncContextManager[Journal]]

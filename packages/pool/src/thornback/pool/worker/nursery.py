@@ -14,13 +14,18 @@ import socket
 import tempfile
 from collections.abc import Callable
 
-from thornback.pool.deaths import KillReason
-from thornback.pool.environ import slot_env, worker_env
-from thornback.pool.forks import ForkFailed, ForkServerClient, ForkServerConfig, ForkServerLost
 from thornback.pool.ports import WorkerSpec
-from thornback.pool.ranklog import RankLog
-from thornback.pool.rankprocess import RankProcess
-from thornback.pool.supervisorparams import SupervisorParams
+from thornback.pool.worker.deaths import KillReason
+from thornback.pool.worker.environ import slot_env, worker_env
+from thornback.pool.worker.forks import (
+    ForkFailed,
+    ForkServerClient,
+    ForkServerConfig,
+    ForkServerLost,
+)
+from thornback.pool.worker.params import SupervisorParams
+from thornback.pool.worker.ranklog import RankLog
+from thornback.pool.worker.rankprocess import RankProcess
 
 _FORK_AGAIN_S = 1.0
 

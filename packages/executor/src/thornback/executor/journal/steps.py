@@ -16,8 +16,8 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from thornback.executor.journal_errors import JournalError
-from thornback.executor.store import Store
+from thornback.executor.journal.errors import JournalError
+from thornback.executor.journal.store import Store
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from thornback.executor.journal_errors import IdentityMismatch
-from thornback.executor.ledger import StageRecords, clip
+from thornback.executor.journal.errors import IdentityMismatch
+from thornback.executor.journal.ledger import StageRecords, clip
 from thornback.executor.ports import Identity, StageIdentity
 
 OnMismatch: TypeAlias = Literal["refuse", "adopt", "fresh"]

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import attrs
 
-from thornback.executor.ledger import StageRecords
+from thornback.executor.journal.ledger import StageRecords
 from thornback.executor.ports import Completion, Identity, Ranks, StageIdentity
 
 T = TypeVar("T")

@@ -29,10 +29,10 @@ import traceback
 from collections.abc import Mapping
 from typing import NoReturn
 
-from thornback.pool import proctree, wire
 from thornback.pool.caught import catch, to_plain
-from thornback.pool.leftovers import Leftovers
 from thornback.pool.ports import Program, ProgramResult, RankCall
+from thornback.pool.worker import proctree, wire
+from thornback.pool.worker.leftovers import Leftovers
 
 MAX_RESULT_BYTES = 1 << 20
 """Of the JSON text of a result, and of all paths of its outputs."""

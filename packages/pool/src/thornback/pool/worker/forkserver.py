@@ -35,7 +35,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from thornback.pool import proctree, wire
+from thornback.pool.worker import proctree, wire
 
 SWEEP_LIMIT_S = 2.0
 """A death is reported at the latest so long after it, also if an orphan cannot be killed (stuck in
@@ -232,7 +232,7 @@ def _preload(names: Sequence[str]) -> None:
 
 def main() -> None:
     """Run as a program: `sys.argv[1]` is the configuration as JSON, see `forks.py`."""
-    from thornback.pool.child import rank_process_main
+    from thornback.pool.worker.child import rank_process_main
 
     config = json.loads(sys.argv[1])
     control = socket.socket(fileno=config["fd"])

@@ -25,7 +25,7 @@ import attrs
 import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
-from thornback.executor.journal_errors import JournalError
+from thornback.executor.journal.errors import JournalError
 
 CONTROL = "control"
 STAGING = "staging"

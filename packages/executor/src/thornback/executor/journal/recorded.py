@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import attrs
 
-from thornback.executor.journal_errors import JournalError
-from thornback.executor.ledger import Certificate, StageRecords
+from thornback.executor.journal.errors import JournalError
+from thornback.executor.journal.ledger import Certificate, StageRecords
+from thornback.executor.journal.steps import run_blocking
+from thornback.executor.journal.store import open_store
+from thornback.executor.journal.terms import Stored, load
 from thornback.executor.ports import Identity, Ranks
-from thornback.executor.steps import run_blocking
-from thornback.executor.store import open_store
-from thornback.executor.terms import Stored, load
 
 
 @attrs.frozen(kw_only=True, slots=True)

@@ -16,11 +16,11 @@ from typing import TypeAlias
 
 import attrs
 
-from thornback.pool import wire
 from thornback.pool.caught import from_plain
-from thornback.pool.deaths import Death, KillReason
 from thornback.pool.ports import CaughtError
-from thornback.pool.ranklog import RankLog
+from thornback.pool.worker import wire
+from thornback.pool.worker.deaths import Death, KillReason
+from thornback.pool.worker.ranklog import RankLog
 
 MAX_FRAME_BYTES = 32 << 20
 """A result and outputs of 1 MiB each, in the worst case of JSON escapes, and an error."""

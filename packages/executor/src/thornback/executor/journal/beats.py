@@ -6,10 +6,10 @@ import logging
 
 import anyio
 
-from thornback.executor.holder import Heartbeat
-from thornback.executor.journal_errors import JournalError
-from thornback.executor.steps import AsyncSteps, RetryParams, put
-from thornback.executor.terms import beat_name
+from thornback.executor.journal.errors import JournalError
+from thornback.executor.journal.holder import Heartbeat
+from thornback.executor.journal.steps import AsyncSteps, RetryParams, put
+from thornback.executor.journal.terms import beat_name
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ import anyio
 import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
-from thornback.executor.journal_errors import JournalError
-from thornback.executor.steps import AsyncSteps, RetryParams, call
-from thornback.executor.store import sync_folder
+from thornback.executor.journal.errors import JournalError
+from thornback.executor.journal.steps import AsyncSteps, RetryParams, call
+from thornback.executor.journal.store import sync_folder
 
 AT_ONCE = 8
 """Requests to stores in flight."""

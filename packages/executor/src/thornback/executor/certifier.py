@@ -1,0 +1,125 @@
+"""Writes the certificate of every failed attempt and lost gang, and tells it. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from thornback.executor.chronicle import Chronicle
+from thornback.executor.plan import RunPlan
+from thornback.executor.ports import Ranks
+from thornback.executor.report import AttemptReport
+from thornback.executor.tracing import RunTracer
+from thornback.executor.watching import Watchers
+from thornback.faults import Fault
+from thornback.pool import Outcome
+from thornback.scheduler import commands as cmd
+from thornback.scheduler import events as ev
+from thornback.scheduler.ports import Verdict
+
+
+@attrs.define(slots=True, eq=False)
+class LiveAssignment:
+    """An assignment that was handed over, while it owes anything."""
+
+    command: cmd.Dispatch
+    epoch: str
+    outcomes: dict[int, Outcome] = attrs.field(factory=dict)
+    """Reported, and not yet handled by the scheduler."""
+
+
+class Certifier:
+    """Keeps the chronicle of a run."""
+
+    def __init__(self, plan: RunPlan, tracer: RunTracer, watchers: Watchers) -> None:
+        self.chronicle = Chronicle()
+        self._plan = plan
+        self._tracer = tracer
+        self._watchers = watchers
+        self._wanted_by: dict[int, str] = {}
+
+    def gang_asked(self, command: cmd.OpenGang) -> None:
+        """Note for which stage a gang was asked: it may be lost before it is given work."""
+        self._wanted_by[command.gang] = self._plan.stage_of_shape(command.shape)
+
+    def rank_failed(
+        self,
+        event: ev.RankFailed[Fault],
+        verdict: Verdict,
+        commands: Sequence[cmd.Command],
+        live: LiveAssignment,
+    ) -> None:
+        """Certify the failed attempt of a rank."""
+        outcome = live.outcomes[event.rank]
+        given_up = _gives_up(commands, live.command.stage, event.rank)
+        self._tell(
+            AttemptReport(
+                stage=self._plan.stages[live.command.stage].name,
+                rank=event.rank,
+                attempt=live.command.attempt,
+                epoch=live.epoch,
+                gang=live.command.gang,
+                node=event.node,
+                fault=event.fault,
+                verdict=verdict.reason,
+                retried=verdict.retry and not given_up,
+                ran_s=event.ran_s,
+                pid=outcome.pid,
+                peak_rss_bytes=outcome.peak_rss_bytes,
+                log_tail=outcome.log_tail,
+                log_path=outcome.log_path,
+            )
+        )
+
+    def gang_lost(
+        self,
+        event: ev.GangLost[Fault],
+        verdict: Verdict,
+        commands: Sequence[cmd.Command],
+        lost: Sequence[tuple[LiveAssignment, Ranks]],
+    ) -> None:
+        """Certify each assignment that was lost with the gang; the gang itself if it had none."""
+        self._tracer.gang_lost(event.gang, event.fault)
+        report = AttemptReport(
+            stage=self._wanted_by[event.gang],
+            rank=None,
+            attempt=1,
+            epoch="",
+            gang=event.gang,
+            node=event.node or "",
+            fault=event.fault,
+            verdict=verdict.reason,
+            retried=verdict.retry,
+        )
+        for live, ranks in lost:
+            alone = ranks[0].start if sum(map(len, ranks)) == 1 else None
+            given_up = alone is not None and _gives_up(commands, live.command.stage, alone)
+            self._tell(
+                attrs.evolve(
+                    report,
+                    stage=self._plan.stages[live.command.stage].name,
+                    rank=alone,
+                    attempt=live.command.attempt,
+                    epoch=live.epoch,
+                    retried=verdict.retry and not given_up,
+                    lost_ranks=ranks,
+                )
+            )
+            self._tracer.assignment_ended(live.command.assignment, ranks, event.fault)
+        if not lost:
+            self._tell(report)
+
+    def _tell(self, attempt: AttemptReport) -> None:
+        self.chronicle.add(attempt)
+        self._watchers.tell(lambda observer: observer.failed(attempt))
+
+
+def _gives_up(commands: Sequence[cmd.Command], stage: int, rank: int) -> bool:
+    return any(
+        isinstance(command, cmd.Record)
+        and command.stage == stage
+        and command.state is cmd.RecordState.FAILED
+        and any(rank in piece for piece in command.ranks)
+        for command in commands
+    )
