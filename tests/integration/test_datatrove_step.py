@@ -63,6 +63,6 @@ def test_two_step_pipeline_with_a_closure_between(ray_cluster: Any, tmp_path: Pa
     assert report.results("add") == {0: SHARDS * (LINES - 10)}
     written = []
     for path in target.glob("*.jsonl.gz"):
-        with gzip.open(path, "rt") as lines:
-            written += [json.loads(line)["id"] for line in lines]
+        with gzip.open(path, "rt") as file:
+            written += [json.loads(line)["id"] for line in file]
     assert sorted(written) == sorted(f"{s}-{i}" for s in range(SHARDS) for i in range(10, LINES))

@@ -328,7 +328,10 @@ class Runs(RuleBasedStateMachine):
 
 TestRuns = Runs.TestCase
 TestRuns.settings = settings(
-    max_examples=100, stateful_step_count=50, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100,
+    deadline=None,
+    stateful_step_count=50,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 
 
@@ -352,6 +355,7 @@ def _finds(planted: type[Scheduler[str]]) -> None:
             max_examples=200,
             stateful_step_count=30,
             database=None,
+            deadline=None,
             derandomize=True,
             report_multiple_bugs=False,
             phases=[Phase.generate, Phase.shrink],

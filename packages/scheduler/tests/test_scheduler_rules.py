@@ -320,6 +320,16 @@ def test_a_retry_waits_for_its_time_and_travels_alone_with_its_attempt_number() 
     assert game.scheduler.counts(0).backoff == 0
 
 
+def test_time_never_goes_back() -> None:
+    game = play(plan(2, max_gangs=1))
+    game.start()
+    game.tick(100.0)
+    game.now = 10.0
+    game.ready(0)
+    game.fail(0, 0, "later")
+    assert game.scheduler.wake_at == 105.0
+
+
 def test_the_policy_is_asked_with_the_charged_history_and_a_fixed_draw() -> None:
     policy = ScriptedPolicy(VERDICTS)
     game = play(plan(1, policy=policy))
@@ -585,6 +595,21 @@ def test_a_rack_that_dies_is_one_loss_not_twelve() -> None:
     assert game.scheduler.counts(0).failed == 0
 
 
+def test_a_stage_is_not_stopped_while_a_gang_works_that_is_older_than_the_trouble() -> None:
+    game = play(plan(9, max_gangs=2))
+    game.start()
+    game.ready(0)
+    for gang in range(1, 14):
+        game.tick(1.0)
+        game.ready(gang)
+        game.lost(gang, "crash")
+        game.close()
+        while gang + 1 not in game.referee.gangs:
+            game.tick()
+    assert game.scheduler.counts(0).failed == 0
+    assert game.scheduler.outstanding(0) == one(0)
+
+
 def test_twenty_faults_in_a_row_stop_the_stage() -> None:
     game = play(plan(3, max_gangs=1))
     game.start()
@@ -594,6 +619,35 @@ def test_twenty_faults_in_a_row_stop_the_stage() -> None:
         commands = game.fail(assignment, rank, "again")
     assert [c.state for c in commands if isinstance(c, Record)] == [RecordState.FAILED]
     assert "20 attempts in a row failed" in game.scheduler.reason(0, 2)
+
+
+def test_in_a_stopped_stage_whatever_comes_back_or_is_released_fails_too() -> None:
+    class InParts(FakeDependencies):
+        """Rank 4 of stage 0 waits for stage 1."""
+
+        def start(self) -> FakeDelta:
+            return FakeDelta(ready=((0, range(4)), (1, range(1))))
+
+        def finished(self, stage: int, ranks: Sequence[range], ok: bool) -> FakeDelta:
+            return FakeDelta(ready=((0, range(4, 5)),)) if stage == 1 else FakeDelta()
+
+    stages = [plan(5, slots=2, max_gangs=1), plan(1, shape=1)]
+    params = SchedulerParams(no_progress_faults=2)
+    game: Play[str] = Play(Scheduler(stages, InParts([5, 1]), params))
+    game.start()
+    game.ready(0)
+    game.ready(1)
+    game.fail(0, 0, "again")
+    assert game.scheduler.counts(0).failed == 0
+    game.fail(3, 0, "again")
+    assert game.scheduler.counts(0).failed == 3, "0 and what was ready"
+    assert game.scheduler.counts(0).running == 1
+    failed = [c.ranks for c in game.give_back(1, *one(1)) if isinstance(c, Record)]
+    assert failed == [one(1)]
+    game.succeed(2)
+    failed = [c.ranks for c in game.record() if isinstance(c, Record)]
+    assert failed == [one(4)]
+    assert "2 attempts in a row" in game.scheduler.reason(0, 4)
 
 
 def test_blamed_nodes_are_avoided_but_never_more_than_half() -> None:
@@ -649,6 +703,15 @@ def test_an_idle_gang_is_closed_when_nobody_can_want_its_shape() -> None:
     assert closed(game.succeed(0)) == [0]
 
 
+def test_an_idle_warm_gang_is_given_up_to_a_shape_that_waits() -> None:
+    game = play(plan(1), plan(1, shape=1), plan(1), parents=[[], [], [1]])
+    game.start()
+    game.ready(0)
+    assert closed(game.succeed(0)) == [], "stage 2 can want it"
+    assert closed(game.tick(4.0)) == []
+    assert closed(game.tick(1.0)) == [0]
+
+
 def test_a_shape_that_starves_gets_the_gang_of_another_at_its_free_moment() -> None:
     game = play(plan(50, max_gangs=2), plan(1, shape=1))
     game.start()
@@ -668,6 +731,55 @@ def test_a_shape_that_starves_gets_the_gang_of_another_at_its_free_moment() -> N
     (starving,) = [n for n, g in game.referee.gangs.items() if g.state == "opening"]
     game.ready(starving)
     assert game.scheduler.counts(1).running == 1
+
+
+def test_a_stage_that_starves_is_handed_a_warm_gang_of_its_shape_and_keeps_it() -> None:
+    game = play(plan(50, max_gangs=2, slots=2), plan(9, slots=2))
+    game.start()
+    game.ready(0)
+    game.ready(1)
+    for assignment in range(4):
+        game.succeed(assignment, busy_s=9.0)
+    game.tick(60.0)
+    (victim,) = [g for g in game.scheduler._board.gangs.values() if g.yields_to]
+    for assignment in list(victim.live):
+        commands = game.succeed(assignment, busy_s=9.0)
+    assert [(c.gang, c.stage) for c in commands if isinstance(c, Dispatch)] == [
+        (victim.number, 1),
+        (victim.number, 1),
+    ]
+    assert game.referee.gangs[victim.number].state == "ready"
+    (first, _) = victim.live
+    commands = game.succeed(first, busy_s=9.0)
+    assert [c.stage for c in commands if isinstance(c, Dispatch)] == [1]
+
+
+def test_higher_priority_takes_a_gang_at_its_next_free_moment() -> None:
+    game = play(plan(1), plan(50, max_gangs=1), plan(5, priority=1), parents=[[], [], [0]])
+    game.start()
+    game.ready(0)
+    game.ready(1)
+    game.succeed(0, busy_s=9.0)
+    game.record()
+    (running,) = game.referee.gangs[1].live
+    commands = game.succeed(running, busy_s=9.0)
+    assert [(c.gang, c.stage) for c in commands if isinstance(c, Dispatch)] == [(1, 2)]
+
+
+def test_idle_gangs_are_kept_while_a_batch_may_be_handed_back() -> None:
+    game = play(plan(21, max_gangs=2))
+    game.start()
+    game.ready(0)
+    number = 0
+    while game.scheduler.counts(0).ready:
+        game.succeed(number, busy_s=0.4)
+        number += 1
+    game.ready(1)
+    assert game.scheduler.counts(0).running == 2, "one runs, one waits behind it"
+    last = max(game.referee.gangs[0].live)
+    assert dispatches(game.give_back(last, *game.scheduler.outstanding(last))) == [
+        (1, last + 1, one(20))
+    ]
 
 
 def test_the_only_gang_is_not_taken_for_a_stage_of_less_priority() -> None:
@@ -699,6 +811,7 @@ def test_a_draining_gang_is_replaced_gets_no_long_work_and_is_closed_when_free()
     assert game.send(NodeDraining(node="a", left_s=60.0)) == []
     assert closed(game.succeed(0, busy_s=50.0)) == [0]
     assert dispatches(game.ready(1, "a")) == [(1, 1, one(1))], "the only place there is"
+    assert game.send(NodeDraining(node="a", left_s=50.0)) == []
 
 
 def test_a_draining_gang_still_gets_what_it_can_finish() -> None:

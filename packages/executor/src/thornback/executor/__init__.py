@@ -20,6 +20,7 @@ from thornback.executor.params import ExecutorParams
 from thornback.executor.program import RankContext
 from thornback.executor.report import (
     AttemptReport,
+    GivenUp,
     Observer,
     RunInfo,
     RunReport,
@@ -31,6 +32,7 @@ __all__ = [
     "BackendUnavailable",
     "Executor",
     "ExecutorParams",
+    "GivenUp",
     "HeldByAnother",
     "IdentityMismatch",
     "Job",

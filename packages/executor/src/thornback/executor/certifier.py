@@ -8,8 +8,8 @@ import attrs
 
 from thornback.executor.chronicle import Chronicle
 from thornback.executor.plan import RunPlan
-from thornback.executor.ports import Ranks
-from thornback.executor.report import AttemptReport
+from thornback.executor.ports import Json, Ranks
+from thornback.executor.report import AttemptReport, GivenUp
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers
 from thornback.faults import Fault
@@ -109,6 +109,17 @@ class Certifier:
             self._tracer.assignment_ended(live.command.assignment, ranks, event.fault)
         if not lost:
             self._tell(report)
+
+    def given_up(self, command: cmd.Record, reason: str) -> dict[str, Json]:
+        """Note that ranks are recorded as failed or skipped; return the certificate to record."""
+        stage = self._plan.stages[command.stage].name
+        last = self.chronicle.last(stage, command.ranks[0].start)
+        if command.state is cmd.RecordState.FAILED:
+            self.chronicle.given_up.append(
+                GivenUp(stage=stage, ranks=command.ranks, reason=reason, last=last)
+            )
+            last = last or self.chronicle.last_of(stage)
+        return {"reason": reason, "last": None if last is None else last.as_json()}
 
     def _tell(self, attempt: AttemptReport) -> None:
         self.chronicle.add(attempt)

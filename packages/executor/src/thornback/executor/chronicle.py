@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from thornback.executor.report import AttemptReport
+from thornback.executor.report import AttemptReport, GivenUp
 from thornback.faults import Fault
 from thornback.scheduler.ports import RetryPolicy, Verdict
 
@@ -34,6 +34,7 @@ class Chronicle:
 
     attempts: list[AttemptReport] = attrs.field(factory=list)
     dropped: int = 0
+    given_up: list[GivenUp] = attrs.field(factory=list)
     _last: dict[tuple[str, int], AttemptReport] = attrs.field(factory=dict)
     _last_of_stage: dict[str, AttemptReport] = attrs.field(factory=dict)
 
@@ -48,5 +49,9 @@ class Chronicle:
         self._last_of_stage[attempt.stage] = attempt
 
     def last(self, stage: str, rank: int) -> AttemptReport | None:
-        """Return the last failed attempt of a rank, else of its stage."""
-        return self._last.get((stage, rank)) or self._last_of_stage.get(stage)
+        """Return the last failed attempt of a rank."""
+        return self._last.get((stage, rank))
+
+    def last_of(self, stage: str) -> AttemptReport | None:
+        """Return the last failed attempt of a stage, or the last gang it lost."""
+        return self._last_of_stage.get(stage)

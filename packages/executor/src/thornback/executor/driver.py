@@ -25,7 +25,6 @@ from thornback.executor.ports import (
     Clock,
     Completion,
     Journal,
-    Json,
     Leases,
     Opened,
     Ranks,
@@ -266,10 +265,8 @@ class Driver:
     def _completion(self, command: cmd.Record) -> Completion:
         stage = self._plan.stages[command.stage].name
         if command.state is not cmd.RecordState.DONE:
-            last = self.certifier.chronicle.last(stage, command.ranks[0].start)
             reason = self.scheduler.reason(command.stage, command.ranks[0].start)
-            told = None if last is None else last.as_json()
-            certificate: dict[str, Json] = {"reason": reason, "last": told}
+            certificate = self.certifier.given_up(command, reason)
             return Completion(
                 stage=stage,
                 ranks=command.ranks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,13 +26,7 @@ from thornback.executor.journal.filejournal import FileJournal, read_run
 from thornback.executor.params import ExecutorParams
 from thornback.executor.plan import RunPlan, Settings
 from thornback.executor.ports import Classifier, Clock, Json, Opened, Platform
-from thornback.executor.report import (
-    AttemptReport,
-    Observer,
-    RunInfo,
-    RunReport,
-    StageProgress,
-)
+from thornback.executor.report import GivenUp, Observer, RunInfo, RunReport
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers
 from thornback.faults import Classifier as FaultClassifier
@@ -303,6 +298,7 @@ def _report(
     end = driver.end
     assert end is not None  # Driver.run returns only then
     url = plan.settings.state_url
+    names = [stage.name for stage in plan.stages]  # the scheduler knows stages by number
 
     def read(stage: str) -> Mapping[int, Json]:
         import json
@@ -312,12 +308,13 @@ def _report(
     return RunReport(
         job=plan.job.name,
         state=end.state.value,
-        reason=end.reason,
+        reason=re.sub(r"\bstage (\d+)", lambda m: f"stage {names[int(m[1])]!r}", end.reason),
         state_url=url,
         term=opened.term,
         backend=info.backend,
         stages={stage.name: stage for stage in driver.progress()},
         attempts=tuple(driver.certifier.chronicle.attempts),
+        given_up=tuple(driver.certifier.chronicle.given_up),
         seconds=seconds,
         unconfirmed_gangs=tuple(driver.unconfirmed),
         read_results=read,
@@ -335,32 +332,20 @@ def _checked(report: RunReport, *, check: bool) -> RunReport:
 
 
 def _failures(report: RunReport) -> list[RankFailure]:
-    """Return one failure per stage and cause, of ranks that were given up."""
-    last: dict[tuple[str, int], AttemptReport] = {}
-    for attempt in report.attempts:
-        if attempt.rank is not None:
-            last[attempt.stage, attempt.rank] = attempt
-    causes: dict[tuple[str, str], list[AttemptReport]] = {}
-    for attempt in last.values():
-        if not attempt.retried:
-            fault = attempt.fault
+    """Return one failure per stage and cause."""
+    causes: dict[tuple[str, str], list[GivenUp]] = {}
+    for ended in report.given_up:
+        cause = ended.reason
+        if ended.last is not None:
+            fault = ended.last.fault
             cause = f"{fault.kind.name} by rule {fault.rule!r}: {fault.error_type}: {fault.message}"
-            causes.setdefault((attempt.stage, cause), []).append(attempt)
-    failures = [
+        causes.setdefault((ended.stage, cause), []).append(ended)
+    return [
         RankFailure(
             stage,
-            sorted(a.rank for a in attempts if a.rank is not None),
+            sorted(rank for each in ended for piece in each.ranks for rank in piece),
             cause,
-            attempts[0].fault.traceback or attempts[0].log_tail,
+            ended[0].last.fault.traceback or ended[0].last.log_tail if ended[0].last else "",
         )
-        for (stage, cause), attempts in causes.items()
-    ]
-    return failures or [_stage_failure(report)]
-
-
-def _stage_failure(report: RunReport) -> RankFailure:
-    """Return the failure of a stage that was given up as a whole, without a rank of its own to
-    blame."""
-    stages: list[StageProgress] = [s for s in report.stages.values() if s.failed or s.skipped]
-    name = stages[0].name if stages else next(iter(report.stages))
-    return RankFailure(name, (), report.reason)
+        for (stage, cause), ended in causes.items()
+    ] or [RankFailure(next(iter(report.stages)), (), report.reason)]

@@ -75,6 +75,17 @@ class AttemptReport:
 
 
 @attrs.frozen(kw_only=True, slots=True)
+class GivenUp:
+    """Ranks that ended FAILED together."""
+
+    stage: str
+    ranks: Ranks
+    reason: str
+    last: AttemptReport | None = None
+    """The last failed attempt of the first of them; None: they were given up without one."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
 class RunInfo:
     """What is known when a run starts."""
 
@@ -101,6 +112,8 @@ class RunReport:
     attempts: tuple[AttemptReport, ...]
     """Every failed attempt and lost gang, oldest first (the first 10,000)."""
     seconds: float
+    given_up: tuple[GivenUp, ...] = ()
+    """The ranks that failed in this run, with the reason."""
     unconfirmed_gangs: tuple[int, ...] = ()
     """Gangs whose end could not be confirmed in time."""
     _read_results: Callable[[str], Mapping[int, Any]] = attrs.field(eq=False, repr=False)

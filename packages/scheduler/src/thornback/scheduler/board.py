@@ -194,6 +194,7 @@ class Board(Generic[F]):
         self.next_assignment += 1
         self.assignments[assignment.number] = assignment
         gang.live[assignment.number] = assignment
+        stage.assigned += 1
         lane.place(gang)
         self.out.append(
             Dispatch(
@@ -207,12 +208,15 @@ class Board(Generic[F]):
         )
 
     def free_slot(self, assignment: Assignment[F]) -> None:
-        """Forget an assignment of which nothing is outstanding."""
-        gang = assignment.gang
+        """Forget an assignment of which nothing is outstanding: its gang can take another."""
+        self.forget(assignment)
+        assignment.gang.lane.place(assignment.gang)
+
+    def forget(self, assignment: Assignment[F]) -> None:
+        """Strike out an assignment; late reports of it will be stale."""
         del self.assignments[assignment.number]
-        del gang.live[assignment.number]
-        if gang.state is not GangState.CLOSING:
-            gang.lane.place(gang)
+        del assignment.gang.live[assignment.number]
+        assignment.stage.assigned -= 1
 
     def recall(self, assignment: Assignment[F], *, kill: bool = False) -> None:
         """Ask for what is not started, or for all; each once."""

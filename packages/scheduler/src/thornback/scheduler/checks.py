@@ -59,6 +59,7 @@ def _in(stage: Stage[F], state: RankState) -> list[int]:
 
 def _check_running(board: Board[F], stage: Stage[F]) -> None:
     mine = [a for a in board.assignments.values() if a.stage is stage]
+    _need(len(mine) == stage.assigned, f"stage {stage.number} miscounts its assignments")
     held = sorted(rank for a in mine for rank in _ranks(a.outstanding))
     _need(
         held == _in(stage, RankState.RUNNING),

@@ -129,11 +129,14 @@ class Lane(Generic[F]):
         """The next gang is asked for without avoiding a node."""
         self.starved_at: float | None = None
         """Since when it has ready ranks and no usable gang."""
+        self.starved_wake = 0.0
+        """A timer is set for then, to look at that again; likewise below."""
         self.next_yield_at = 0.0
         self.yielding_to: Lane[F] | None = None
         self.yielding_until = 0.0
         self.empty_at: float | None = None
-        """Since when it has no ready ranks."""
+        """Since when it has no ready ranks, but gangs that are opening."""
+        self.empty_wake = 0.0
 
     @property
     def waiting(self) -> int:

@@ -82,8 +82,7 @@ def gang_lost(board: Board[F], gang: Gang[F], event: GangLost[F], give_back: Giv
     was_ready = gang.state is GangState.READY
     held = list(gang.live.values())
     for assignment in held:
-        del board.assignments[assignment.number]
-    gang.live.clear()
+        board.forget(assignment)
     board.close(gang, GangMove.LOST, kill=True)
     if board.ending is not None:
         for assignment in held:
@@ -155,8 +154,6 @@ def _judge_waiting(board: Board[F], lane: Lane[F], event: GangLost[F]) -> None:
     ends."""
     waiting = list(lane.alone)
     lane.alone.clear()
-    lane.failed_openings = 0
-    lane.retry_at = 0.0
     for rank in waiting:
         _judge(board, lane.stage, rank, event.fault, event.node or "", RankState.READY, None)
 

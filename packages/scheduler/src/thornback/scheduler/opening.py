@@ -41,8 +41,12 @@ def _note_starving(board: Board[F], lane: Lane[F]) -> bool:
         return False
     if lane.starved_at is None:
         lane.starved_at = board.now
-        board.wake(board.now + board.params.linger_s)
-        board.wake(board.now + board.params.yield_after_s)
+    if lane.starved_wake <= board.now:  # one timer at a time, however often this comes and goes
+        lane.starved_wake = lane.starved_at + board.params.linger_s
+        if lane.starved_wake <= board.now:
+            patience = lane.starved_at + board.params.yield_after_s
+            lane.starved_wake = max(patience, lane.next_yield_at)
+        board.wake(lane.starved_wake)
     return True
 
 
@@ -110,8 +114,10 @@ def most_idle(shape: Shape[F]) -> int:
     for lane in shape.lanes:
         waiting += lane.waiting + lane.backoff
         if shape.key.memory_bytes is None and lane.stage.stopped is None:
+            outstanding = lane.stage.in_state[RankState.RUNNING]
             waiting += lane.stage.in_state[RankState.BLOCKED]
-            running |= lane.stage.in_state[RankState.RUNNING] > 0
+            waiting += max(0, outstanding - lane.stage.assigned)  # not started: may be handed back
+            running |= outstanding > 0
     # A rank that runs may come back while its gang does not: one spare for all of them.
     return math.ceil(waiting / shape.lanes[0].slots) + int(running)
 
@@ -123,9 +129,11 @@ def _give_up_pending(board: Board[F], lane: Lane[F]) -> None:
         return
     if lane.empty_at is None:
         lane.empty_at = board.now
-        board.wake(board.now + board.params.linger_s)
-    nobody_wants_it = most_idle(lane.shape) == 0
-    if nobody_wants_it or board.now - lane.empty_at >= board.params.linger_s:
+    until = lane.empty_at + board.params.linger_s
+    if lane.empty_wake <= board.now < until:
+        lane.empty_wake = until
+        board.wake(until)
+    if board.now >= until or most_idle(lane.shape) == 0:
         for gang in list(lane.opening.values()):
             board.close(gang)
 
@@ -164,7 +172,6 @@ def _make_others_yield(board: Board[F], lane: Lane[F]) -> None:
             board.recall(assignment)
         pause_s = max(pause_s, params.yield_openings * (gang.ready_at - gang.asked_at))
     lane.next_yield_at = board.now + pause_s
-    board.wake(lane.next_yield_at)
 
 
 def _victim(lane: Lane[F], board: Board[F]) -> Gang[F] | None:

@@ -53,6 +53,8 @@ class Stage(Generic[F]):
         self.failures: dict[int, FailedRank[F]] = {}
         self.pace = Pace(params)
         self.lanes: list[Lane[F]] = []
+        self.assigned = 0
+        """Assignments of which something is outstanding."""
         self.stopped: str | None = None
         """Why the whole stage was given up."""
         self.streak = Streak()
