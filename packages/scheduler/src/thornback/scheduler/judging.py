@@ -66,8 +66,9 @@ def _judge(
         give_up(board, stage, list(one(rank)), source, reason, assignment)
         return verdict
     stage.failures[rank] = record
+    record.history.append((fault, node))
     if verdict.charged:
-        record.history.append((fault, node))
+        record.charged += 1
     if verdict.avoid_node and node and node not in record.avoid:
         record.avoid.append(node)
     if verdict.memory_bytes is not None:

@@ -70,9 +70,9 @@ class RetryPolicy(Protocol[F_contra]):
 
         Args:
             fault: what has happened now.
-            history: the earlier charged faults of this rank with their nodes, oldest first; empty
-            for a gang's fault. draw: in [0, 1), derived by the scheduler from (seed, stage, rank,
-            attempt): the jitter.
+            history: the earlier faults of this rank with their nodes, oldest first, charged or
+                not; empty for a gang's fault.
+            draw: in [0, 1), derived by the scheduler from (seed, stage, rank, attempt): the jitter.
         """
         ...
 

@@ -24,7 +24,8 @@ class FailedRank(Generic[F]):
     """A rank that has failed at least once: the only ranks with an object."""
 
     history: list[tuple[F, str]] = attrs.field(factory=list)
-    """Charged faults with their nodes, oldest first."""
+    """Faults with their nodes, oldest first: also free ones, which have budgets of their own."""
+    charged: int = 0
     avoid: list[str] = attrs.field(factory=list)
     """Nodes it was told not to try again."""
     memory_bytes: int | None = None
@@ -35,7 +36,7 @@ class FailedRank(Generic[F]):
 
     @property
     def attempt(self) -> int:
-        return 1 + len(self.history)
+        return 1 + self.charged
 
 
 class Stage(Generic[F]):

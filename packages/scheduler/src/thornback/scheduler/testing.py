@@ -72,7 +72,8 @@ class ScriptedPolicy:
         have."""
         self.asked.append((fault, tuple(history), draw))
         verdict = self._verdicts[fault]
-        if self._budget is not None and len(history) >= self._budget and verdict.charged:
+        paid = sum(self._verdicts[past].charged for past, _ in history)
+        if self._budget is not None and paid >= self._budget and verdict.charged:
             return attrs.evolve(verdict, retry=False, reason=f"{verdict.reason}: budget spent")
         return verdict
 
@@ -328,6 +329,21 @@ class Play(Generic[F]):
             assert self.scheduler.wake_at is not None, "no timer is set"
             after_s = max(0.0, self.scheduler.wake_at - self.now)
         return self.send(Ticked(), after_s)
+
+
+def dispatches(commands: Iterable[Command]) -> list[tuple[int, int, Ranks]]:
+    """Return (gang, assignment, ranks) of each `Dispatch`."""
+    return [(c.gang, c.assignment, c.ranks) for c in commands if isinstance(c, Dispatch)]
+
+
+def opened(commands: Iterable[Command]) -> list[int]:
+    """Return the gangs that are asked for."""
+    return [command.gang for command in commands if isinstance(command, OpenGang)]
+
+
+def closed(commands: Iterable[Command]) -> list[int]:
+    """Return the gangs that are closed."""
+    return [command.gang for command in commands if isinstance(command, CloseGang)]
 
 
 def check_retry_policy(policy: RetryPolicy[F], faults: Sequence[F]) -> None:
