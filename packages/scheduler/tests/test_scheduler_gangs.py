@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from thornback.scheduler import (
-    Scheduler,
-    SchedulerParams,
-    StagePlan,
-)
 from thornback.scheduler.commands import (
     CloseGang,
     Dispatch,
@@ -22,42 +15,12 @@ from thornback.scheduler.events import (
 )
 from thornback.scheduler.stages import one
 from thornback.scheduler.testing import (
-    FakeDependencies,
-    FakeVerdict,
-    Play,
-    ScriptedPolicy,
     closed,
     dispatches,
     opened,
+    plan,
+    play,
 )
-
-GIB = 2**30
-VERDICTS = {
-    "code": FakeVerdict(retry=False, reason="its code failed"),
-    "again": FakeVerdict(timeout_factor=2.0),
-    "later": FakeVerdict(delay_s=5.0),
-    "crash": FakeVerdict(blames_rank=True, reason="its worker died"),
-    "elsewhere": FakeVerdict(avoid_node=True, blames_node=True),
-    "preempted": FakeVerdict(charged=False),
-    "oom": FakeVerdict(memory_bytes=3 * GIB),
-    "impossible": FakeVerdict(retry=False, reason="no node is that large"),
-    "waited": FakeVerdict(delay_s=1.0),
-}
-
-
-def plan(world_size: int, **more: object) -> StagePlan[str]:
-    policy = more.pop("policy", None) or ScriptedPolicy(VERDICTS)
-    return StagePlan(world_size=world_size, policy=policy, **more)  # type: ignore[arg-type]  # tests
-
-
-def play(
-    *stages: StagePlan[str],
-    parents: Sequence[Sequence[int]] = (),
-    params: SchedulerParams | None = None,
-) -> Play[str]:
-    sizes = [stage.world_size for stage in stages]
-    return Play(Scheduler(stages, FakeDependencies(sizes, parents), params, seed=3))
-
 
 # -- opening ---------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from thornback.scheduler.events import (
     Ticked,
 )
 from thornback.scheduler.machine import Scheduler
+from thornback.scheduler.params import SchedulerParams, StagePlan
 from thornback.scheduler.ports import RetryPolicy
 
 F = TypeVar("F")
@@ -363,3 +364,34 @@ def check_retry_policy(policy: RetryPolicy[F], faults: Sequence[F]) -> None:
                 assert verdict.timeout_factor > 0, f"{fault}: factor {verdict.timeout_factor}"
                 assert verdict.memory_bytes is None or verdict.memory_bytes > 0, f"{fault}: memory"
                 assert verdict.reason, f"{fault}: no reason"
+
+
+GIB = 2**30
+VERDICTS: Mapping[str, FakeVerdict] = {
+    "code": FakeVerdict(retry=False, reason="its code failed"),
+    "again": FakeVerdict(timeout_factor=2.0),
+    "later": FakeVerdict(delay_s=5.0),
+    "crash": FakeVerdict(blames_rank=True, reason="its worker died"),
+    "elsewhere": FakeVerdict(avoid_node=True, blames_node=True),
+    "preempted": FakeVerdict(charged=False),
+    "oom": FakeVerdict(memory_bytes=3 * GIB),
+    "impossible": FakeVerdict(retry=False, reason="no node is that large"),
+    "waited": FakeVerdict(delay_s=1.0),
+}
+
+
+def plan(world_size: int, **more: object) -> StagePlan[str]:
+    """Return a stage whose policy follows `VERDICTS`, unless another is given."""
+    policy = more.pop("policy", None) or ScriptedPolicy(VERDICTS)
+    # The caller names fields of StagePlan, which are of many types.
+    return StagePlan(world_size=world_size, policy=policy, **more)  # type: ignore[arg-type]
+
+
+def play(
+    *stages: StagePlan[str],
+    parents: Sequence[Sequence[int]] = (),
+    params: SchedulerParams | None = None,
+) -> Play[str]:
+    """Return a play of these stages; `parents` by position, none by default."""
+    sizes = [stage.world_size for stage in stages]
+    return Play(Scheduler(stages, FakeDependencies(sizes, parents), params, seed=3))
