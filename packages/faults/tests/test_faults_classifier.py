@@ -496,3 +496,9 @@ class TestAnything:
             assert fault.origin.value == facts["origin"]
             if fault.origin is Origin.RANK:
                 assert fault.kind in (K.APPLICATION, K.SETUP)
+
+
+def test_a_fault_reads_as_one_line() -> None:
+    text = str(Classifier().classify(ValueError("first line\nsecond"), {"origin": "rank"}))
+    assert text.startswith("APPLICATION by rule ")
+    assert text.endswith("builtins.ValueError: first line")

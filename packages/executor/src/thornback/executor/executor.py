@@ -335,10 +335,7 @@ def _failures(report: RunReport) -> list[RankFailure]:
     """Return one failure per stage and cause."""
     causes: dict[tuple[str, str], list[GivenUp]] = {}
     for ended in report.given_up:
-        cause = ended.reason
-        if ended.last is not None:
-            fault = ended.last.fault
-            cause = f"{fault.kind.name} by rule {fault.rule!r}: {fault.error_type}: {fault.message}"
+        cause = ended.reason if ended.last is None else str(ended.last.fault)
         causes.setdefault((ended.stage, cause), []).append(ended)
     return [
         RankFailure(

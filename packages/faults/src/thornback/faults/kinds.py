@@ -109,6 +109,11 @@ class Fault:
     """What was known besides: exit_code, signal, peak_rss_bytes, largest_memory_bytes, ..."""
     traceback: str = ""
 
+    def __str__(self) -> str:
+        """Return one line for people."""
+        line = self.message.strip().partition("\n")[0]
+        return f"{self.kind.name} by rule {self.rule!r}: {self.error_type}: {line}"
+
     def as_json(self) -> dict[str, Json]:
         """Return what `json.dumps` takes: bounded (about 20 KB), without what looks secret."""
         return {
