@@ -553,3 +553,21 @@ async def test_handle_dispatches_to_the_methods(start: Start) -> None:
     assert isinstance(beat, Beat)
     assert (beat.pid, beat.running) == (os.getpid(), ())
     assert beat.rss_bytes > 1 << 20
+
+
+async def test_a_recall_that_overtakes_its_run_is_not_lost(start: Start) -> None:
+    supervisor = await start("return 1")
+    await supervisor.recall(5, kill=True)
+    report = await supervisor.run(work(5))
+    assert (report.outcomes, report.returned, report.final) == ((), (range(1),), True)
+    assert results(await supervisor.run(work(6))) == {0: 1}
+
+
+async def test_a_beat_names_only_ranks_that_have_begun(start: Start, gate: Gate) -> None:
+    """Who is killed before that is no rank's fault: nobody must aim there."""
+    supervisor = await start("return 1", "import os\n" + gate.body)
+    async with anyio.create_task_group() as group:
+        group.start_soon(supervisor.run, work(1))
+        await gate.begun()
+        assert (await supervisor.beat(())).running == ()
+        gate.open()

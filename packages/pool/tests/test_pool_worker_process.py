@@ -223,3 +223,25 @@ def test_a_worker_that_gives_up_ends_its_process(
     assert worker.process.returncode == GAVE_UP_EXIT_CODE
     assert b"the worker gives up: its fork server ended" in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fork_server_that_is_still_importing_ends_with_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "said"
+    os.mkfifo(fifo)
+    said = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    (tmp_path / "thornback_imports_long.py").write_text(
+        f"import os, time\nopen({str(fifo)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    worker = Worker()
+    worker.send("start", (WorkerSpec(preload=("thornback_imports_long",)), "node-1", 0, 1))
+    assert select.select([said], [], [], BOUND_S)[0], "the module is being imported"
+    pid = int(os.read(said, 100))
+    os.close(said)
+    pidfd = os.pidfd_open(pid)
+    worker.process.kill()
+    wait_gone([pid], [pidfd])
+    worker.stream.close()
+    worker.process.communicate(timeout=BOUND_S)

@@ -8,6 +8,7 @@ death.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -164,7 +165,8 @@ class Gang:
                 )
             except Exception as failure:  # noqa: BLE001  # the kill below does not need its consent
                 _LOG.debug("gang %d did not close by itself: %r", self._gang, failure)
-        await self._idle.wait()
+        with contextlib.suppress(Expired):  # a task of ours may sit in a shielded read of a blob
+            await within(self._clock, timeout_s / 4, self._idle.wait)
         await self._bury(timeout_s)
 
     async def _bury(self, timeout_s: float) -> None:
@@ -181,6 +183,8 @@ class Gang:
         reports = Reports()
         if self.loss is not None:
             reports.fail(self.lost())
+        elif self._closed:
+            reports.fail(losses.closed(self._gang))
         elif self._tasks is None:
             reports.fail(losses.not_open(self._gang))
         else:
@@ -355,6 +359,18 @@ class Gang:
         if link.member in self._dying:
             return
         self._dying[link.member] = None
+        told = anyio.Event()
+
+        async def end() -> None:
+            try:
+                await self._end_of(link, error, phase)
+            finally:
+                told.set()
+
+        self._spawn(end)  # of the gang: the caller may be cancelled by a sibling's failure
+        await told.wait()
+
+    async def _end_of(self, link: Link, error: CaughtError | BaseException, phase: str) -> None:
         seen = GangLostError(error, link.node, phase) if isinstance(error, CaughtError) else error
         explained, facts = await link.explain(seen)
         if isinstance(error, CaughtError):

@@ -85,17 +85,19 @@ class Link:
         Raises:
             Exception: the worker is gone, or could not be reached for a grace window.
         """
-        cuts = 0
+        cuts, clock, since = 0, self._around.clock, 0.0
         while True:
             acks = tuple(self._acks)
             try:
                 answer = await self.call(method, payload(acks))
             except Exception as error:
-                cuts += 1
+                steady = clock.monotonic() - since > self._around.params.grace_s
+                cuts = 1 if steady else cuts + 1
                 many = cuts > self._around.params.regains_per_call
                 if many or not self._around.backend.is_unavailable(error):
                     raise
                 await self._regain(error)
+                since = clock.monotonic()
                 continue
             if method in _ACKNOWLEDGING:
                 for assignment in acks:

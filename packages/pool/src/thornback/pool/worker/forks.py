@@ -92,6 +92,7 @@ class ForkServerClient:
         self._hello = loop.create_future()
         config = {
             "fd": theirs.fileno(),
+            "parent": os.getpid(),
             "path": sys.path,
             "preload": list(self._config.preload),
             "remove": self._config.remove,

@@ -44,6 +44,11 @@ def die_with_parent() -> bool:
     return _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def outlive_parent() -> bool:
+    """Take `die_with_parent` back."""
+    return _prctl(_PR_SET_PDEATHSIG, 0)
+
+
 def be_killed_first() -> None:
     """Have the kernel, out of memory, rather kill this process than one that supervises it."""
     with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+") as file:

@@ -94,6 +94,7 @@ class Slot:
         self._forking: asyncio.Task[RankProcess] | None = None
         self._order: _Order | None = None
         self._began = 0.0
+        self._started = False
         self._serial = 0
         self._recalled = False
 
@@ -129,14 +130,17 @@ class Slot:
             self._process.kill(KillReason.RECALLED)
 
     def running(self) -> RunningRank | None:
-        """Tell what runs now."""
-        if self._order is None:
+        """Tell what runs now: a rank whose process has said that it began with it.
+
+        A kill before that would be nobody's fault, and so is not to be aimed at it.
+        """
+        if self._order is None or self._process is None or not self._started:
             return None
         return RunningRank(
             assignment=self._order.assignment.assignment,
             rank=self._order.rank,
             attempt=self._order.assignment.attempt,
-            pid=self._process.pid if self._process is not None else 0,
+            pid=self._process.pid,
             ran_s=max(0.0, asyncio.get_running_loop().time() - self._began),
         )
 
@@ -162,20 +166,19 @@ class Slot:
 
     async def _run(self, order: _Order, *, may_retry: bool) -> Outcome:
         loop = asyncio.get_running_loop()
-        self._began = loop.time()
+        self._began, self._started = loop.time(), False
         process = self._process
         if process is None or not process.usable or process.program != order.assignment.program:
             process = await self._set_up(order)
         self._serial += 1
         log_start = process.log.size()
-        started = False
         limits = self._context.params
         late = f"it did not begin with the rank within {limits.start_limit_s:g} s"
         timer = loop.call_later(limits.start_limit_s, process.kill, KillReason.NOT_STARTED, late)
 
         def on_started() -> None:
-            nonlocal started, timer
-            started = True
+            nonlocal timer
+            self._started = True
             timer.cancel()
             self._began = loop.time()
             if (timeout_s := order.assignment.timeout_s) is not None:
@@ -189,7 +192,7 @@ class Slot:
         if isinstance(answer, Done):
             return self._done(order, process, answer, log_start)
         assert isinstance(answer, Death), "a rank is answered by Done or a death"
-        if not started and may_retry and answer.killed_for is not KillReason.RECALLED:
+        if not self._started and may_retry and answer.killed_for is not KillReason.RECALLED:
             raise _NotStarted
         return self._died(order, process, answer, log_start, "rank")
 

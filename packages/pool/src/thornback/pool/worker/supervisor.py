@@ -91,6 +91,7 @@ class Supervisor:
         self._blobs: dict[str, bytes] = {}
         self._entries: dict[int, _Entry] = {}
         self._forgotten: dict[int, None] = {}
+        self._early: dict[int, None] = {}
         self._queue: asyncio.Queue[_Entry] = asyncio.Queue()
         self._oom = OomKills()
         self._tasks: dict[asyncio.Task[None], None] = {}
@@ -209,6 +210,10 @@ class Supervisor:
         """Hand back what has not started; with `kill` also the running rank, whose tree is killed.
         Unknown: a no-op."""
         entry = self._entries.get(number)
+        if entry is None and number not in self._forgotten:
+            self._early[number] = None  # it overtook its `run`
+            while len(self._early) > _REMEMBERED:
+                del self._early[next(iter(self._early))]
         if entry is None or entry.books.over:
             return
         entry.books.hand_back()
@@ -264,6 +269,11 @@ class Supervisor:
         if refusal:
             raise SupervisorRefused(f"assignment {number} is refused: {refusal}")
         entry = self._entries[number] = _Entry(books=Books(work=work))
+        if number in self._early:
+            del self._early[number]
+            entry.books.hand_back()
+            self._report(entry)
+            return entry
         self._arm(entry)
         self._queue.put_nowait(entry)
         return entry
@@ -309,7 +319,7 @@ class Supervisor:
     def _acknowledge(self, ack: Sequence[int]) -> None:
         """Drop reports that have arrived, and the oldest of too many that nobody acknowledges."""
         over = [number for number, entry in self._entries.items() if entry.books.last is not None]
-        spare = len(over) - _KEPT_REPORTS
+        spare = len(over) - max(_KEPT_REPORTS, 4 * len(self._slots))
         for position, number in enumerate(over):
             if number in ack or position < spare:
                 del self._entries[number]
