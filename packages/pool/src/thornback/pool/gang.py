@@ -4,6 +4,8 @@ Internal to the pool.
 All tasks of a gang live in one task group (`_tend`), which ends when the gang is lost or closed:
 nothing outlives it. Per worker one `watch` call is always pending: its failure is the notice of
 death.
+
+Over 400 lines, and not split: its tasks share the state of one gang, and nothing else does.
 """
 
 from __future__ import annotations
