@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from thornback.executor import (
     RunReport,
     Stage,
 )
+from thornback.executor.driver import Driver
 
 
 def numbers() -> Callable[[RankContext], int]:
@@ -39,6 +41,32 @@ def test_run_works_inside_a_running_loop_in_a_thread_of_its_own(tmp_path: Path) 
         return local(tmp_path).run(Job("j", [Stage("a", numbers(), ranks=3)]))
 
     assert asyncio.run(notebook()).results("a") == {0: 0, 1: 1, 2: 4}
+
+
+def test_run_works_in_a_worker_thread_of_anyio(tmp_path: Path) -> None:
+    job = Job("j", [Stage("a", numbers(), ranks=2)])
+
+    async def main() -> RunReport:
+        return await anyio.to_thread.run_sync(local(tmp_path).run, job)
+
+    assert anyio.run(main).state == "succeeded"
+
+
+def test_a_failed_run_pickles_with_its_report_and_keeps_the_user_s_words(tmp_path: Path) -> None:
+    async def stop(driver: Driver) -> None:
+        driver.cancel("stage 7 of my plan looks wrong", kill=True)
+
+    job = Job("j", [Stage("a", numbers(), ranks=2)])
+    report = local(tmp_path, companions=[stop]).run(job, check=False)
+    assert (report.state, report.reason) == ("cancelled", "stage 7 of my plan looks wrong")
+
+    def bad(ctx: RankContext) -> None:
+        raise ValueError("bad")
+
+    with pytest.raises(RunFailed) as caught:
+        Executor.on_local(state=str(tmp_path / "bad"), cpus=2).run(Job("b", [Stage("a", bad)]))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert again.report.given_up[0].ranks == (range(1),)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

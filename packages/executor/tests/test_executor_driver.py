@@ -72,6 +72,8 @@ class World:
     cluster: FakeCluster = attrs.field(
         factory=lambda: FakeCluster({"n1": {"CPU": 2.0}, "n2": {"CPU": 2.0}})
     )
+    pool: type[WorkerPool] = WorkerPool
+    kind: type[Driver] = Driver
     backend: FakeBackend = attrs.field(init=False)
     driver: Driver = attrs.field(init=False)
     recorded: dict[str, dict[int, str]] = attrs.field(factory=dict)
@@ -87,7 +89,7 @@ class World:
         self.backend = FakeBackend(self.script)
         blobs = RunBlobs(plan, self.journal)
         with anyio.fail_after(10):
-            async with Allocator(self.cluster) as leases, WorkerPool(self.backend, blobs) as pool:
+            async with Allocator(self.cluster) as leases, self.pool(self.backend, blobs) as pool:
                 parts = Parts(
                     leases=leases,
                     workers=pool,
@@ -95,7 +97,7 @@ class World:
                     classifier=Classifier(),
                     clock=SystemClock(),
                 )
-                self.driver = Driver(
+                self.driver = self.kind(
                     plan,
                     parts,
                     opened,
@@ -279,3 +281,46 @@ async def test_spans_form_one_tree_and_a_retry_is_linked() -> None:
     tries = [span for span in ranks if (span.attributes or {})["thornback.rank"] == 2]
     assert len(tries) == 2
     assert tries[1].links[0].context.span_id in {s.context.span_id for s in tries[:1] if s.context}
+
+
+async def test_a_cancel_right_behind_the_dispatch_reaches_it() -> None:
+    """Each is a task of its own, and on trio they may run in any order."""
+
+    class CancelAtOnce(Driver):
+        def _dispatch(self, command: Any, group: Any) -> None:
+            super()._dispatch(command, group)
+            self.cancel("at once", kill=True)
+
+    for seed in range(8):
+        world = World(Job(f"j{seed}", [Stage("a", work, ranks=2)]), lambda w, a, r: None)
+        world.kind = CancelAtOnce
+        await world.run()
+        assert world.state() == "cancelled"
+
+
+async def test_workers_that_break_their_promise_at_the_close_do_not_keep_the_lease() -> None:
+    class Raises(WorkerPool):
+        async def close(self, gang: int, /, *, kill: bool, timeout_s: float) -> bool:
+            await super().close(gang, kill=kill, timeout_s=timeout_s)
+            raise RuntimeError("promised not to")
+
+    world = World(Job("j", [Stage("a", work, ranks=2)]), pool=Raises)
+    driver = await world.run()
+    assert world.state() == "succeeded"
+    assert driver.unconfirmed
+
+
+async def test_the_certificate_of_a_rank_given_up_with_its_worker_says_so() -> None:
+    def die(worker: FakeWorker, assignment: Assignment, rank: int) -> Outcome | None:
+        if rank == 0:
+            worker.die(ConnectionResetError("gone"))
+            return None
+        return succeed(worker, assignment, rank)
+
+    world = World(Job("j", [Stage("a", work, ranks=2, max_retries=1)]), die)
+    driver = await world.run()
+    last = [a for a in driver.certifier.chronicle.attempts if a.rank == 0][-1]
+    assert not last.retried
+    assert "given up" in last.verdict
+    (ended,) = driver.certifier.chronicle.given_up
+    assert ended.last == last

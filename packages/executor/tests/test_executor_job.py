@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -29,6 +33,7 @@ def other(ctx: RankContext) -> int:
     ("make", "says"),
     [
         (lambda: Stage("a", work, ranks=0), "ranks=0, but a stage needs at least one rank"),
+        (lambda: Stage("a", work, ranks=cast(Any, 1e3)), "expected a whole number"),
         (lambda: Stage("a", work, items=[]), "items= is empty"),
         (lambda: Stage("a", work, ranks=2, items=[1, 2]), "give one of them"),
         (lambda: Stage("a", work, items="abc"), "a list with one item per rank"),
@@ -138,3 +143,31 @@ def test_equal_stages_share_a_shape_and_each_rank_gets_its_item() -> None:
 def test_merge_ranks() -> None:
     assert merge_ranks([5, 1, 2, 2, 3, 9]) == (range(1, 4), range(5, 6), range(9, 10))
     assert merge_ranks([]) == ()
+
+
+@pytest.mark.parametrize(
+    "item", [{(1, 2): 3}, {1: "a", "b": 2}, lambda: 1, {"a", "b"}, b"x", Path("/a"), object(), None]
+)
+def test_whatever_pickles_can_be_an_item(item: object) -> None:
+    identities = [identity_of(Job("j", [Stage("a", work, items=[item])])) for _ in range(2)]
+    assert identities[0] == identities[1]
+
+
+def test_the_digest_of_items_is_the_same_in_every_process() -> None:
+    code = (
+        "from thornback.executor import Job, Stage\n"
+        "from thornback.executor.job import identity_of\n"
+        "items = [{'a', 'b', 'c'}, {'x': (1, 2.5)}]\n"
+        "print(identity_of(Job('j', [Stage('a', print, items=items)])).stages[0].items_digest)"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1

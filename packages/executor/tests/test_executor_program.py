@@ -98,3 +98,28 @@ def test_publish_without_writing_is_the_rank_s_error(tmp_path: Path) -> None:
 
     with pytest.raises(FileNotFoundError, match="nothing was written to"):
         program(fn, str(tmp_path)).run(call())
+
+
+def test_two_open_publish_blocks_with_one_name_have_a_file_each(tmp_path: Path) -> None:
+    def fn(ctx: RankContext) -> None:
+        with ctx.publish(f"{tmp_path}/good/a") as good, ctx.publish(f"{tmp_path}/bad/a") as bad:
+            Path(good).write_text("good")
+            Path(bad).write_text("bad")
+
+    outputs = program(fn, str(tmp_path / "staging")).run(call()).outputs
+    found = {Path(final).parent.name: Path(staged).read_text() for staged, final in outputs}
+    assert found == {"good": "good", "bad": "bad"}
+
+
+def test_a_final_name_that_cannot_be_is_the_rank_s_error(tmp_path: Path) -> None:
+    def fn(ctx: RankContext) -> None:
+        with ctx.publish(str(tmp_path)) as staged:
+            Path(staged).write_text("x")
+
+    with pytest.raises(IsADirectoryError, match="name a file"):
+        program(fn, str(tmp_path / "staging")).run(call())
+
+
+def test_what_a_rank_does_to_its_results_does_not_reach_the_next() -> None:
+    made = program(lambda ctx: ctx.results("before").append("more") or len(ctx.results("before")))
+    assert [made.run(call(rank)).result for rank in range(3)] == ["3", "3", "3"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import anyio
 import attrs
 
 from thornback.executor.chronicle import Chronicle
@@ -27,6 +28,10 @@ class LiveAssignment:
     epoch: str
     outcomes: dict[int, Outcome] = attrs.field(factory=dict)
     """Reported, and not yet handled by the scheduler."""
+    handed: anyio.Event = attrs.field(factory=anyio.Event)
+    """The workers have it: from now on it can be recalled."""
+    ended: anyio.Event = attrs.field(factory=anyio.Event)
+    """Its last report is in the inbox, or will never come."""
 
 
 class Certifier:
@@ -75,11 +80,20 @@ class Certifier:
     def gang_lost(
         self,
         event: ev.GangLost[Fault],
-        verdict: Verdict,
+        verdicts: Sequence[Verdict],
         commands: Sequence[cmd.Command],
         lost: Sequence[tuple[LiveAssignment, Ranks]],
+        reason: Callable[[int, int], str],
     ) -> None:
-        """Certify each assignment that was lost with the gang; the gang itself if it had none."""
+        """Certify each assignment that was lost with the gang; the gang itself if it had none.
+
+        Args:
+            event: the loss.
+            verdicts: on the gang, then on the ranks that pay for it.
+            commands: what the scheduler did about it.
+            lost: the assignments of the gang with the ranks that they owed.
+            reason: why a rank (stage, rank) was given up.
+        """
         self._tracer.gang_lost(event.gang, event.fault)
         report = AttemptReport(
             stage=self._wanted_by[event.gang],
@@ -89,20 +103,23 @@ class Certifier:
             gang=event.gang,
             node=event.node or "",
             fault=event.fault,
-            verdict=verdict.reason,
-            retried=verdict.retry,
+            verdict=verdicts[0].reason,
+            retried=verdicts[0].retry,
         )
+        again = next((v.reason for v in verdicts[1:] if v.retry), verdicts[0].reason)
         for live, ranks in lost:
+            stage = live.command.stage
             alone = ranks[0].start if sum(map(len, ranks)) == 1 else None
-            given_up = alone is not None and _gives_up(commands, live.command.stage, alone)
+            gone = alone is not None and _gives_up(commands, stage, alone)
             self._tell(
                 attrs.evolve(
                     report,
-                    stage=self._plan.stages[live.command.stage].name,
+                    stage=self._plan.stages[stage].name,
                     rank=alone,
                     attempt=live.command.attempt,
                     epoch=live.epoch,
-                    retried=verdict.retry and not given_up,
+                    verdict=reason(stage, alone) if gone and alone is not None else again,
+                    retried=not gone,
                     lost_ranks=ranks,
                 )
             )
@@ -113,9 +130,9 @@ class Certifier:
     def given_up(self, command: cmd.Record, reason: str) -> dict[str, Json]:
         """Note that ranks are recorded as failed or skipped; return the certificate to record."""
         stage = self._plan.stages[command.stage].name
-        last = self.chronicle.last(stage, command.ranks[0].start)
+        last = self.chronicle.take_last(stage, command.ranks[0].start)
         if command.state is cmd.RecordState.FAILED:
-            self.chronicle.given_up.append(
+            self.chronicle.give_up(
                 GivenUp(stage=stage, ranks=command.ranks, reason=reason, last=last)
             )
             last = last or self.chronicle.last_of(stage)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import attrs
 
+from thornback.executor.plan import merge_ranks
 from thornback.executor.report import AttemptReport, GivenUp
 from thornback.faults import Fault
 from thornback.scheduler.ports import RetryPolicy, Verdict
@@ -39,19 +40,38 @@ class Chronicle:
     _last_of_stage: dict[str, AttemptReport] = attrs.field(factory=dict)
 
     def add(self, attempt: AttemptReport) -> None:
-        """Keep a certificate (at most 10,000; then only the last of each rank)."""
+        """Keep a certificate: the first 10,000 whole, of later ones the last of a rank, short."""
         if len(self.attempts) < MAX_ATTEMPTS_KEPT:
             self.attempts.append(attempt)
         else:
             self.dropped += 1
+            attempt = _short(attempt)
         if attempt.rank is not None:
             self._last[attempt.stage, attempt.rank] = attempt
         self._last_of_stage[attempt.stage] = attempt
 
-    def last(self, stage: str, rank: int) -> AttemptReport | None:
-        """Return the last failed attempt of a rank."""
-        return self._last.get((stage, rank))
+    def take_last(self, stage: str, rank: int) -> AttemptReport | None:
+        """Return the last failed attempt of a rank, and forget it: the rank is settled."""
+        return self._last.pop((stage, rank), None)
 
     def last_of(self, stage: str) -> AttemptReport | None:
         """Return the last failed attempt of a stage, or the last gang it lost."""
         return self._last_of_stage.get(stage)
+
+    def give_up(self, ended: GivenUp) -> None:
+        """Keep which ranks were given up: with their certificate up to 10,000, then in ranges."""
+        if len(self.given_up) < MAX_ATTEMPTS_KEPT:
+            self.given_up.append(ended)
+            return
+        last = self.given_up[-1]
+        more = GivenUp(stage=ended.stage, ranks=ended.ranks, reason="more: see the journal")
+        if last.stage == ended.stage and last.reason == more.reason:
+            ranks = [rank for piece in (*last.ranks, *ended.ranks) for rank in piece]
+            self.given_up[-1] = attrs.evolve(more, ranks=merge_ranks(ranks))
+        else:
+            self.given_up.append(more)
+
+
+def _short(attempt: AttemptReport) -> AttemptReport:
+    fault = attrs.evolve(attempt.fault, traceback="", message=attempt.fault.message[:200])
+    return attrs.evolve(attempt, log_tail="", fault=fault)

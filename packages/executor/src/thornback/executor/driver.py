@@ -85,12 +85,15 @@ class Driver:
         self.unconfirmed: list[int] = []
         self._inbox: Inbox[Posted] = Inbox()
         self._gangs = GangKeeper(
-            plan, parts.leases, parts.workers, tracer, params, self._inbox.post
+            plan, parts.leases, parts.workers, tracer, params, self._inbox.post, self._reports_in
         )
         self._assignments: dict[int, LiveAssignment] = {}
         self._payloads: dict[int, dict[int, Outcome]] = {}
         self._nodes: dict[str, None] = {}
         """Every node that a gang of this run was on; with one only, there is no other node."""
+        self._recorded_before = [
+            sum(map(len, opened.done.get(stage.name, ()))) for stage in plan.stages
+        ]
         self._feed = DispatchFeed()
         self._teller = Teller(parts.clock, watchers, params.progress_s)
 
@@ -165,7 +168,7 @@ class Driver:
 
     def _dispatch(self, command: cmd.Dispatch, group: anyio.abc.TaskGroup) -> None:
         epoch = f"{self._opened.term:06d}.{command.assignment:09d}"
-        self._assignments[command.assignment] = LiveAssignment(command, epoch)
+        live = self._assignments[command.assignment] = LiveAssignment(command, epoch)
         traceparent = self._tracer.dispatched(
             command.stage,
             command.gang,
@@ -174,7 +177,7 @@ class Driver:
             command.attempt,
             epoch,
         )
-        group.start_soon(self._follow, command, epoch, traceparent)
+        group.start_soon(self._follow, live, traceparent)
         self._feed.offer(
             Dispatched(
                 stage=self._plan.stages[command.stage].name,
@@ -185,21 +188,37 @@ class Driver:
             )
         )
 
-    async def _follow(self, command: cmd.Dispatch, epoch: str, traceparent: str) -> None:
+    async def _follow(self, live: LiveAssignment, traceparent: str) -> None:
         """Carry out a `Dispatch`: hand it over and turn its reports into events."""
-        work = self._plan.assignment(command, epoch, traceparent)
+        command, loss = live.command, None
         try:
-            async for report in self._parts.workers.run(command.gang, work):
+            work = self._plan.assignment(command, live.epoch, traceparent)
+            reports = self._parts.workers.run(command.gang, work)
+            live.handed.set()
+            async for report in reports:
                 self._reported(command.assignment, report)
             self._tracer.assignment_ended(command.assignment)
         except GangLostError as error:
             facts = {**error.facts, "origin": "worker", "phase": error.phase}
-            self._inbox.post(
-                Loss(gang=command.gang, error=error.error, facts=facts, node=error.node)
-            )
+            loss = Loss(gang=command.gang, error=error.error, facts=facts, node=error.node)
         except Exception as error:  # noqa: BLE001  # the command's one answer, whatever happened
             facts = {"origin": "driver", "phase": "dispatch"}
-            self._inbox.post(Loss(gang=command.gang, error=error, facts=facts))
+            loss = Loss(gang=command.gang, error=error, facts=facts)
+        finally:
+            live.handed.set()
+            live.ended.set()
+        if loss is not None:
+            await self._reports_in(command.gang)
+            self._inbox.post(loss)
+
+    async def _reports_in(self, gang: int) -> None:
+        """Wait until what a lost gang has reported is in the inbox: its loss must not overtake it.
+
+        The workers have failed all readers of a lost gang, so that this takes a few turns.
+        """
+        with anyio.move_on_after(self._params.close_s):
+            for live in [each for each in self._assignments.values() if each.command.gang == gang]:
+                await live.ended.wait()
 
     def _reported(self, assignment: int, report: Report) -> None:
         live = self._assignments.get(assignment)
@@ -244,11 +263,16 @@ class Driver:
 
     async def _recall(self, command: cmd.Recall) -> None:
         live = self._assignments.get(command.assignment)
-        if live is not None:
+        if live is None:
+            return
+        try:
             with anyio.move_on_after(self._params.close_s):
+                await live.handed.wait()  # on trio a task may overtake the one started before it
                 await self._parts.workers.recall(
                     live.command.gang, command.assignment, kill=command.kill
                 )
+        except Exception:  # a recall only hastens; the assignment has its own answer
+            logger.warning("could not recall assignment %d", command.assignment, exc_info=True)
 
     # -- records
 
@@ -331,12 +355,12 @@ class Driver:
         """Have the certificate of a failure written that was just judged; a stale one was not."""
         if not self._verdicts:
             return
-        verdict = self._verdicts[-1][1]
+        verdicts = [verdict for _, verdict in self._verdicts]
         if isinstance(event, ev.RankFailed):
             live = self._assignments[event.assignment]
-            self.certifier.rank_failed(event, verdict, commands, live)
+            self.certifier.rank_failed(event, verdicts[-1], commands, live)
         elif isinstance(event, ev.GangLost):
-            self.certifier.gang_lost(event, verdict, commands, lost)
+            self.certifier.gang_lost(event, verdicts, commands, lost, self.scheduler.reason)
 
     def _forget(self, event: Event) -> None:
         """Drop what the event carried and nobody claimed: a report of ranks that were no longer
@@ -393,5 +417,5 @@ class Driver:
             skipped=counts.skipped,
             running=counts.running + counts.recording,
             gangs=counts.gangs,
-            recorded_before=sum(map(len, self._opened.done.get(stage.name, ()))),
+            recorded_before=self._recorded_before[number],
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import json
 import logging
 import os
 import re
@@ -11,6 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Literal, TypeAlias, TypedDict, TypeVar, Unpack
 
 import anyio
@@ -154,17 +157,19 @@ class Executor:
         plan = self._plan(job)
         self.platform.prepare()
 
-        async def main() -> RunReport:
-            return await self._run(plan, signals=True)
+        remote = _RemoteCancel()
 
-        return _checked(_outside_of_any_loop(main), check=check)
+        async def main() -> RunReport:
+            return await self._run(plan, remote=remote)
+
+        return _checked(_outside_of_any_loop(main, remote.cancel), check=check)
 
     async def arun(self, job: Job, *, check: bool = True) -> RunReport:
         """As `run`, under asyncio or trio. Cancelled: everything it opened is closed first,
         bounded."""
         plan = self._plan(job)
         self.platform.prepare()
-        return _checked(await self._run(plan, signals=False), check=check)
+        return _checked(await self._run(plan, remote=None), check=check)
 
     # -- inside
     # ------------------
@@ -184,13 +189,13 @@ class Executor:
             ),
         )
 
-    async def _run(self, plan: RunPlan, *, signals: bool) -> RunReport:
+    async def _run(self, plan: RunPlan, *, remote: _RemoteCancel | None) -> RunReport:
         provider = self.tracer_provider or trace.get_tracer_provider()
         names = [stage.name for stage in plan.stages]
         tracer = RunTracer(provider.get_tracer("thornback.executor"), plan.job.name, names)
         state, reason = "failed", "the driver failed"
         try:
-            report = await self._drive(plan, tracer, provider, signals=signals)
+            report = await self._drive(plan, tracer, provider, remote)
             state, reason = report.state, report.reason
             return report
         except BaseExceptionGroup as group:
@@ -199,7 +204,11 @@ class Executor:
             tracer.finished(state, reason)
 
     async def _drive(
-        self, plan: RunPlan, tracer: RunTracer, provider: TracerProvider, *, signals: bool
+        self,
+        plan: RunPlan,
+        tracer: RunTracer,
+        provider: TracerProvider,
+        remote: _RemoteCancel | None,
     ) -> RunReport:
         started_s = self.clock.monotonic()
         watchers = Watchers(self.observers)
@@ -231,8 +240,10 @@ class Executor:
             async with anyio.create_task_group() as group:
                 for companion in self.companions:
                     group.start_soon(_accompany, companion, driver)
-                if signals and threading.current_thread() is threading.main_thread():
-                    group.start_soon(_watch_signals, driver)
+                if remote is not None:
+                    remote.aim(driver)
+                    if threading.current_thread() is threading.main_thread():
+                        group.start_soon(_watch_signals, driver)
                 await driver.run()
                 group.cancel_scope.cancel()
         report = _report(plan, driver, opened, info, self.clock.monotonic() - started_s)
@@ -240,12 +251,17 @@ class Executor:
         return report
 
 
-def _outside_of_any_loop(main: Callable[[], Awaitable[T]]) -> T:
-    """Run `main` here, or in a fresh thread when this thread has a loop already (a notebook)."""
+def _outside_of_any_loop(main: Callable[[], Awaitable[T]], cancel: Callable[[], None]) -> T:
+    """Run `main` here, or in a fresh thread when this thread has a loop already (a notebook).
+
+    There `KeyboardInterrupt` reaches this thread only: it calls `cancel` and waits on; a second one
+    ends the process.
+    """
     try:
         anyio.lowlevel.current_token()
     except RuntimeError:
-        return anyio.run(main)
+        # In a context of its own: that of a worker thread names a loop which is not here.
+        return contextvars.Context().run(anyio.run, main)
     result: list[T] = []
     error: list[BaseException] = []
 
@@ -257,10 +273,40 @@ def _outside_of_any_loop(main: Callable[[], Awaitable[T]]) -> T:
 
     thread = threading.Thread(target=body, name="thornback-run")
     thread.start()
-    thread.join()
+    asked = False
+    while thread.is_alive():
+        try:
+            thread.join()
+        except KeyboardInterrupt:
+            if asked:
+                os._exit(130)
+            asked = True
+            cancel()
     if error:
         raise error[0]
     return result[0]
+
+
+class _RemoteCancel:
+    """Lets another thread end a run in order, as soon as there is one."""
+
+    def __init__(self) -> None:
+        self._driver: Driver | None = None
+        self._token: anyio.lowlevel.EventLoopToken | None = None
+        self._asked = False
+
+    def aim(self, driver: Driver) -> None:
+        """Say whose run it is; called on its loop."""
+        self._driver, self._token = driver, anyio.lowlevel.current_token()
+        if self._asked:
+            driver.cancel("KeyboardInterrupt", kill=True)
+
+    def cancel(self) -> None:
+        """Ask for the end; called from the other thread."""
+        self._asked = True
+        if self._driver is not None and self._token is not None:
+            ask = partial(self._driver.cancel, "KeyboardInterrupt", kill=True)
+            anyio.from_thread.run_sync(ask, token=self._token)
 
 
 async def _accompany(companion: Companion, driver: Driver) -> None:
@@ -300,15 +346,10 @@ def _report(
     url = plan.settings.state_url
     names = [stage.name for stage in plan.stages]  # the scheduler knows stages by number
 
-    def read(stage: str) -> Mapping[int, Json]:
-        import json
-
-        return {rank: json.loads(text) for rank, text in read_run(url).results(stage).items()}
-
     return RunReport(
         job=plan.job.name,
         state=end.state.value,
-        reason=re.sub(r"\bstage (\d+)", lambda m: f"stage {names[int(m[1])]!r}", end.reason),
+        reason=re.sub(r"\bstage (\d+)", partial(_named, names), end.reason),
         state_url=url,
         term=opened.term,
         backend=info.backend,
@@ -317,8 +358,17 @@ def _report(
         given_up=tuple(driver.certifier.chronicle.given_up),
         seconds=seconds,
         unconfirmed_gangs=tuple(driver.unconfirmed),
-        read_results=read,
+        read_results=partial(_read_results, url),
     )
+
+
+def _named(names: Sequence[str], match: re.Match[str]) -> str:
+    number = int(match[1])
+    return f"stage {names[number]!r}" if number < len(names) else match[0]
+
+
+def _read_results(url: str, stage: str) -> Mapping[int, Json]:
+    return {rank: json.loads(text) for rank, text in read_run(url).results(stage).items()}
 
 
 def _checked(report: RunReport, *, check: bool) -> RunReport:

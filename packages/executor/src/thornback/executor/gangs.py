@@ -7,7 +7,9 @@ order: workers, then lease."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 import attrs
@@ -23,6 +25,9 @@ from thornback.pool import GangLostError
 from thornback.scheduler.commands import CloseGang, OpenGang
 from thornback.scheduler.events import GangClosed, GangReady
 
+logger = logging.getLogger(__name__)
+_SLACK_S = 5.0
+"""What a step may take beyond the time that it was given, until it is abandoned."""
 _EXPLAIN_S = 10.0
 """Longer than the allocator's own deadline, whose error says why nothing was placed."""
 
@@ -55,6 +60,7 @@ class GangKeeper:
         tracer: RunTracer,
         params: ExecutorParams,
         post: Callable[[GangReady | GangClosed | Loss], None],
+        reports_in: Callable[[int], Awaitable[None]],
     ) -> None:
         self._plan = plan
         self._leases = leases
@@ -62,6 +68,7 @@ class GangKeeper:
         self._tracer = tracer
         self._params = params
         self._post = post
+        self._reports_in = reports_in
         self._gangs: dict[int, _LiveGang] = {}
 
     def __len__(self) -> int:
@@ -101,6 +108,7 @@ class GangKeeper:
             raise await self._workers.lost(gang)
         except GangLostError as error:
             facts = {**error.facts, "origin": "worker", "phase": error.phase}
+            await self._reports_in(gang)
             self._post(Loss(gang=gang, error=error.error, facts=facts, node=error.node))
         except Exception as error:  # noqa: BLE001  # the command's one answer, whatever happened
             self._post(Loss(gang=gang, error=error, facts={"origin": origin, "phase": phase}))
@@ -124,17 +132,30 @@ class GangKeeper:
         await self._undo(gang, kill=True)
 
     async def _undo(self, gang: int, *, kill: bool) -> bool:
+        """Undo what is held, workers first; each step is bounded, and taken in any case."""
         live = self._gangs.get(gang)
         if live is None:
             return True
-        params = self._params
-        with anyio.CancelScope(shield=True):
-            live.scope.cancel()
-            with anyio.move_on_after(params.close_s):
-                await live.settled.wait()
-            ended = await self._workers.close(gang, kill=kill, timeout_s=params.close_s)
-            given_back = True
-            if live.lease is not None:
-                given_back = await self._leases.release(live.lease, timeout_s=params.release_s)
+        params, workers, leases = self._params, self._workers, self._leases
+        live.scope.cancel()
+        with anyio.move_on_after(params.close_s, shield=True):
+            await live.settled.wait()
+        ended = await _bounded(
+            partial(workers.close, gang, kill=kill, timeout_s=params.close_s), params.close_s
+        )
+        given_back = True
+        if live.lease is not None:
+            release = partial(leases.release, live.lease, timeout_s=params.release_s)
+            given_back = await _bounded(release, params.release_s)
         self._gangs.pop(gang, None)
         return ended and given_back and live.settled.is_set()
+
+
+async def _bounded(step: Callable[[], Awaitable[bool]], timeout_s: float) -> bool:
+    """Take a step of the clean-up, shielded; False if it raised or did not end in time."""
+    try:
+        with anyio.move_on_after(timeout_s + _SLACK_S, shield=True):
+            return await step()
+    except Exception:  # foreign code that promised not to raise: go on undoing
+        logger.exception("a step of closing a gang raised")
+    return False

@@ -4,9 +4,8 @@ anything."""
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import pickle
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -95,6 +94,10 @@ class Stage:
             )
         if not callable(self.fn):
             raise UsageError(f"Stage {self.name!r}: fn={self.fn!r} is not callable")
+        if self.ranks is not None and (
+            not isinstance(self.ranks, int) or isinstance(self.ranks, bool)
+        ):
+            raise UsageError(f"Stage {self.name!r}: ranks={self.ranks!r}, expected a whole number")
         if self.ranks is not None and self.items is not None:
             raise UsageError(f"Stage {self.name!r} has ranks= and items=: give one of them")
         if self.world_size < 1:
@@ -172,14 +175,37 @@ def function_name(fn: object) -> str:
 
 
 def _digest(items: tuple[Any, ...] | None) -> str:
-    """Return a digest of the items: of their JSON where they have one, else of their pickle."""
+    """Return a digest of the items that is the same in every process."""
     if items is None:
         return ""
     sha = hashlib.sha256()
     for item in items:
-        text = json.dumps(item, sort_keys=True, default=lambda value: pickle.dumps(value, 4).hex())
-        sha.update(text.encode() + b"\n")
+        sha.update(_canonical(item).encode(errors="surrogatepass") + b"\n")
     return sha.hexdigest()
+
+
+def _canonical(value: object) -> str:
+    """Return text that depends on the value alone: not on hash seeds, addresses or pickles.
+
+    Of a value that is no plain data only its class counts: say `version=` when it changes.
+    """
+    match value:
+        case dict():
+            pairs = sorted(f"{_canonical(key)}:{_canonical(value[key])}" for key in value)
+            return f"{{{','.join(pairs)}}}"
+        case list() | tuple():
+            return f"[{','.join(map(_canonical, value))}]"
+        case set() | frozenset():
+            return f"<{','.join(sorted(map(_canonical, value)))}>"
+        case str() | bytes() | bool() | int() | float() | None:
+            return repr(value)
+        case os.PathLike():
+            return repr(os.fspath(value))
+    fields = getattr(value, "__dataclass_fields__", None) or {
+        field.name: field for field in getattr(type(value), "__attrs_attrs__", ())
+    }
+    inner = {name: getattr(value, name) for name in fields}
+    return f"{function_name(value)}{_canonical(inner)}"
 
 
 def identity_of(job: Job) -> Identity:

@@ -48,6 +48,7 @@ class RankContext:
     _cwd: str
     _results: Callable[[str], list[Any]]
     _outputs: list[tuple[str, str]] = attrs.field(factory=list)
+    _published: int = 0
 
     @property
     def staging(self) -> str:
@@ -76,13 +77,27 @@ class RankContext:
 
         Raises:
             FileNotFoundError: the block ended and nothing was written to the staged path.
+            IsADirectoryError, PermissionError: nothing can be published under that name.
         """
         target = final if "://" in final else os.path.join(self._cwd, final)
-        staged = posixpath.join(self.staging, f"{len(self._outputs)}-{posixpath.basename(target)}")
+        number, self._published = self._published, self._published + 1
+        staged = posixpath.join(self.staging, f"{number}-{posixpath.basename(target)}")
+        if "://" not in target:
+            _check_target(target)
         yield staged
         if "://" not in staged:
             _sync(staged, final)
         self._outputs.append((staged, target))
+
+
+def _check_target(target: str) -> None:
+    """Let a final name that cannot be be this rank's failure, not the journal's."""
+    folder = os.path.dirname(target)
+    os.makedirs(folder, exist_ok=True)
+    if os.path.isdir(target):
+        raise IsADirectoryError(f"ctx.publish({target!r}): that is a folder; name a file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"ctx.publish({target!r}): {folder!r} cannot be written to")
 
 
 def _sync(staged: str, final: str) -> None:
@@ -93,6 +108,9 @@ def _sync(staged: str, final: str) -> None:
         raise FileNotFoundError(
             f"ctx.publish({final!r}): nothing was written to {staged!r}, the path it gave"
         ) from None
+    if os.path.isdir(staged):
+        os.close(descriptor)
+        raise IsADirectoryError(f"ctx.publish({final!r}): a folder was made; publish its files")
     try:
         os.fsync(descriptor)
     finally:
@@ -114,7 +132,7 @@ class StageProgram:
     parents: Mapping[str, str]
     """Name of a parent stage -> key of the blob with its results."""
     _setup_value: Any = None
-    _loaded: dict[str, list[Any]] = attrs.field(factory=dict)
+    _loaded: dict[str, bytes] = attrs.field(factory=dict)
 
     def setup(self, context: RankCall, /) -> None:
         """Call the user's `setup`, once per process."""
@@ -158,8 +176,10 @@ class StageProgram:
                 f"add after={stage!r} to the stage to read its results"
             )
         if stage not in self._loaded:
-            self._loaded[stage] = json.loads(call.inputs(self.parents[stage]))
-        return list(self._loaded[stage])
+            self._loaded[stage] = call.inputs(self.parents[stage])
+        # Read anew: what one rank does to its list must not reach the next of this process.
+        value: list[Any] = json.loads(self._loaded[stage])
+        return value
 
     def _encode(self, value: object, rank: int) -> str | None:
         if value is None:
