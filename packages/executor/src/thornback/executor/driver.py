@@ -4,8 +4,8 @@ One loop, one inbox. Every command is carried out by a task of its own that turn
 into the command's one answer. The inbox is drained before time is told (`Ticked`), so a driver that
 was paused never times out answers that are already there.
 
-A little over 400 lines: what carries out commands shares the maps from ids to objects, and what does
-not has been moved out (`gangs`, `certifier`, `watching`).
+A little over 400 lines: what carries out commands shares the maps from ids to objects, and what
+does not has been moved out (`gangs`, `certifier`, `watching`).
 """
 
 from __future__ import annotations
