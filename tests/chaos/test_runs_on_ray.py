@@ -48,13 +48,28 @@ def clean(ray_cluster: RayTestCluster) -> Iterator[None]:
 
 @pytest.mark.usefixtures("clean")
 def test_killed_rank_and_killed_worker_are_retried(tmp_path: Path) -> None:
-    marks = tmp_path / "marks"
-    marks.mkdir()
-    chaos = Chaos(kill_ranks=2, kill_workers=2)
-    job = Job("chaos", [Stage("spin", spinner(marks, 0.15), ranks=40)])
-    report = Executor.on_ray(state=str(tmp_path / "state"), companions=[chaos]).run(job)
+    released = tmp_path / "released"
 
-    assert report.results("spin") == {rank: rank for rank in range(40)}
+    def wait(ctx: RankContext) -> int:
+        import os
+        import time
+
+        end = time.monotonic() + 120
+        while not os.path.exists(released) and time.monotonic() < end:
+            time.sleep(0.02)
+        return ctx.rank
+
+    chaos = Chaos(kill_ranks=2, kill_workers=2)
+
+    async def kill_then_release(driver: Driver) -> None:
+        await chaos(driver)  # no rank ends before: each blow finds first attempts running
+        released.touch()
+
+    job = Job("chaos", [Stage("wait", wait, ranks=40)])
+    executor = Executor.on_ray(state=str(tmp_path / "state"), companions=[kill_then_release])
+    report = executor.run(job)
+
+    assert report.results("wait") == {rank: rank for rank in range(40)}
     assert Counter(kill.what for kill in chaos.kills) == {"rank": 2, "worker": 2}
     kinds = Counter((a.fault.origin.value, a.fault.kind.value) for a in report.attempts)
     assert kinds["process", "worker_crash"] == 2
