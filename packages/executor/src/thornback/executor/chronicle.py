@@ -34,8 +34,9 @@ class Chronicle:
     """The failed attempts of a run, oldest first, and the last one of each rank that failed."""
 
     attempts: list[AttemptReport] = attrs.field(factory=list)
-    dropped: int = 0
     given_up: list[GivenUp] = attrs.field(factory=list)
+    _more: dict[str, list[range]] = attrs.field(factory=dict)
+    """Ranks that were given up beyond the first 10,000 records, by stage."""
     _last: dict[tuple[str, int], AttemptReport] = attrs.field(factory=dict)
     _last_of_stage: dict[str, AttemptReport] = attrs.field(factory=dict)
 
@@ -44,7 +45,6 @@ class Chronicle:
         if len(self.attempts) < MAX_ATTEMPTS_KEPT:
             self.attempts.append(attempt)
         else:
-            self.dropped += 1
             attempt = _short(attempt)
         if attempt.rank is not None:
             self._last[attempt.stage, attempt.rank] = attempt
@@ -59,17 +59,25 @@ class Chronicle:
         return self._last_of_stage.get(stage)
 
     def give_up(self, ended: GivenUp) -> None:
-        """Keep which ranks were given up: with their certificate up to 10,000, then in ranges."""
+        """Keep which ranks were given up: with their certificate up to 10,000, then bare."""
         if len(self.given_up) < MAX_ATTEMPTS_KEPT:
             self.given_up.append(ended)
-            return
-        last = self.given_up[-1]
-        more = GivenUp(stage=ended.stage, ranks=ended.ranks, reason="more: see the journal")
-        if last.stage == ended.stage and last.reason == more.reason:
-            ranks = [rank for piece in (*last.ranks, *ended.ranks) for rank in piece]
-            self.given_up[-1] = attrs.evolve(more, ranks=merge_ranks(ranks))
         else:
-            self.given_up.append(more)
+            self._more.setdefault(ended.stage, []).extend(ended.ranks)
+
+    def all_given_up(self) -> tuple[GivenUp, ...]:
+        """Return all of them; what exceeds 10,000 as one per stage."""
+        return (
+            *self.given_up,
+            *(
+                GivenUp(
+                    stage=stage,
+                    ranks=merge_ranks([rank for piece in pieces for rank in piece]),
+                    reason="more ranks were given up: their certificates are in the journal",
+                )
+                for stage, pieces in self._more.items()
+            ),
+        )
 
 
 def _short(attempt: AttemptReport) -> AttemptReport:

@@ -355,7 +355,7 @@ def _report(
         backend=info.backend,
         stages={stage.name: stage for stage in driver.progress()},
         attempts=tuple(driver.certifier.chronicle.attempts),
-        given_up=tuple(driver.certifier.chronicle.given_up),
+        given_up=driver.certifier.chronicle.all_given_up(),
         seconds=seconds,
         unconfirmed_gangs=tuple(driver.unconfirmed),
         read_results=partial(_read_results, url),
