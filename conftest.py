@@ -1,4 +1,4 @@
-"""Settings of every test run: the Hypothesis profiles, and Ray's tests last.
+"""Settings of every test run: the Hypothesis profiles, Ray's tests last, examples as programs.
 
 The profile is `ci` unless the variable HYPOTHESIS_PROFILE or the option --hypothesis-profile says
 `nightly`.
@@ -7,7 +7,11 @@ The profile is `ci` unless the variable HYPOTHESIS_PROFILE or the option --hypot
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -32,3 +36,30 @@ if _extra := os.environ.get("__PEX_EXTRA_SYS_PATH__"):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests that start Ray last: all others have then said what is wrong."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
+@pytest.fixture
+def run_examples(tmp_path: Path) -> Callable[[Path], str]:
+    """Return a function that runs the Python examples of a Markdown file, or a Python file, as one
+    program in a process and folder of its own, as a reader would; it returns what they print."""
+
+    def run(path: Path) -> str:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".md":
+            blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+            assert blocks, f"{path} has no example in Python"
+            text = "\n".join(blocks)
+        program = tmp_path / "example.py"
+        program.write_text(text, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(program)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        return done.stdout
+
+    return run
