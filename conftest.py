@@ -1,4 +1,4 @@
-"""Settings of every test run: the Hypothesis profiles, Ray's tests last, examples as programs.
+"""Every test run: Hypothesis profiles, Ray's tests last, times by tier, examples as programs.
 
 The profile is `ci` unless the variable HYPOTHESIS_PROFILE or the option --hypothesis-profile says
 `nightly`.
@@ -33,9 +33,52 @@ if _extra := os.environ.get("__PEX_EXTRA_SYS_PATH__"):
     os.environ["__PEX_EXTRA_SYS_PATH__"] = os.pathsep.join(_paths)
 
 
+TIERS = {
+    "unit and property": 90,
+    "simulation": 30,
+    "integration and Ray": 240,
+    "acceptance": 120,
+}
+"""Seconds that a tier may take on a quiet machine; printed, never asserted."""
+
+
+def tier(path: str) -> str:
+    """Return the tier of a test file."""
+    if "tests/acceptance/" in path:
+        return "acceptance"
+    if "tests/simulation/" in path:
+        return "simulation"
+    real = path.endswith("_ray.py") or "tests/integration/" in path
+    return "integration and Ray" if real else "unit and property"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that start Ray last: all others have then said what is wrong."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+    """Put the tests that start Ray last: all others have then said what is wrong.
+
+    A file that starts Ray is called `test_*_ray.py`: Pants knows it by its name.
+    """
+    for item in items:
+        marked = item.get_closest_marker("ray") is not None
+        if marked != item.path.name.endswith("_ray.py"):
+            raise pytest.UsageError(
+                f"{item.nodeid}: a test has the mark 'ray' if, and only if, its file is called"
+                " test_*_ray.py: mark it, or move it"
+            )
+    items.sort(key=lambda item: item.path.name.endswith("_ray.py"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what each tier took, beside its budget."""
+    took: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                name = tier(report.nodeid.partition("::")[0])
+                took[name] = took.get(name, 0.0) + report.duration
+    if len(took) > 1:
+        terminalreporter.section("tiers: seconds, of a budget for a quiet machine")
+        for name in sorted(took, key=list(TIERS).index):
+            terminalreporter.write_line(f"{name:22} {took[name]:6.0f} of {TIERS[name]}")
 
 
 @pytest.fixture

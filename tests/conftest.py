@@ -106,6 +106,8 @@ def ray_cluster() -> Iterator[RayTestCluster]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # What ray 2.57 does by itself; an older one warns in every driver that it will.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     on_term = signal.getsignal(signal.SIGTERM)
     try:
