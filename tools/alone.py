@@ -107,7 +107,8 @@ class Build:
     """What is tested, and how it is installed."""
 
     wheels: Path
-    resolution: str
+    oldest: bool
+    """With the oldest dependencies that a package admits, in place of the lock's."""
 
     def wheel(self, name: str) -> Path:
         """Return the one wheel of a package."""
@@ -120,14 +121,22 @@ class Build:
             )
         return found[0]
 
+    def pins(self, cell: Cell) -> Path:
+        """Return a file of constraints: which version of each dependency."""
+        if not self.oldest:
+            return LOCK
+        pins = cell.folder / "oldest.txt"
+        project = ROOT / "packages" / cell.name / "pyproject.toml"
+        command = ["uv", "pip", "compile", "--quiet", "--no-sources", "--extra", "testing"]
+        command += ["--resolution", "lowest-direct", "--python", cell.interpreter]
+        run([*command, "--find-links", str(self.wheels), "-o", str(pins), str(project)])
+        return pins
+
     def install(self, cell: Cell, extra: str = "") -> None:
-        """Install the wheel, with the versions of the lock or with the oldest ones it admits."""
-        pins = ["--constraint", str(LOCK)]
-        if self.resolution != "highest":
-            pins = ["--resolution", self.resolution]
-        command = ["uv", "pip", "install", "--quiet", "--python", cell.interpreter, *pins]
-        command += ["--find-links", str(self.wheels), f"{self.wheel(cell.name)}{extra}"]
-        run(command)
+        """Install the wheel with what it needs."""
+        command = ["uv", "pip", "install", "--quiet", "--python", cell.interpreter]
+        command += ["--constraint", str(self.pins(cell)), "--find-links", str(self.wheels)]
+        run([*command, f"{self.wheel(cell.name)}{extra}"])
 
 
 def run(command: Sequence[str], *, cwd: Path | None = None, timeout_s: float = 300) -> str:
@@ -159,7 +168,8 @@ def prepare(build: Build, cell: Cell) -> None:
     present = set(run([cell.interpreter, "-I", "-c", INSTALLED]).split())
     own = "thornback" if cell.name == "cli" else f"thornback-{cell.name}"
     cell.brought = tuple(sorted(present - {own}))
-    if strangers := sorted(present - BRINGS[cell.name] - {own}):
+    strangers = sorted(present - BRINGS[cell.name] - {own})
+    if strangers and not build.oldest:
         raise CheckFailed(f"came along uninvited: {', '.join(strangers)}")
     run([cell.interpreter, "-I", "-c", IMPORT_ALL.format(name=cell.name)])
 
@@ -267,7 +277,7 @@ def main() -> int:
     parser.add_argument("--python", nargs="+", default=["3.11"], metavar="X.Y")
     parser.add_argument("--package", nargs="+", default=list(BRINGS), choices=list(BRINGS))
     parser.add_argument("--wheels", type=Path, default=ROOT / "dist", metavar="FOLDER")
-    parser.add_argument("--resolution", default="highest", choices=["highest", "lowest-direct"])
+    parser.add_argument("--oldest", action="store_true", help="with the oldest dependencies")
     parser.add_argument("--jobs", type=int, default=2, help="tests at the same time")
     options = parser.parse_args()
     bases = {version: find_python(version) for version in options.python}
@@ -275,7 +285,7 @@ def main() -> int:
         if base is None:
             print(f"tools/alone.py: uv finds no Python {version} here", file=sys.stderr)
             return 1
-    build = Build(wheels=options.wheels.resolve(), resolution=options.resolution)
+    build = Build(wheels=options.wheels.resolve(), oldest=options.oldest)
     with tempfile.TemporaryDirectory(prefix="thornback-alone.") as folder:
         cells = [
             Cell(name=name, python=python, base=base, folder=Path(folder) / f"{name}-{python}")
