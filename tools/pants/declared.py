@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 
-EXTRAS: Mapping[str, str] = {"on_ray.py": "ray", "spans.py": "tracing", "otlp.py": "otlp"}
+EXTRAS: Mapping[str, str] = {"on_ray.py": "ray", "sdkspans.py": "tracing", "otlp.py": "otlp"}
 """Files that are imported, or import what they need, only where an extra is installed."""
 
 SOURCE = re.compile(r"packages/(?P<package>\w+)/src/(?P<path>[\w/]+\.py)\b")

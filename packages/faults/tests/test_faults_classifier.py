@@ -6,7 +6,6 @@ import asyncio
 import pickle
 from collections.abc import Mapping
 
-import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -303,7 +302,7 @@ class TestWrappers:
 
     def test_a_dual_record_without_its_cause_is_nested_all_the_same(self) -> None:
         record = ErrorRecord.of(lookalike_task_error(lookalike("ActorDiedError")))
-        lone = attrs.evolve(record, causes=())
+        lone = record.__replace__(causes=())
         assert classifier.classify(lone, WORKER).kind is K.SYSTEM
         assert classifier.classify(lone).kind is K.APPLICATION
 

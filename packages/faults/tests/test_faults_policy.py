@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 
-import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,8 +136,8 @@ FLAGS = [  # charged, blames_rank, blames_node, avoid_node
     (fault(K.SETUP, Origin.RANK), (True, False, True, True)),
     (fault(K.RESOURCE, Origin.RANK), (True, False, True, True)),
     (fault(K.TIMEOUT, Origin.PROCESS), (True, False, False, False)),
-    (attrs.evolve(fault(K.TIMEOUT), phase="start"), (True, False, True, True)),
-    (attrs.evolve(fault(K.TIMEOUT), phase="heartbeat"), (True, True, True, True)),
+    (fault(K.TIMEOUT).__replace__(phase="start"), (True, False, True, True)),
+    (fault(K.TIMEOUT).__replace__(phase="heartbeat"), (True, True, True, True)),
     (fault(K.APPLICATION, Origin.RANK), (True, False, False, False)),
     (fault(K.CANCELLED), (False, False, False, False)),
     (fault(K.UNSCHEDULABLE, Origin.PLACEMENT), (True, False, False, False)),
@@ -153,20 +152,20 @@ def test_who_is_to_blame(what: Fault, flags: tuple[bool, ...]) -> None:
 
 class TestTimeouts:
     def test_a_workers_time_out_is_not_the_ranks(self) -> None:
-        silent = attrs.evolve(fault(K.TIMEOUT), phase="heartbeat")
-        own = attrs.evolve(fault(K.TIMEOUT, Origin.PROCESS), phase="rank")
+        silent = fault(K.TIMEOUT).__replace__(phase="heartbeat")
+        own = fault(K.TIMEOUT, Origin.PROCESS).__replace__(phase="rank")
         assert RetryPolicy().decide(own, [(silent, "a")] * 3, 0.5).retry
         assert not RetryPolicy().decide(own, [(own, "a")], 0.5).retry
         assert retries(RetryPolicy(), silent) == 5
 
     def test_a_pending_gang(self) -> None:
-        verdict = RetryPolicy().decide(attrs.evolve(fault(K.TIMEOUT), phase="place"), (), 0.5)
+        verdict = RetryPolicy().decide(fault(K.TIMEOUT).__replace__(phase="place"), (), 0.5)
         assert not verdict.retry
         assert verdict.delay_s > 0
         assert "not free in time" in verdict.reason
 
     def test_a_longer_limit_the_next_time_on_request(self) -> None:
-        own = attrs.evolve(fault(K.TIMEOUT, Origin.PROCESS), phase="rank")
+        own = fault(K.TIMEOUT, Origin.PROCESS).__replace__(phase="rank")
         policy = RetryPolicy(timeout_factor=2.0)
         assert policy.decide(own, (), 0.5).timeout_factor == 2.0
         assert policy.decide(fault(K.NODE_LOST), [(own, "a")], 0.5).timeout_factor == 2.0

@@ -13,7 +13,6 @@ from thornback.scheduler import (
     InvalidTransition,
     InvariantBroken,
     RankState,
-    Scheduler,
     SchedulerParams,
     StagePlan,
     UsageError,
@@ -297,17 +296,3 @@ def test_a_simulated_run_is_bounded() -> None:
             faults(),
             SimulatedCluster(nodes=1),
         )
-
-
-def test_the_readme_example_works() -> None:
-    plans = [StagePlan(world_size=3, policy=ScriptedPolicy({}))]
-    scheduler: Scheduler[str] = Scheduler(plans, FakeDependencies([3]))
-    (opened, *_) = scheduler.handle(RunStarted(), now=0.0)
-    assert isinstance(opened, OpenGang)
-    (dispatch,) = scheduler.handle(GangReady(gang=opened.gang, nodes=("node-1",)), now=1.0)
-    assert isinstance(dispatch, Dispatch)
-    report = RanksSucceeded(assignment=dispatch.assignment, ranks=dispatch.ranks, busy_s=0.2)
-    record, *_ = scheduler.handle(report, now=1.2)
-    assert isinstance(record, Record)
-    scheduler.handle(Recorded(stage=record.stage, ranks=record.ranks), now=1.3)
-    assert scheduler.counts(0).done == 1

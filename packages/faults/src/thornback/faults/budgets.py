@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import attrs
-
 from thornback.faults.kinds import FaultKind
+from thornback.faults.values import Value
 
 
-def _retries(instance: object, attribute: attrs.Attribute[int | None], value: object) -> None:
-    if value is not None and (type(value) is not int or value < 0):
-        raise ValueError(
-            f"{attribute.name} must be an int >= 0 (0: no retry), or None, not {value!r}."
-        )
-
-
-@attrs.frozen(kw_only=True, slots=True)
-class FaultBudget:
+class FaultBudget(Value):
     """What one kind of fault may cost, and who is to blame. ValueError for a bad `retries`."""
 
-    retries: int | None = attrs.field(validator=_retries)
+    retries: int | None
     """How often a rank is tried again after faults of this kind. None: without end."""
     remedy: str = "after a pause"
     """What is different the next time: for people."""
@@ -33,8 +24,16 @@ class FaultBudget:
     avoid_node: bool = False
     """Try on another node, from the first retry on."""
     blames_node: bool = False
+    """The node may be what failed it."""
     blames_rank: bool = False
     """The rank's code may be what took its worker down."""
+
+    def __post_init__(self) -> None:
+        retries: object = self.retries
+        if retries is not None and (type(retries) is not int or retries < 0):
+            raise ValueError(
+                f"retries must be an int >= 0 (0: no retry), or None, not {retries!r}."
+            )
 
 
 DEFAULT_BUDGETS: Mapping[FaultKind, FaultBudget] = {

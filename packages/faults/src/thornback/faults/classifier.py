@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import attrs
-
 from thornback.faults.kinds import (
     MESSAGE_CHARS,
     TRACEBACK_CHARS,
@@ -29,7 +27,7 @@ from thornback.faults.kinds import (
 )
 from thornback.faults.on_ray import RAY_ERROR, RAY_RULES, RAY_TASK_ERROR
 from thornback.faults.records import WRAPPED, ErrorRecord, public_name
-from thornback.faults.rules import WRONG_ORIGIN, Evidence, Rule
+from thornback.faults.rules import WRONG_ORIGIN, Evidence, Rule, mismatch
 from thornback.faults.tables import (
     EXECUTOR_RULES,
     FACT_RULES,
@@ -39,6 +37,7 @@ from thornback.faults.tables import (
     PYTHON_RULES,
 )
 from thornback.faults.text import safe
+from thornback.faults.values import Value
 
 DEFAULT_RULES: tuple[Rule, ...] = (
     *FACT_RULES,
@@ -49,7 +48,8 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     *PYTHON_RULES,
     *LAST_RULES,
 )
-"""Every rule, in the order in which they are tried."""
+"""Every rule, in the order in which they are tried: facts that are known, then what Ray, this
+project and Python raise, then the last resorts. Add your own by `Classifier(user_rules=...)`."""
 
 # These attributes go into the fault. No others: user exceptions may carry anything.
 KEPT_ATTRIBUTES = (
@@ -75,21 +75,22 @@ ROOT_FIRST = (FaultKind.PREEMPTION, FaultKind.NODE_LOST, FaultKind.OOM, FaultKin
 COLLATERAL = (FaultKind.INTERRUPTED, FaultKind.CANCELLED, FaultKind.UNKNOWN)
 
 
-@attrs.frozen(kw_only=True, slots=True)
-class Trial:
+class Trial(Value):
     """One rule, tried on one exception of the chain."""
 
     rule: str
+    """Its name."""
     error_type: str
+    """`module.qualname` of the exception."""
     mismatch: str
     """Why it did not match; empty: it did, and decided."""
 
 
-@attrs.frozen(kw_only=True, slots=True)
-class Explanation:
+class Explanation(Value):
     """How a fault was found. `str()` is for people."""
 
     fault: Fault
+    """The same that `classify` returns."""
     why: str
     """What the rule that decided says."""
     trials: tuple[Trial, ...]
@@ -124,21 +125,25 @@ class Classifier:
     """Turns errors into faults. Pure and without state: one may serve any number of callers."""
 
     def __init__(
-        self, rules: Iterable[Rule] = DEFAULT_RULES, user_rules: Iterable[Rule] = ()
+        self, rules: Iterable[Rule] | None = None, user_rules: Iterable[Rule] = ()
     ) -> None:
         """Take the rules; `user_rules` come first (`NETWORK_RULES`, `THROTTLED_RULES`, your own).
+
+        Args:
+            rules: instead of `DEFAULT_RULES`.
+            user_rules: before those.
 
         Raises:
             TypeError: something among them is not a `Rule`.
             ValueError: two rules have one name, so that a fault could not tell which one decided.
         """
-        self._rules = (*user_rules, *rules)
+        self._rules = (*user_rules, *(DEFAULT_RULES if rules is None else rules))
         for rule in self._rules:
             if not isinstance(rule, Rule):
                 raise TypeError(f"Rules are made with thornback.faults.Rule(...), not {rule!r}.")
         names = [rule.name for rule in self._rules]
-        repeated = sorted(name for name in dict.fromkeys(names) if names.count(name) > 1)
-        if repeated:
+        if len(set(names)) != len(names):
+            repeated = sorted(name for name in dict.fromkeys(names) if names.count(name) > 1)
             raise ValueError(f"Rules need names of their own; repeated: {', '.join(repeated)}.")
         self._by_origin = {
             origin: tuple(r for r in self._rules if not r.origins or origin in r.origins)
@@ -178,7 +183,10 @@ class Classifier:
     def explain(
         self, error: BaseException | ErrorData, facts: Mapping[str, Attribute] | None = None, /
     ) -> Explanation:
-        """Return every rule tried, in order, and why the winner won. Same fault as `classify`."""
+        """Return every rule tried, in order, and why the winner won. Same fault as `classify`.
+
+        Takes what `classify` takes. Unlike it, it raises what a broken `ErrorData` raises.
+        """
         return self._explain(error, dict(facts or {}), brief=False)
 
     def _explain(
@@ -202,7 +210,7 @@ class Classifier:
         at = _decisive([one.fault.kind for one in found], origin)
         if leaves:
             notes.append(f"a group of {len(leaves)}: exception {at + 1} decides")
-        return attrs.evolve(found[at], notes=tuple(notes))
+        return found[at].__replace__(notes=tuple(notes))
 
     def _judge(
         self,
@@ -220,10 +228,10 @@ class Classifier:
         tries += [(evidence[0], rule) for rule in rules if rule.last_resort]
         trials: list[Trial] = []
         for one, rule in tries:
-            mismatch = rule.mismatch(one)
-            if not brief or not mismatch:
-                trials.append(Trial(rule=rule.name, error_type=_name(one.error), mismatch=mismatch))
-            if not mismatch:
+            why_not = mismatch(rule, one)
+            if not brief or not why_not:
+                trials.append(Trial(rule=rule.name, error_type=_name(one.error), mismatch=why_not))
+            if not why_not:
                 fault = _fault(rule, one, facts, traceback)
                 return Explanation(fault=fault, why=rule.why, trials=tuple(trials))
         # Only with rules of one's own that have no last resort.
@@ -247,7 +255,12 @@ class Classifier:
 def explain(
     error: BaseException | ErrorData, facts: Mapping[str, Attribute] | None = None
 ) -> Explanation:
-    """Return how the default classifier judges an error; `print` it."""
+    """Return how the default classifier judges an error; `print` it.
+
+    Args:
+        error: the exception, or its data.
+        facts: what is known besides: see `Classifier.classify`.
+    """
     return Classifier().explain(error, facts)
 
 

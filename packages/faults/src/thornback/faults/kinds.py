@@ -9,14 +9,11 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
-import attrs
-
 from thornback.faults.text import HIDDEN, clip, looks_secret, safe
+from thornback.faults.values import Value
 
 Attribute: TypeAlias = str | int | float | bool | None
 """A plain value taken off an exception, or a fact that the observer of a failure knows."""
-
-Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 MESSAGE_CHARS = 4_000
 TRACEBACK_CHARS = 16_000
@@ -33,10 +30,14 @@ class ErrorData(Protocol):
         ...
 
     @property
-    def message(self) -> str: ...
+    def message(self) -> str:
+        """What `str(exc)` says."""
+        ...
 
     @property
-    def traceback(self) -> str: ...
+    def traceback(self) -> str:
+        """What Python would print; empty where it is not known."""
+        ...
 
     @property
     def attributes(self) -> Mapping[str, Attribute]:
@@ -73,48 +74,69 @@ class FaultKind(enum.Enum):
     """What kind of failure it is: this decides about budget and remedy."""
 
     PREEMPTION = "preemption"
+    """Its node was taken away while it drained: a spot machine."""
     NODE_LOST = "node_lost"
+    """Its node, or the node's daemon, is dead."""
     WORKER_CRASH = "worker_crash"
+    """Its process ended without an answer: a signal, `os._exit`."""
     OOM = "oom"
+    """It was killed for the memory it took: by Ray, by the kernel, or at a limit of ours."""
     OBJECT_LOST = "object_lost"
+    """An object that it needs, or the object's owner, is gone."""
     UNAVAILABLE = "unavailable"
+    """An actor or service does not answer; whether the call was executed is not known."""
     RESOURCE = "resource"
+    """A disk, a quota or the object store is full."""
     SETUP = "setup"
+    """What it needs could not be made there: a `runtime_env`, a module, `setup()`."""
     TIMEOUT = "timeout"
+    """It took too long; `Fault.phase` says what."""
     PLACEMENT_REMOVED = "placement_removed"
+    """Its placement group was removed under it."""
     INTERRUPTED = "interrupted"
+    """It was cancelled, and nobody here had asked for it."""
     CANCELLED = "cancelled"
+    """It was cancelled, as we or our user asked."""
     UNSCHEDULABLE = "unschedulable"
+    """It fits nowhere."""
     THROTTLED = "throttled"
+    """A server asks for patience; only by `THROTTLED_RULES`, which one asks for."""
     NETWORK = "network"
+    """A connection failed; only by `NETWORK_RULES`, which one asks for."""
     APPLICATION = "application"
+    """The user's own code raised it."""
     SYSTEM = "system"
+    """A broken installation, or a bug of Ray or of this project."""
     UNKNOWN = "unknown"
+    """No rule knows it."""
 
 
-@attrs.frozen(kw_only=True, slots=True)
-class Fault:
+class Fault(Value):
     """A classified failure: data, safe to keep, print, compare and send."""
 
     kind: FaultKind
+    """What kind of failure it is."""
     origin: Origin
+    """Who saw it."""
     rule: str
     """Name of the rule that decided."""
     error_type: str
     """`module.qualname` of the exception that the rule matched (after unwrapping)."""
     message: str
+    """Its text: bounded, without what looks like a secret."""
     phase: str = ""
     """For time-outs and set-up: place, start, setup, rank, heartbeat, recall."""
-    facts: Mapping[str, Attribute] = attrs.field(factory=dict)
+    facts: Mapping[str, Attribute] = {}
     """What was known besides: exit_code, signal, peak_rss_bytes, largest_memory_bytes, ..."""
     traceback: str = ""
+    """What Python would have printed: bounded, without what looks like a secret."""
 
     def __str__(self) -> str:
         """Return one line for people."""
         line = self.message.strip().partition("\n")[0]
         return f"{self.kind.name} by rule {self.rule!r}: {self.error_type}: {line}"
 
-    def as_json(self) -> dict[str, Json]:
+    def as_json(self) -> dict[str, str | dict[str, Attribute]]:
         """Return what `json.dumps` takes: bounded (about 20 KB), without what looks secret."""
         return {
             "kind": self.kind.value,
@@ -123,7 +145,7 @@ class Fault:
             "error_type": clip(self.error_type, VALUE_CHARS),
             "message": safe(self.message, MESSAGE_CHARS),
             "phase": self.phase,
-            "facts": dict(plain_facts(self.facts)),
+            "facts": plain_facts(self.facts),
             "traceback": safe(self.traceback, TRACEBACK_CHARS),
         }
 

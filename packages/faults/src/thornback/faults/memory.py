@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import attrs
-
 from thornback.faults.kinds import Fault, FaultKind
+from thornback.faults.values import Value
 
 MIB = 1024 * 1024
 GRID_BYTES = 256 * MIB
 
 
-@attrs.frozen(kw_only=True, slots=True)
-class MemoryNeed:
+class MemoryNeed(Value):
     """What the failures of a rank say about its memory."""
 
     memory_bytes: int | None = None

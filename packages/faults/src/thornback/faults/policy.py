@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import attrs
-
 from thornback.faults.budgets import DEFAULT_BUDGETS, FaultBudget
 from thornback.faults.classifier import Classifier
 from thornback.faults.kinds import ErrorData, Fault, FaultKind, Origin
 from thornback.faults.memory import MemoryNeed, memory_need
+from thornback.faults.values import Value
 
 History = Sequence[tuple[Fault, str]]
 
@@ -24,25 +23,30 @@ PATIENT = (FaultKind.THROTTLED, FaultKind.NETWORK, FaultKind.UNAVAILABLE)
 """Kinds that wait for as long as the other side asked."""
 
 
-@attrs.frozen(kw_only=True, slots=True)
-class RetryVerdict:
-    """What shall be done: the `Verdict` that a scheduler asks for, which explains each field."""
+class RetryVerdict(Value):
+    """What shall be done about a failure."""
 
     retry: bool
+    """Try again."""
     delay_s: float = 0.0
-    """Given also without `retry`, for a scheduler that goes on with the gangs it has."""
+    """The pause before that. Given without `retry` too, for who goes on with other things."""
     charged: bool = True
+    """It counts as an attempt of the rank: a preemption does not."""
     blames_rank: bool = False
+    """The rank's code may be what took its worker down: run it alone the next time."""
     blames_node: bool = False
+    """The node may be what failed it: a reason to suspect the node."""
     avoid_node: bool = False
+    """Try on another node, if there is one."""
     memory_bytes: int | None = None
     """Per rank; None: what the stage asks for. Once raised, it is named in every later verdict."""
     timeout_factor: float = 1.0
+    """Multiply the time limit of the rank by this the next time."""
     reason: str
+    """One line for people: `network: retry 1 of 10, after a pause`."""
 
 
-@attrs.frozen(kw_only=True, slots=True)
-class RetryPolicy:
+class RetryPolicy(Value):
     """Decides by a table of budgets. Immutable; ValueError for arguments that make no sense."""
 
     retries: int = 0
@@ -51,20 +55,23 @@ class RetryPolicy:
     """Caps the budget of every kind, also of preemptions; None: as in the table."""
     memory_bytes: int | None = None
     """What the stage asks for, per rank: the foot of the ladder after OOM."""
-    budgets: Mapping[FaultKind, FaultBudget] = attrs.field(factory=dict)
+    budgets: Mapping[FaultKind, FaultBudget] = {}
     """Instead of those of the default table."""
     max_charged: int = 10
     """Retries after charged faults of all kinds together (lost nodes apart); `retries` if that is
     more."""
     base_delay_s: float = 1.0
+    """The longest pause before the first retry; the jitter makes it shorter."""
     backoff_factor: float = 2.0
+    """Each further retry after a fault of the same kind may wait this many times longer."""
     max_delay_s: float = 60.0
+    """No pause is longer, but for what the other side asks for."""
     max_retry_after_s: float = 900.0
     """No more patience than this for what the other side asks for."""
     timeout_factor: float = 1.0
     """Each time-out of a rank multiplies its next time limit by this."""
 
-    def __attrs_post_init__(self) -> None:
+    def __post_init__(self) -> None:
         for name, least in (("retries", 0), ("max_retries", 0), ("memory_bytes", 1)):
             value: object = getattr(self, name)
             if value is None and name != "retries":
@@ -125,11 +132,16 @@ class RetryPolicy:
             return found
         table = DEFAULT_BUDGETS[kind]
         if kind is FaultKind.APPLICATION:
-            return attrs.evolve(table, retries=self.retries)
+            return table.__replace__(retries=self.retries)
         return table
 
     def delay_s(self, fault: Fault, earlier: int, draw: float) -> float:
         """Return the pause: exponential with full jitter, or what the other side asked for.
+
+        Args:
+            fault: what has happened.
+            earlier: how many faults of its kind there were before.
+            draw: in [0, 1]: the jitter; what is outside counts as 1.
 
         Source of full jitter: AWS Architecture Blog, "Exponential Backoff And Jitter" (2015).
         """
@@ -204,7 +216,11 @@ def counted_as(fault: Fault) -> FaultKind:
 
 
 def is_retriable(error: BaseException | ErrorData) -> bool:
-    """Return whether the default policy tries again when this error happens for the first time."""
+    """Return whether the default policy tries again when this error happens for the first time.
+
+    Never raises an `Exception`. Fits `tenacity.retry_if_exception(is_retriable)` and
+    `stamina.retry(on=is_retriable)`; a `FaultHistory` knows more: budgets, pauses, your own rules.
+    """
     return RetryPolicy().decide(Classifier().classify(error), (), 1.0).retry
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import cast
-
-import attrs
 
 from thornback.faults.kinds import (
     MESSAGE_CHARS,
@@ -16,6 +13,7 @@ from thornback.faults.kinds import (
     plain_value,
 )
 from thornback.faults.text import clip, looks_secret
+from thornback.faults.values import Value
 
 MAX_CAUSES = 8
 MAX_MEMBERS = 16
@@ -44,15 +42,17 @@ KNOWN_ATTRIBUTES = (
 )
 
 
-@attrs.frozen(kw_only=True, slots=True)
-class ErrorRecord:
+class ErrorRecord(Value):
     """An exception as plain data: it fulfils `ErrorData`, pickles, and is bounded in size."""
 
     type_names: tuple[str, ...]
     """`module.qualname` along the MRO, most derived first, without `object`."""
     message: str = ""
+    """What `str(exc)` said."""
     traceback: str = ""
-    attributes: Mapping[str, Attribute] = attrs.field(factory=dict)
+    """What Python would have printed, with the causes."""
+    attributes: Mapping[str, Attribute] = {}
+    """Plain public attributes, without those whose names look like secrets."""
     causes: tuple[ErrorRecord, ...] = ()
     """The chain of causes, nearest first, flat; what a `RayTaskError` wraps counts as its cause."""
     members: tuple[ErrorRecord, ...] = ()
@@ -70,7 +70,7 @@ class ErrorRecord:
             return _copy(error)
         chain = _chain(error, MAX_CAUSES + 1)
         head, *causes = [_one(link) for link in chain]
-        return attrs.evolve(head, traceback=_traceback(chain), causes=tuple(causes))
+        return head.__replace__(traceback=_traceback(chain), causes=tuple(causes))
 
 
 def public_name(name: str) -> str:
@@ -112,7 +112,7 @@ def _one(link: BaseException | ErrorData, *, depth: int = 0) -> ErrorRecord:
 
 def _leaf(error: BaseException) -> ErrorRecord:
     head, *causes = [_one(link, depth=1) for link in _chain(error, MAX_MEMBER_CAUSES + 1)]
-    return attrs.evolve(head, causes=tuple(causes))
+    return head.__replace__(causes=tuple(causes))
 
 
 def _chain(error: BaseException, limit: int) -> list[BaseException | ErrorData]:
@@ -219,6 +219,8 @@ def _get(thing: object, name: str) -> object:
 
 def _traceback(chain: Sequence[BaseException | ErrorData]) -> str:
     """Return the text that Python would print; for a long chain or group, the exception's own."""
+    import traceback  # Not above: it brings `tokenize`, and is needed only when something failed.
+
     head = chain[0]
     if not isinstance(head, BaseException):
         return ""

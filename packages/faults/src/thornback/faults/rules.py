@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-import attrs
-
 from thornback.faults.kinds import Attribute, ErrorData, FaultKind, Origin
 from thornback.faults.records import public_name
+from thornback.faults.values import Value
 
 Predicate: TypeAlias = Callable[[ErrorData, Mapping[str, Attribute]], bool]
 """Given one exception of the chain and all that is known (facts over attributes)."""
@@ -17,31 +16,24 @@ WRONG_ORIGIN = "seen by"
 """How the mismatch of a rule begins that is not for who saw the failure."""
 
 
-def _strings(instance: object, attribute: attrs.Attribute[tuple[str, ...]], value: object) -> None:
-    if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
-        raise TypeError(
-            f"Rule.{attribute.name} must be a tuple of str, not {value!r}: "
-            "write ('module.Class',) for a single one."
-        )
-
-
-@attrs.frozen(kw_only=True, slots=True)
-class Rule:
+class Rule(Value):
     """One line of a classifier: if every condition holds, the failure is of this kind.
 
     An empty condition always holds. Raises TypeError where a tuple of strings is something else.
     """
 
     name: str
+    """Unlike any other's in the classifier; a fault tells which one decided."""
     kind: FaultKind
+    """What the failure is if all the conditions hold."""
     origins: tuple[Origin, ...] = ()
     """Who must have seen it."""
-    types: tuple[str, ...] = attrs.field(default=(), validator=_strings)
+    types: tuple[str, ...] = ()
     """One of these classes, as `module.qualname`, must be on the MRO. `thornback` classes go by the
     name they are exported under."""
-    facts: Mapping[str, Attribute | tuple[Attribute, ...]] = attrs.field(factory=dict)
+    facts: Mapping[str, Attribute | tuple[Attribute, ...]] = {}
     """Each must have this value, or one of these."""
-    texts: tuple[str, ...] = attrs.field(default=(), validator=_strings)
+    texts: tuple[str, ...] = ()
     """All of these must be in the message, in any case of letters. For where nothing else tells."""
     nested: bool | None = None
     """Whether it came out of a `RayTaskError`: the code of a task or actor raised it."""
@@ -50,41 +42,21 @@ class Rule:
     phase: str = ""
     """Phase of the fault, where the name of the exception tells it."""
     last_resort: bool = False
-    """Tried only after all other rules, on the whole chain of causes."""
+    """Tried only after all other rules, and on the exception itself: not on its causes."""
     why: str = ""
     """One line for people."""
 
-    def mismatch(self, evidence: Evidence) -> str:
-        """Return the first condition that does not hold; empty: the rule matches."""
-        if self.origins and evidence.origin not in self.origins:
-            wanted = ", ".join(origin.value for origin in self.origins)
-            return f"{WRONG_ORIGIN} {evidence.origin.value}, the rule is for {wanted}"
-        if self.types and not any(name in evidence.names for name in self.types):
-            shown = ", ".join(name.rpartition(".")[2] for name in self.types[:3])
-            return f"no {shown}{', ...' if len(self.types) > 3 else ''} on the MRO"
-        for name, wanted_value in self.facts.items():
-            allowed = wanted_value if isinstance(wanted_value, tuple) else (wanted_value,)
-            value = evidence.known.get(name)
-            if value not in allowed:
-                return f"{name} is {value!r}, wanted {' or '.join(map(repr, allowed))}"
-        if self.nested is not None and self.nested is not evidence.nested:
-            return f"{'came' if evidence.nested else 'did not come'} out of a RayTaskError"
-        for text in self.texts:
-            if text.lower() not in evidence.message:
-                return f"the message lacks {text!r}"
-        return self._unpredicted(evidence)
-
-    def _unpredicted(self, evidence: Evidence) -> str:
-        if self.when is None:
-            return ""
-        try:
-            return "" if self.when(evidence.error, evidence.known) else "its predicate said no"
-        except Exception as error:  # noqa: BLE001 - user code; a broken rule must not hide the failure
-            return f"its predicate raised {type(error).__qualname__}"
+    def __post_init__(self) -> None:
+        for name in ("types", "texts"):
+            value: object = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+                raise TypeError(
+                    f"Rule.{name} must be a tuple of str, not {value!r}: "
+                    "write ('module.Class',) for a single one."
+                )
 
 
-@attrs.frozen(kw_only=True, slots=True)
-class Evidence:
+class Evidence(Value):
     """What rules look at: one exception of the chain, and what is known about the failure."""
 
     error: ErrorData
@@ -114,6 +86,36 @@ class Evidence:
             names=frozenset(names),
             message=error.message.lower(),
         )
+
+
+def mismatch(rule: Rule, evidence: Evidence) -> str:
+    """Return the first condition that does not hold; empty: the rule matches."""
+    if rule.origins and evidence.origin not in rule.origins:
+        wanted = ", ".join(origin.value for origin in rule.origins)
+        return f"{WRONG_ORIGIN} {evidence.origin.value}, the rule is for {wanted}"
+    if rule.types and not any(name in evidence.names for name in rule.types):
+        shown = ", ".join(name.rpartition(".")[2] for name in rule.types[:3])
+        return f"no {shown}{', ...' if len(rule.types) > 3 else ''} on the MRO"
+    for name, wanted_value in rule.facts.items():
+        allowed = wanted_value if isinstance(wanted_value, tuple) else (wanted_value,)
+        value = evidence.known.get(name)
+        if value not in allowed:
+            return f"{name} is {value!r}, wanted {' or '.join(map(repr, allowed))}"
+    if rule.nested is not None and rule.nested is not evidence.nested:
+        return f"{'came' if evidence.nested else 'did not come'} out of a RayTaskError"
+    for text in rule.texts:
+        if text.lower() not in evidence.message:
+            return f"the message lacks {text!r}"
+    return _unpredicted(rule, evidence)
+
+
+def _unpredicted(rule: Rule, evidence: Evidence) -> str:
+    if rule.when is None:
+        return ""
+    try:
+        return "" if rule.when(evidence.error, evidence.known) else "its predicate said no"
+    except Exception as error:  # noqa: BLE001 - user code; a broken rule must not hide the failure
+        return f"its predicate raised {type(error).__qualname__}"
 
 
 def signal_number(known: Mapping[str, Attribute]) -> int | None:

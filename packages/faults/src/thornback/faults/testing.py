@@ -15,6 +15,20 @@ from typing import Protocol, TypeAlias
 
 from thornback.faults.kinds import Attribute, ErrorData, Fault, FaultKind, Origin
 
+__all__ = [
+    "RAY_BASES",
+    "ClassifierSubject",
+    "Hostile",
+    "PolicySubject",
+    "VerdictSubject",
+    "check_classifier",
+    "check_retry_policy",
+    "fault",
+    "lookalike",
+    "lookalike_class",
+    "lookalike_task_error",
+]
+
 RAY_BASES: Mapping[str, tuple[str, ...]] = {
     "RayError": ("Exception",),
     **dict.fromkeys(
@@ -119,30 +133,58 @@ class ClassifierSubject(Protocol):
 
     def classify(
         self, error: BaseException | ErrorData, facts: Mapping[str, Attribute], /
-    ) -> Fault: ...
+    ) -> Fault:
+        """Return the fault: see `Classifier.classify`."""
+        ...
 
 
 class VerdictSubject(Protocol):
-    """What a policy under check returns."""
+    """What a policy under check returns: see `RetryVerdict`."""
 
     @property
-    def retry(self) -> bool: ...
+    def retry(self) -> bool:
+        """Try again."""
+        ...
+
     @property
-    def delay_s(self) -> float: ...
+    def delay_s(self) -> float:
+        """The pause before that: finite, and growing with the draw."""
+        ...
+
     @property
-    def charged(self) -> bool: ...
+    def charged(self) -> bool:
+        """It counts as an attempt."""
+        ...
+
     @property
-    def blames_rank(self) -> bool: ...
+    def blames_rank(self) -> bool:
+        """The rank's code may be to blame."""
+        ...
+
     @property
-    def blames_node(self) -> bool: ...
+    def blames_node(self) -> bool:
+        """The node may be to blame."""
+        ...
+
     @property
-    def avoid_node(self) -> bool: ...
+    def avoid_node(self) -> bool:
+        """Try elsewhere."""
+        ...
+
     @property
-    def memory_bytes(self) -> int | None: ...
+    def memory_bytes(self) -> int | None:
+        """How much to ask for; None: as before anything had failed."""
+        ...
+
     @property
-    def timeout_factor(self) -> float: ...
+    def timeout_factor(self) -> float:
+        """At least 1."""
+        ...
+
     @property
-    def reason(self) -> str: ...
+    def reason(self) -> str:
+        """One line for people."""
+        ...
 
 
 class PolicySubject(Protocol):
@@ -150,7 +192,9 @@ class PolicySubject(Protocol):
 
     def decide(
         self, fault: Fault, history: Sequence[tuple[Fault, str]], draw: float, /
-    ) -> VerdictSubject: ...
+    ) -> VerdictSubject:
+        """Return the verdict: see `RetryPolicy.decide`."""
+        ...
 
 
 Case: TypeAlias = tuple[Callable[[], BaseException], Mapping[str, Attribute], FaultKind]

@@ -1,4 +1,8 @@
-"""Which stage or rank of a job may run next?"""
+"""Which stage or rank of a job may run next?
+
+Public: this module, and `thornback.graph.testing` (a conformance suite for what stands in the place
+of `Dag`). Everything else is private.
+"""
 
 from thornback.graph.dag import Consequences, Dag, Node
 from thornback.graph.order import (

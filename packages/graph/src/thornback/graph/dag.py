@@ -41,8 +41,9 @@ class Node:
     """One stage. Raises `GraphError` for a world size below 1 or a negative tolerance."""
 
     world_size: int = attrs.field(validator=_whole)
+    """Its ranks are 0..world_size-1."""
     parents: tuple[int, ...] = attrs.field(default=())
-    """Positions of the stages that must end before it."""
+    """Positions of the stages that must end before it; `Dag` checks them."""
     max_failed: int = attrs.field(default=0, validator=_whole)
     """So many of *this* stage's ranks may fail without stopping what comes after it."""
 
@@ -73,14 +74,18 @@ class _Progress:
 
 
 class Dag:
-    """The stages of a job and how far they are: the `Dependencies` that a scheduler asks for."""
+    """The stages of a job and how far they are: the `Dependencies` that a scheduler asks for.
+
+    Every rank is handed out as ready or skipped, once, by the call after which that is certain;
+    except those that have ended before. Not for several threads at once.
+    """
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         """Take the stages in the order of the job; a parent is a position in `nodes`.
 
         Raises:
             GraphError: a parent is not a position.
-            CycleError: the stages wait for each other.
+            CycleError: the stages wait for each other; they are named by their numbers.
         """
         self._nodes = tuple(nodes)
         parents = [node.parents for node in self._nodes]
@@ -98,7 +103,13 @@ class Dag:
         max_failed: Sequence[int] = (),
         job: str = "",
     ) -> Dag:
-        """Build from names: (name, names of the stages it comes after).
+        """Return a graph of named stages; from here on they go by their positions.
+
+        Args:
+            stages: (name, names of the stages it comes after), in the order of the job.
+            world_sizes: by stage: how many ranks it has.
+            max_failed: by stage: how many of its ranks may fail; empty: none.
+            job: name of the job, for messages.
 
         Raises:
             GraphError: as `resolve` and `Node` do; or the arguments differ in length.
@@ -121,7 +132,11 @@ class Dag:
         return self._depths
 
     def start(self) -> Consequences:
-        """Return what may run before anything has ended: stages without parents. Once, first."""
+        """Return what may run before anything has ended: all ranks of the stages without parents.
+
+        Raises:
+            GraphError: called before.
+        """
         if self._started:
             raise GraphError("start() was called twice: it hands out each first rank once.")
         self._started = True
@@ -138,6 +153,12 @@ class Dag:
 
         A rank that is told again is ignored: what was told first holds. A rank may end before its
         stage is ready (an earlier run has finished it): it is neither handed out nor skipped.
+        O(1) amortised, and a scan of the ranks' bytes.
+
+        Args:
+            stage: its position.
+            ranks: ranges of step 1, in any order; empty and overlapping ones do no harm.
+            ok: done; False: failed for good.
 
         Raises:
             GraphError: before `start`; no such stage or rank; a range with another step than 1; a

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 
 class GraphError(ValueError):
-    """The stages that were given cannot be ordered. The subclasses say why."""
+    """What was given makes no sense: stages that cannot be ordered (the subclasses say why), or
+    numbers and ranks that cannot be."""
 
 
 class DuplicateStageError(GraphError):
@@ -16,7 +17,9 @@ class DuplicateStageError(GraphError):
     def __init__(self, stage: str, job: str = "") -> None:
         super().__init__(stage, job)
         self.stage = stage
+        """The name."""
         self.job = job
+        """Name of the job; empty: not known."""
 
     def __str__(self) -> str:
         where = f"Job {self.job!r}" if self.job else "This job"
@@ -32,9 +35,13 @@ class UnknownStageError(GraphError):
     def __init__(self, stage: str, parent: str, known: tuple[str, ...], job: str = "") -> None:
         super().__init__(stage, parent, known, job)
         self.stage = stage
+        """The one that names a parent."""
         self.parent = parent
+        """The name that no stage has."""
         self.known = known
+        """The names that there are, in the order of the job."""
         self.job = job
+        """Name of the job; empty: not known."""
 
     def __str__(self) -> str:
         # Imported here: only a message needs it, and it costs more than this whole package.
@@ -52,15 +59,14 @@ class UnknownStageError(GraphError):
 
 
 class CycleError(GraphError):
-    """Stages wait for each other.
-
-    `cycle` starts and ends with the same name; each comes before the next.
-    """
+    """Stages wait for each other (`UnknownStageError`: one waits for a stage that is not there)."""
 
     def __init__(self, cycle: tuple[str, ...], job: str = "") -> None:
         super().__init__(cycle, job)
         self.cycle = cycle
+        """Starts and ends with the same name; each comes before the next."""
         self.job = job
+        """Name of the job; empty: not known."""
 
     def __str__(self) -> str:
         shown = " -> ".join(self.cycle)
@@ -157,7 +163,11 @@ def depths(parents: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
     What lies on the critical path has the greatest depth: it should run first.
 
+    Args:
+        parents: for each position the positions before it. Repeats count once.
+
     Raises:
+        GraphError: a parent is not a position.
         CycleError: there is no order.
     """
     depth = [0] * len(parents)

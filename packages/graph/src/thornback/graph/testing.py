@@ -10,23 +10,33 @@ from typing import Protocol
 
 from thornback.graph.dag import Node
 
+__all__ = ["Answer", "Factory", "Subject", "check_dependencies", "ranks_of"]
+
 
 class Answer(Protocol):
     """What one call answers."""
 
     @property
-    def ready(self) -> Sequence[tuple[int, range]]: ...
+    def ready(self) -> Sequence[tuple[int, range]]:
+        """Ranks that may run now: (stage, ranks)."""
+        ...
 
     @property
-    def skipped(self) -> Sequence[tuple[int, range, tuple[int, int]]]: ...
+    def skipped(self) -> Sequence[tuple[int, range, tuple[int, int]]]:
+        """Ranks that never will: (stage, ranks, (stage, rank) of the failure at the root)."""
+        ...
 
 
 class Subject(Protocol):
     """What is checked: `Dag`, or something in its place."""
 
-    def start(self, /) -> Answer: ...
+    def start(self, /) -> Answer:
+        """Return what may run before anything has ended. Called once, first."""
+        ...
 
-    def finished(self, stage: int, ranks: Sequence[range], ok: bool, /) -> Answer: ...
+    def finished(self, stage: int, ranks: Sequence[range], ok: bool, /) -> Answer:
+        """Take in that ranks have ended, done (`ok`) or failed; return what follows."""
+        ...
 
 
 Factory = Callable[[Sequence[Node]], Subject]
@@ -34,7 +44,11 @@ Factory = Callable[[Sequence[Node]], Subject]
 
 
 def check_dependencies(factory: Factory) -> None:
-    """Check what `factory` makes. Raises AssertionError naming what is wrong."""
+    """Check what `factory` makes; it is called anew for each case.
+
+    Raises:
+        AssertionError: naming the case and what is wrong.
+    """
     _check_chain(factory)
     _check_diamond(factory)
     _check_tolerance(factory)
@@ -44,7 +58,8 @@ def check_dependencies(factory: Factory) -> None:
 
 
 def ranks_of(answer: Answer) -> tuple[list[tuple[int, int]], list[tuple[int, int, int, int]]]:
-    """Return an answer by rank: ready (stage, rank); skipped (stage, rank, *root)."""
+    """Return an answer rank by rank: ready as (stage, rank), and skipped as (stage, rank, stage and
+    rank at the root)."""
     ready = [(stage, rank) for stage, ranks in answer.ready for rank in ranks]
     skipped = [(stage, rank, *root) for stage, ranks, root in answer.skipped for rank in ranks]
     return ready, skipped

@@ -7,7 +7,6 @@ goes with it. *When* to make which entry is decided in `feeding`, `opening`, `ju
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from bisect import insort
 from collections import deque
@@ -137,8 +136,11 @@ class Board(Generic[F]):
 
     def draw(self, stage: int, rank: int, attempt: int) -> float:
         """Return the jitter in [0, 1) of one attempt: a hash, so that a run can be repeated."""
+        # Imported here: only a fault needs it, and it costs as much as ten modules of this package.
+        from hashlib import blake2b
+
         text = f"{self._seed}:{stage}:{rank}:{attempt}".encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / (1 << 48)
+        return int.from_bytes(blake2b(text, digest_size=6).digest()) / (1 << 48)
 
     # -- gangs -------------------------------------------------------------------------------------
 

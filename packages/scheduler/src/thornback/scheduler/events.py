@@ -4,6 +4,10 @@ Events are facts, named in the past tense. Ids (`gang`, `assignment`, `stage`) a
 that the scheduler gave out itself in its commands (`stage` is the position of the stage in the
 job); `node` is the backend's name of a machine. Ranks count from 0. A fault `F` is opaque here:
 only the retry policy of the stage looks into it.
+
+What answers a command is best made by the command itself (`commands`). What nobody asked for is
+`RunStarted`, `NodeDraining`, `CancelRequested` and `Ticked`. An event that is repeated, late, or
+about something that was given up is *stale*: it changes nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +16,23 @@ from collections.abc import Mapping
 from typing import Generic, TypeAlias, TypeVar
 
 import attrs
+
+__all__ = [
+    "CancelRequested",
+    "Event",
+    "GangClosed",
+    "GangLost",
+    "GangReady",
+    "JournalFailed",
+    "NodeDraining",
+    "RankFailed",
+    "Ranks",
+    "RanksReturned",
+    "RanksSucceeded",
+    "Recorded",
+    "RunStarted",
+    "Ticked",
+]
 
 Ranks: TypeAlias = tuple[range, ...]
 """Disjoint, ascending, non-empty ranges of step 1: work that is resumed has holes, and must still
@@ -22,9 +43,10 @@ F = TypeVar("F")
 
 @attrs.frozen(kw_only=True, slots=True)
 class RunStarted:
-    """The first event of a run. What an earlier run has recorded, by stage."""
+    """The first event of a run. What an earlier run has recorded, by stage; nothing by default."""
 
     done: Mapping[int, Ranks] = attrs.field(factory=dict)
+    """Ranks that have a durable result: they are neither run nor recorded again."""
     failed: Mapping[int, Ranks] = attrs.field(factory=dict)
     """Ranks that failed earlier and shall stay failed; a run that tries them again leaves them out.
     """
@@ -36,12 +58,13 @@ class GangReady:
 
     gang: int
     nodes: tuple[str, ...]
+    """Where its workers are."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
 class GangLost(Generic[F]):
-    """Answers `OpenGang` (the gang could not be opened), or ends a gang that was ready. Repeated: a
-    no-op."""
+    """Answers `OpenGang` (the gang could not be opened), or ends a gang that was ready, and with it
+    all that its assignments still owe. It is closed then, as any other."""
 
     gang: int
     fault: F
@@ -66,7 +89,8 @@ class RanksSucceeded:
     assignment: int
     ranks: Ranks
     busy_s: float = 0.0
-    """Seconds that the slot spent on these ranks together."""
+    """Seconds that the slot spent on these ranks together: they size later assignments. 0 says that
+    a rank takes no time; then an assignment grows to `SchedulerParams.max_batch` ranks."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -77,12 +101,15 @@ class RankFailed(Generic[F]):
     rank: int
     fault: F
     node: str
+    """Where it ran; empty: not known."""
     ran_s: float = 0.0
+    """Seconds that it ran. For observers: nothing is decided by it."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
 class RanksReturned:
-    """Ranks that were never started, or were killed by our own `Recall`: free of charge."""
+    """Ranks that were never started, or were killed by our own `Recall`: free of charge. They are
+    dispatched again."""
 
     assignment: int
     ranks: Ranks
@@ -119,13 +146,15 @@ class CancelRequested:
     """The user wants the run to end. What is recorded stays."""
 
     reason: str
+    """For people: `FinishRun` gives it back."""
     kill: bool = False
     """Kill running ranks at once, instead of letting them finish."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
 class Ticked:
-    """`wake_at` has come. Sent only after every other waiting event was handled."""
+    """`Scheduler.wake_at` has come. Send it only when no other event is waiting: a driver
+    that was paused must not decide on what is out of date."""
 
 
 Event: TypeAlias = (
@@ -142,3 +171,4 @@ Event: TypeAlias = (
     | CancelRequested
     | Ticked
 )
+"""Any of them; `Event[F]` for faults of type `F`."""

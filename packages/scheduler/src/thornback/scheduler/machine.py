@@ -50,8 +50,8 @@ F = TypeVar("F")
 
 
 class Scheduler(Generic[F]):
-    """Decides for one run. Feed it every event, carry out every command, and tell it when `wake_at`
-    comes."""
+    """Decides for one run: tell it every event, carry out every command, and tell it when `wake_at`
+    comes. Not for several threads at once."""
 
     def __init__(
         self,
@@ -80,13 +80,20 @@ class Scheduler(Generic[F]):
         """When `Ticked` is due at the latest, on the clock of `now`; None: no timer is set."""
         return self._board.wake_at
 
+    def wait_s(self, now: float) -> float | None:
+        """Return the seconds until `wake_at`, at least 0, to wait for an event at most: then send
+        `Ticked`. None: no timer is set, wait for an event."""
+        wake_at = self._board.wake_at
+        return None if wake_at is None else max(0.0, wake_at - now)
+
     @property
     def finished(self) -> bool:
         """`FinishRun` was given; every later event is a no-op."""
         return self._board.finished
 
     def counts(self, stage: int) -> StageCounts:
-        """Return how far a stage is. O(1)."""
+        """Return how far a stage is. O(1). Raises IndexError for a stage that is not there, as all
+        questions about stages do."""
         return self._board.stages[stage].counts()
 
     def outstanding(self, assignment: int) -> Ranks:
@@ -96,7 +103,7 @@ class Scheduler(Generic[F]):
         return () if known is None else tuple(known.outstanding)
 
     def gang_of(self, assignment: int) -> int | None:
-        """Return the gang of an assignment of which something is outstanding."""
+        """Return the gang of an assignment of which something is outstanding; None: nothing is."""
         known = self._board.assignments.get(assignment)
         return None if known is None else known.gang.number
 
@@ -105,7 +112,7 @@ class Scheduler(Generic[F]):
         return self._board.stages[stage].reason(rank)
 
     def state(self, stage: int, rank: int) -> RankState:
-        """Return where a rank is."""
+        """Return where a rank is. O(1). Raises `UsageError` for a rank that is not there."""
         known = self._board.stages[stage]
         known.inside(one(rank), "state()")
         return next(state for state, _ in known.runs(one(rank)[0]))
@@ -135,8 +142,11 @@ class Scheduler(Generic[F]):
         in monotonic seconds; an earlier one than before counts as no time passed.
 
         Raises:
-            UsageError: ids or ranks that cannot exist; any work event before `RunStarted`.
-            InvalidTransition: a move that the tables of `states.py` do not know.
+            UsageError: `RunStarted` or `Recorded` with a stage or ranks that are not there.
+            InvalidTransition: a gang or an assignment that was never asked for, or a `GangClosed`
+                without its `CloseGang`.
+
+        What a policy or the dependencies raise goes through; do not use the scheduler after that.
         """
         board = self._board
         if board.finished:

@@ -40,19 +40,23 @@ class StagePlan(Generic[F]):
     """One stage, as far as scheduling goes. Raises `UsageError` for impossible numbers."""
 
     world_size: int = attrs.field(validator=_from_one)
+    """Its ranks are 0..world_size-1; the dependencies must say the same."""
     shape: int = attrs.field(default=0, validator=_from_zero)
     """`ShapeKey.base`: stages with the same number share warm gangs, and must agree on slots and
     nodes."""
     slots: int = attrs.field(default=1, validator=_from_one)
     """Rank processes of a gang; 1 when it has several nodes."""
     nodes: int = attrs.field(default=1, validator=_from_one)
+    """Nodes of a gang, a worker on each. Above 1, a rank runs on all of them together."""
     max_gangs: int | None = attrs.field(default=None, validator=_one_or_none)
     """Most gangs at a time, draining ones not counted; None: as many as fit."""
     policy: RetryPolicy[F]
+    """Asked about every fault of its ranks and its gangs."""
     priority: int = 0
     """Higher first; then in the order of submission."""
     max_failed: int = attrs.field(default=0, validator=_from_zero)
-    """So many failed ranks do not make the run a failure."""
+    """So many failed ranks do not make the run a failure. Whether they stop what comes after this
+    stage is for the dependencies to say, which have a tolerance of their own."""
 
     def __attrs_post_init__(self) -> None:
         if self.nodes > 1 and self.slots != 1:

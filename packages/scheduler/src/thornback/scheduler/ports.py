@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+__all__ = ["Delta", "Dependencies", "RetryPolicy", "Verdict"]
+
 F_contra = TypeVar("F_contra", contravariant=True)
 
 
@@ -19,7 +21,8 @@ class Verdict(Protocol):
 
     @property
     def delay_s(self) -> float:
-        """Seconds to wait before that."""
+        """Seconds to wait before that; 0: at once. For a gang also without `retry`: until the next
+        one is asked for."""
         ...
 
     @property
@@ -46,22 +49,26 @@ class Verdict(Protocol):
 
     @property
     def memory_bytes(self) -> int | None:
-        """Try this rank in a gang with that much memory for it; None: in the stage's own shape."""
+        """Try this rank in a gang with that many bytes for it; None: with as much as
+        before."""
         ...
 
     @property
     def timeout_factor(self) -> float:
-        """Multiply the rank's time-out by this."""
+        """Multiply the time-out that the rank began with by this: `Dispatch.timeout_factor`."""
         ...
 
     @property
     def reason(self) -> str:
-        """One sentence for people."""
+        """One sentence for people: what `Scheduler.reason` says of a rank that is given up."""
         ...
 
 
 class RetryPolicy(Protocol[F_contra]):
-    """Decides about a fault. Pure: the same arguments give the same verdict."""
+    """Decides about a fault. Pure: the same arguments give the same verdict.
+
+    `testing.check_retry_policy` checks one.
+    """
 
     def decide(
         self, fault: F_contra, history: Sequence[tuple[F_contra, str]], draw: float, /
@@ -93,13 +100,14 @@ class Delta(Protocol):
 
 
 class Dependencies(Protocol):
-    """Which ranks may run, given which have ended."""
+    """Which ranks may run, given which have ended. What a call raises goes through
+    `Scheduler.handle`."""
 
     def start(self, /) -> Delta:
         """Return what may run before anything has ended. Called once, first."""
         ...
 
     def finished(self, stage: int, ranks: Sequence[range], ok: bool, /) -> Delta:
-        """Tell that these ranks are recorded as done (`ok`) or failed. Never called for skipped
-        ranks."""
+        """Tell that these ranks have ended: recorded as done (`ok`), or given up. Never called for
+        ranks that it has said to be skipped."""
         ...

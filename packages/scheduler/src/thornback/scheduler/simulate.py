@@ -45,16 +45,26 @@ from thornback.scheduler.params import SchedulerParams, StagePlan
 from thornback.scheduler.ports import Dependencies
 from thornback.scheduler.states import SchedulerError, UsageError
 
+__all__ = [
+    "RunStats",
+    "SimulatedCluster",
+    "SimulatedFaults",
+    "Simulation",
+    "Unfinished",
+]
+
 F = TypeVar("F")
 
 
 class Unfinished(SchedulerError):
-    """A simulated run did not end within its bounds: `stats` says how far it came."""
+    """A simulated run did not end within its bounds."""
 
     def __init__(self, story: str, stats: RunStats) -> None:
         super().__init__(story, stats)
         self.story = story
+        """Which bound."""
         self.stats = stats
+        """How far it came."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -78,21 +88,27 @@ class SimulatedFaults(Generic[F]):
     placement_times_out: F
     """A gang found no room in time."""
     place_s: float = 600.0
+    """That time, in seconds."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
 class SimulatedCluster:
-    """Nodes and times."""
+    """Nodes and times. All times are simulated seconds."""
 
     nodes: int = 4
+    """Nodes at the start; one that goes away comes back after `back_s`."""
     gangs_per_node: int = 2
+    """How many gangs a node has room for, of whatever shape."""
     start_s: float = 3.0
-    """Mean seconds to start a gang's workers."""
+    """Mean seconds to start a gang's workers (exponential)."""
     close_s: float = 0.5
+    """Seconds to close a gang."""
     record_s: float = 0.2
+    """Seconds until a record is durable."""
     rank_s: float = 1.0
     """Median seconds of a rank (log-normal)."""
     rank_sigma: float = 1.0
+    """Standard deviation of the logarithm of that; 0: all take the same."""
     reclaim_s: float = 2.0
     """Workers hand back what they have not started after so long."""
     back_s: float = 60.0
@@ -101,15 +117,20 @@ class SimulatedCluster:
 
 @attrs.define(slots=True, kw_only=True)
 class RunStats:
-    """What a simulated run came to."""
+    """What a simulated run came to. Seconds are simulated ones."""
 
     makespan_s: float = 0.0
+    """From the start to `FinishRun`."""
     finish: FinishRun | None = None
+    """The last command; None: it did not come."""
     events: int = 0
+    """That the scheduler was told."""
     attempts: int = 0
     """Ranks that were started, counted per start."""
     gangs_opened: int = 0
+    """Gangs that were asked for."""
     gangs_lost: int = 0
+    """Gangs that were ready and died."""
     busy_s: float = 0.0
     """Slot seconds that ranks ran."""
     wasted_s: float = 0.0
@@ -142,7 +163,7 @@ class _Work:
 
 
 class Simulation(Generic[F]):
-    """One run. `run()` returns its figures; the same arguments always give the same run."""
+    """One run of a real `Scheduler`. The same arguments always give the same run. Use once."""
 
     def __init__(
         self,
@@ -155,12 +176,30 @@ class Simulation(Generic[F]):
         seed: int = 0,
         watch: Callable[[Event[F], Sequence[Command], Scheduler[F]], None] | None = None,
     ) -> None:
-        """`watch` sees every event with the commands it led to: for checks and stories."""
+        """Take the job and the world.
+
+        Args:
+            stages: as for `Scheduler`.
+            dependencies: as for `Scheduler`.
+            faults: what goes wrong, and how often.
+            cluster: the nodes; None: the defaults.
+            params: as for `Scheduler`.
+            seed: of the world's chances and of the scheduler's jitter.
+            watch: sees every event with the commands it led to: for checks and stories.
+
+        Raises:
+            UsageError: a gang has more nodes than the cluster; or as `Scheduler` does.
+        """
         self.stages = list(stages)
+        """The plans that were given."""
         self.cluster = cluster or SimulatedCluster()
+        """The nodes."""
         self.faults = faults
+        """What goes wrong."""
         self.scheduler: Scheduler[F] = Scheduler(stages, dependencies, params, seed)
+        """The scheduler, to be asked how far it is."""
         self.stats = RunStats()
+        """The figures so far."""
         self._watch = watch
         self._seed = seed
         self._draws = 0
@@ -177,7 +216,11 @@ class Simulation(Generic[F]):
                 raise UsageError(f"a gang of {plan.nodes} nodes, and {self.cluster.nodes} nodes")
 
     def run(self, *, most_events: int = 1_000_000) -> RunStats:
-        """Run to the end. Raises `Unfinished` if nothing is left to happen, or too much has."""
+        """Run to the end and return the figures.
+
+        Raises:
+            Unfinished: nothing is left to happen, or more than `most_events` have.
+        """
         for _ in range(self.cluster.nodes):
             self._node_comes()
         self._tell(RunStarted())

@@ -27,8 +27,7 @@ been answered. Draining is not a state but a deadline beside it.
 - CLOSING begins with the one `CloseGang` that every `OpenGang` gets, whether the gang was never
   ready, was lost, or is not wanted any more. Nothing is outstanding in a CLOSING gang.
 - An answer that comes after the question was dropped (`GangReady` for a gang that is CLOSING, a
-  second
-  `GangLost`) stands in the table as a move from a state to itself: a defined no-op.
+  second `GangLost`) stands in the table as a move from a state to itself: a defined no-op.
 - `GangClosed` for a gang that nobody has asked to close is nobody's late message: it is refused.
 
 States of ranks are bytes in a `bytearray` and move by ranges, so a million ranks cost a megabyte.
@@ -42,41 +41,40 @@ from types import MappingProxyType
 
 
 class SchedulerError(Exception):
-    """Base of what this package raises."""
+    """Base of what this package raises of its own accord."""
 
 
 class UsageError(SchedulerError, ValueError):
-    """The caller gave something impossible: a plan, an id that was never given out, ranks out of
-    range.
+    """The caller gave something impossible: a plan, a stage that is not there, ranks out of range.
 
-    Not `InvalidTransition`, which is about a move that the tables below do not allow.
+    Not `InvalidTransition`, which is about a gang or an assignment, and what has become of it.
     """
 
 
 class InvalidTransition(SchedulerError):
-    """A rank or a gang was to make a move that its state does not allow: a bug, here or in the
-    driver.
-
-    Attributes: `state`, `event` (names), `story` (who, and what was known).
-    """
+    """A rank or a gang was to make a move that its state does not allow, or is not known at all: a
+    bug, here or in the driver."""
 
     def __init__(self, state: str, event: str, story: str) -> None:
         super().__init__(state, event, story)
         self.state = state
+        """Its name."""
         self.event = event
+        """The name of the move."""
         self.story = story
+        """Who, and what was known."""
 
     def __str__(self) -> str:
         return f"{self.event} is not possible in state {self.state}: {self.story}"
 
 
 class InvariantBroken(SchedulerError, AssertionError):
-    """`check_invariants` found the scheduler's books to contradict each other. `story` says
-    where."""
+    """`check_invariants` found the scheduler's books to contradict each other: a bug of ours."""
 
     def __init__(self, story: str) -> None:
         super().__init__(story)
         self.story = story
+        """What contradicts what."""
 
 
 class RankState(enum.IntEnum):
@@ -95,7 +93,7 @@ class RankState(enum.IntEnum):
     DONE = 5
     """Its result is durable. An end."""
     FAILED = 6
-    """Given up. An end."""
+    """Given up, or left as an earlier run has left it. An end."""
     SKIPPED = 7
     """Can never run, because another one failed. An end."""
 

@@ -37,6 +37,20 @@ from thornback.scheduler.machine import Scheduler
 from thornback.scheduler.params import SchedulerParams, StagePlan
 from thornback.scheduler.ports import RetryPolicy
 
+__all__ = [
+    "FakeDelta",
+    "FakeDependencies",
+    "FakeVerdict",
+    "GangSeen",
+    "Play",
+    "Referee",
+    "ScriptedPolicy",
+    "check_retry_policy",
+    "closed",
+    "dispatches",
+    "opened",
+]
+
 F = TypeVar("F")
 
 
@@ -63,6 +77,7 @@ class ScriptedPolicy:
     """
 
     def __init__(self, verdicts: Mapping[str, FakeVerdict], budget: int | None = None) -> None:
+        """Take the verdict on each fault, and how many charged ones a rank may have; None: any."""
         self._verdicts = dict(verdicts)
         self._budget = budget
         self.asked: list[tuple[str, tuple[tuple[str, str], ...], float]] = []
@@ -94,6 +109,7 @@ class FakeDependencies:
     """
 
     def __init__(self, world_sizes: Sequence[int], parents: Sequence[Sequence[int]] = ()) -> None:
+        """Take the size of each stage and the positions of its parents; none by default."""
         self._sizes = list(world_sizes)
         self._parents = [list(p) for p in parents] or [[] for _ in world_sizes]
         self._open = [dict.fromkeys(range(size)) for size in world_sizes]
@@ -136,9 +152,13 @@ class FakeDependencies:
 
 
 @attrs.define(slots=True)
-class _GangSeen:
+class GangSeen:
+    """A gang, as a `Referee` sees it."""
+
     state: str = "opening"
+    """opening, ready, closing or gone."""
     live: dict[int, None] = attrs.field(factory=dict)
+    """Its assignments of which something is outstanding."""
 
 
 class Referee(Generic[F]):
@@ -151,16 +171,22 @@ class Referee(Generic[F]):
     """
 
     def __init__(self) -> None:
-        self.gangs: dict[int, _GangSeen] = {}
+        self.gangs: dict[int, GangSeen] = {}
+        """All that were asked for, by number."""
         self.outstanding: dict[int, tuple[int, int, dict[int, None]]] = {}
         """By assignment: gang, stage, ranks."""
         self.records: list[Record] = []
-        """Asked for and not answered, oldest first."""
+        """Asked for; who answers them takes them out (`Play.record` does), oldest first."""
         self.ended: dict[tuple[int, int], RecordState] = {}
+        """How each (stage, rank) ended that was to be recorded."""
         self.done: dict[tuple[int, int], None] = {}
         """(stage, rank) that are durable."""
         self.finish: FinishRun | None = None
-        self.opened = self.closes = 0
+        """The last command."""
+        self.opened = 0
+        """`OpenGang`s."""
+        self.closes = 0
+        """`CloseGang`s."""
         self._busy: dict[tuple[int, int], int] = {}
         self._reported: dict[tuple[int, int], int] = {}
 
@@ -198,7 +224,7 @@ class Referee(Generic[F]):
             match command:
                 case OpenGang():
                     assert command.gang not in self.gangs, f"{command}: twice"
-                    self.gangs[command.gang] = _GangSeen()
+                    self.gangs[command.gang] = GangSeen()
                     self.opened += 1
                 case CloseGang():
                     gang = self.gangs[command.gang]
@@ -272,12 +298,20 @@ class Play(Generic[F]):
     """
 
     def __init__(self, scheduler: Scheduler[F], now: float = 0.0) -> None:
+        """Take a scheduler that has been told nothing yet, and the time on its clock."""
         self.scheduler = scheduler
+        """What is played."""
         self.now = now
+        """Seconds; goes on with `send(..., after_s)` and `tick`."""
         self.referee: Referee[F] = Referee()
+        """What it has seen so far."""
 
     def send(self, event: Event[F], after_s: float = 0.0) -> list[Command]:
-        """Send an event some seconds after the last one; return the commands."""
+        """Send an event some seconds after the last one; return the commands.
+
+        Raises:
+            AssertionError: the referee saw a breach, or (`InvariantBroken`) an invariant fails.
+        """
         self.now += after_s
         self.referee.tell(event)
         commands = list(self.scheduler.handle(event, self.now))
@@ -285,9 +319,14 @@ class Play(Generic[F]):
         self.scheduler.check_invariants()
         return commands
 
-    def start(self, **earlier: Mapping[int, Ranks]) -> list[Command]:
-        """Send `RunStarted`."""
-        return self.send(RunStarted(**earlier))
+    def start(
+        self,
+        *,
+        done: Mapping[int, Ranks] | None = None,
+        failed: Mapping[int, Ranks] | None = None,
+    ) -> list[Command]:
+        """The run starts, with what an earlier run has recorded."""
+        return self.send(RunStarted(done=done or {}, failed=failed or {}))
 
     def ready(self, gang: int, *nodes: str) -> list[Command]:
         """The gang is ready, on node `n` unless said otherwise."""
@@ -298,7 +337,8 @@ class Play(Generic[F]):
         return self.send(GangLost(gang=gang, fault=fault, node=node))
 
     def succeed(self, assignment: int, *ranks: int, busy_s: float = 1.0) -> list[Command]:
-        """Ranks succeed: all that are outstanding unless some are named."""
+        """Ranks succeed, after `busy_s` seconds in all: whatever is outstanding, unless some are
+        named."""
         pieces = tuple(range(rank, rank + 1) for rank in ranks)
         pieces = pieces or self.scheduler.outstanding(assignment)
         return self.send(RanksSucceeded(assignment=assignment, ranks=pieces, busy_s=busy_s))
@@ -325,7 +365,8 @@ class Play(Generic[F]):
         return [command for gang in closing for command in self.send(GangClosed(gang=gang))]
 
     def tick(self, after_s: float | None = None) -> list[Command]:
-        """Time passes: so many seconds, or until `wake_at`."""
+        """Time passes: so many seconds, or until `wake_at`. Raises AssertionError where there is no
+        timer."""
         if after_s is None:
             assert self.scheduler.wake_at is not None, "no timer is set"
             after_s = max(0.0, self.scheduler.wake_at - self.now)

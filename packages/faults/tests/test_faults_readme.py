@@ -1,0 +1,23 @@
+"""The examples of the README run as they stand, and print what it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_examples_of_the_readme_run(run_examples: Callable[[Path], str]) -> None:
+    said = re.findall(r"^# ((?:True|False) .+)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    first, second, pause, *explained = run_examples(README).splitlines()
+    assert (first, second, pause) == ("True", "False", "4.0")
+    assert explained[1] == "=> node_lost, by rule 'ray.actor_node_died': its node died"
+    assert explained[-3:] == said
+
+
+def test_the_programs_that_it_names_are_there() -> None:
+    named = re.findall(r"`(\w+\.py)`", README.read_text(encoding="utf-8"))
+    examples = {path.name for path in (README.parent / "examples").glob("*.py")}
+    assert examples == {name for name in named if name.startswith("retry_")}
