@@ -15,6 +15,7 @@ import tomllib
 import warnings
 from pathlib import Path
 
+import attrs
 import pdoc
 import pdoc.render
 
@@ -27,6 +28,10 @@ def main() -> int:
     modules = settings["tool"]["thornback"]["public"]
     warnings.simplefilter("error")
     pdoc.render.configure(docformat="google")
+    for module in map(importlib.import_module, modules):
+        for name in module.__all__:
+            if attrs.has(made := getattr(module, name)):
+                made.__init__.__doc__ = None  # else every class says that attrs made it
     # A module in the `__all__` of another public one comes with that one.
     inner = {
         f"{module}.{name}"

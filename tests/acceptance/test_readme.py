@@ -49,16 +49,6 @@ def test_the_example_runs(tmp_path: Path) -> None:
         assert published.read() == "good\n" * 3
 
 
-def test_the_example_of_the_executor_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = (ROOT / "packages" / "executor" / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme_example"})
-    assert capsys.readouterr().out == f"{{0: {sum(n * n for n in range(100))}}}\n"
-
-
 def test_both_commands_stand_there_as_they_are_run_by_strangers() -> None:
     for command in (".venv/bin/thornback demo", ".venv/bin/pytest"):
         assert f"\npip install uv && uv sync && {command}\n" in README

@@ -22,7 +22,7 @@ from thornback.executor import (
     RunReport,
     Stage,
 )
-from thornback.executor.driver import Driver
+from thornback.executor.ports import LiveRun
 
 
 def numbers() -> Callable[[RankContext], int]:
@@ -53,7 +53,7 @@ def test_run_works_in_a_worker_thread_of_anyio(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_pickles_with_its_report_and_keeps_the_user_s_words(tmp_path: Path) -> None:
-    async def stop(driver: Driver) -> None:
+    async def stop(driver: LiveRun) -> None:
         driver.cancel("stage 7 of my plan looks wrong", kill=True)
 
     job = Job("j", [Stage("a", numbers(), ranks=2)])

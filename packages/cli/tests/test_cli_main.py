@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -19,7 +20,11 @@ def test_version_names_the_parts() -> None:
     result = thornback("version")
     assert result.exit_code == 0
     words = [line.split()[0] for line in result.output.splitlines()]
-    assert words == ["thornback", "thornback-executor", "ray", "python"]
+    exporter = "opentelemetry-exporter-otlp-proto-http"
+    assert words == ["thornback", "thornback-executor", "ray", "datatrove", exporter, "python"]
+    for line in result.output.splitlines():
+        if "not installed" in line:
+            assert re.search(r": pip install 'thornback\[(ray|datatrove|otlp)\]'$", line)
 
 
 def test_help() -> None:

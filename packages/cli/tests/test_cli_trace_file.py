@@ -152,6 +152,27 @@ def no_span(lines: list[Line]) -> None:
     del lines[0]["span_id"]
 
 
+def no_object(lines: list[Any]) -> None:
+    lines[0] = 3
+
+
+def no_time(lines: list[Line]) -> None:
+    lines[0]["end_ns"] = None
+
+
+def no_link(lines: list[Line]) -> None:
+    lines[2]["links"] = ["x"]
+
+
+def link_without_span(lines: list[Line]) -> None:
+    lines[2]["links"] = [{"span_id": []}]
+
+
+def attempt_in_words(lines: list[Line]) -> None:
+    lines[2]["attributes"]["thornback.attempt"] = "second"
+    lines[2]["parent_id"] = "0" * 16
+
+
 def empty(lines: list[Line]) -> None:
     lines.clear()
 
@@ -170,6 +191,11 @@ def empty(lines: list[Line]) -> None:
         (link_to_nothing, "links to span"),
         (backwards, "ends before it starts"),
         (no_span, "line 1: no span_id"),
+        (no_object, "line 1: no object"),
+        (no_time, "line 1: no end_ns"),
+        (no_link, "line 3: no links"),
+        (link_without_span, "which is not in the file"),
+        (attempt_in_words, "is not in the file"),
         (empty, "0 traces"),
     ],
 )

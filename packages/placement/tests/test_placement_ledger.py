@@ -2,87 +2,135 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from thornback.placement import Bundle, GangRequest, Strategy
+from thornback.placement import Bundle, GangRequest, Ledger, Strategy
 from thornback.placement.bundles import fit
-from thornback.placement.ledger import Ledger
 
 
 def cpus(amount: float, nodes: int = 1, strategy: Strategy = Strategy.PACK) -> GangRequest:
     return GangRequest(bundle=Bundle(cpus=amount), nodes=nodes, strategy=strategy)
 
 
-def ledger(*sizes: float, patience: int = 8) -> Ledger:
-    made = Ledger(patience=patience)
-    for number, size in enumerate(sizes):
-        made.add_node(f"n{number}", {"CPU": size})
-    return made
+class Books(Ledger[int]):
+    """Nodes `n0`, `n1`, ... with so many CPUs; keeps what is granted until it is asked for it."""
+
+    def __init__(self, *sizes: float, patience: int = 8) -> None:
+        self._grants: list[tuple[int, tuple[str, ...]]] = []
+        nodes = {f"n{number}": {"CPU": size} for number, size in enumerate(sizes)}
+        super().__init__(
+            lambda ticket, nodes: self._grants.append((ticket, nodes)), nodes, patience=patience
+        )
+
+    def grants(self) -> list[tuple[int, tuple[str, ...]]]:
+        """Return what was granted since the last call."""
+        new, self._grants = self._grants, []
+        return new
 
 
 def test_grants_in_the_order_of_asking() -> None:
-    books = ledger(2)
+    books = Books(2)
     for ticket in (1, 2, 3):
         books.ask(ticket, cpus(1))
-    assert books.serve() == [(1, ("n0",)), (2, ("n0",))]
+    assert books.grants() == [(1, ("n0",)), (2, ("n0",))]
     assert books.waiting == (3,)
     assert books.drop(1)
+    assert books.grants() == [(3, ("n0",))]
     assert not books.drop(1)
-    assert books.serve() == [(3, ("n0",))]
+
+
+def test_what_was_waited_for_is_granted_in_the_order_of_asking() -> None:
+    books = Books(2)
+    books.ask(1, cpus(2))
+    for ticket in (2, 3, 4):
+        books.ask(ticket, cpus(1))
+    assert books.grants() == [(1, ("n0",))]
+    books.drop(1)
+    assert books.grants() == [(2, ("n0",)), (3, ("n0",))]
+    books.add_node("n1", {"CPU": 1})
+    assert books.grants() == [(4, ("n1",))]
 
 
 def test_a_large_request_is_overtaken_only_so_often() -> None:
-    books = ledger(4, patience=3)
+    books = Books(4, patience=3)
     books.ask(0, cpus(1))
     books.ask(1, cpus(4))
-    books.serve()
     for ticket in range(2, 10):
         books.ask(ticket, cpus(1))
-        books.serve()
     assert books.held == (0, 2, 3, 4)
-    for ticket in (0, 2, 3, 4):
+    books.grants()
+    for ticket in (0, 2, 3):
         books.drop(ticket)
-        granted = books.serve()
-    assert granted == [(1, ("n0",))], "what became free was kept for it"
+        assert books.grants() == []
+    books.drop(4)
+    assert books.grants() == [(1, ("n0",))], "what became free was kept for it"
 
 
 def test_what_never_fits_holds_nobody_up() -> None:
-    books = ledger(2, patience=1)
+    books = Books(2, patience=1)
     for ticket in range(20):
         books.ask(ticket, cpus(3))
     for ticket in range(20, 24):
         books.ask(ticket, cpus(1))
-    assert [ticket for ticket, _ in books.serve()] == [20, 21]
+    assert [ticket for ticket, _ in books.grants()] == [20, 21]
     books.drop(20)
-    assert [ticket for ticket, _ in books.serve()] == [22]
+    assert [ticket for ticket, _ in books.grants()] == [22]
+
+
+@pytest.mark.parametrize("go", [Ledger.close_node, Ledger.remove_node])
+def test_who_can_no_longer_be_placed_holds_nobody_up(go: Callable[[Books, str], None]) -> None:
+    books = Books(2, 4, patience=0)
+    books.ask(1, cpus(1))
+    books.ask(2, cpus(4))
+    books.ask(3, cpus(4))
+    books.ask(4, cpus(1))
+    assert [ticket for ticket, _ in books.grants()] == [1, 2]
+    go(books, "n1")
+    assert books.grants() == [(4, ("n0",))]
 
 
 def test_avoided_and_closed_nodes_are_not_used() -> None:
-    books = ledger(1, 1)
+    books = Books(1, 1)
     books.ask(1, cpus(1), avoid=["n0"])
-    assert books.serve() == [(1, ("n1",))]
+    assert books.grants() == [(1, ("n1",))]
     books.close_node("n0")
     books.ask(2, cpus(1))
-    assert books.serve() == []
+    assert books.grants() == []
 
 
 def test_a_node_takes_its_share_with_it() -> None:
-    books = ledger(1, 1)
+    books = Books(1, 1)
     books.ask(1, cpus(1, 2, Strategy.STRICT_SPREAD))
-    assert books.serve() == [(1, ("n0", "n1"))]
+    assert books.grants() == [(1, ("n0", "n1"))]
     books.remove_node("n0")
     books.check_invariants()
     books.drop(1)
     books.ask(2, cpus(1))
-    assert books.serve() == [(2, ("n1",))]
+    assert books.grants() == [(2, ("n1",))]
+    books.check_invariants()
+
+
+def test_a_node_that_comes_again_is_free() -> None:
+    books = Books(1)
+    books.ask(1, cpus(1))
+    books.remove_node("n0")
+    books.add_node("n0", {"CPU": 1})
+    books.ask(2, cpus(1))
+    books.drop(1)
+    books.ask(3, cpus(1))
+    assert books.grants() == [(1, ("n0",)), (2, ("n0",))]
+    assert books.waiting == (3,)
     books.check_invariants()
 
 
 class LedgerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.books = ledger(3, 2, 1, patience=2)
+        self.books = Books(3, 2, 1, patience=2)
         self.count = 0
         self.requests: dict[int, GangRequest] = {}
 
@@ -95,7 +143,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.count += 1
         self.requests[self.count] = cpus(amount, nodes, strategy)
         self.books.ask(self.count, self.requests[self.count])
-        self.serve()
+        self.look_at_grants()
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -103,17 +151,16 @@ class LedgerMachine(RuleBasedStateMachine):
         ticket = data.draw(st.sampled_from(sorted(self.requests)))
         del self.requests[ticket]
         assert self.books.drop(ticket)
-        self.serve()
+        self.look_at_grants()
 
-    def serve(self) -> None:
-        for ticket, nodes in self.books.serve():
+    def look_at_grants(self) -> None:
+        for ticket, nodes in self.books.grants():
             request = self.requests[ticket]
             assert len(nodes) == request.nodes
             if request.strategy is Strategy.STRICT_SPREAD:
                 assert len(set(nodes)) == len(nodes)
             if request.strategy is Strategy.STRICT_PACK:
                 assert len(set(nodes)) == 1
-        assert self.books.serve() == [], "serving twice grants nothing new"
 
     @invariant()
     def books_are_right(self) -> None:

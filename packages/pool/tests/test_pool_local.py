@@ -87,18 +87,18 @@ async def test_a_killed_worker_is_explained_and_leaves_no_process_and_no_file() 
     backend = LocalBackend()
     before = open_files()
     worker = await backend.start("here", 0, 1, None, WorkerSpec())
-    beat = await backend.call(worker, "beat", ())
+    beat = await worker.call("beat", ())
     assert isinstance(beat, Beat)
     assert os.getpgid(beat.pid) != os.getpgid(0), "Ctrl-C in a terminal must not reach it"
     os.kill(beat.pid, signal.SIGKILL)
     with pytest.raises(Exception, match="has ended") as caught:
-        await backend.call(worker, "watch", None)
-    error, facts = await backend.death(worker, caught.value)
+        await worker.call("watch", None)
+    error, facts = await worker.death(caught.value)
     assert isinstance(error, CaughtError)
     assert error.type_names == ("thornback.pool.WorkerDied",)
     assert "was killed by SIGKILL" in error.message
     assert (facts["signal"], facts["exit_code"], facts["pid"]) == (9, -9, beat.pid)
-    assert await backend.kill(worker, timeout_s=5.0)
+    assert await worker.kill(timeout_s=5.0)
     with pytest.raises(ProcessLookupError):
         os.kill(beat.pid, 0)
     gc.collect()
@@ -110,37 +110,37 @@ async def test_a_silent_worker_is_not_called_dead() -> None:
     worker = await backend.start("here", 0, 1, None, WorkerSpec())
     try:
         silent = GangLostError(CaughtError(type_names=("a.Silent",), message="silent"))
-        assert await backend.death(worker, silent) == (silent, {})
-        assert isinstance(await backend.call(worker, "beat", ()), Beat)
+        assert await worker.death(silent) == (silent, {})
+        assert isinstance(await worker.call("beat", ()), Beat)
     finally:
-        assert await backend.kill(worker, timeout_s=5.0)
+        assert await worker.kill(timeout_s=5.0)
 
 
 async def test_a_stopped_worker_can_be_killed_also_with_a_call_half_sent() -> None:
     backend = LocalBackend()
     worker = await backend.start("here", 0, 1, None, WorkerSpec())
-    beat = await backend.call(worker, "beat", ())
+    beat = await worker.call("beat", ())
     assert isinstance(beat, Beat)
     os.kill(beat.pid, signal.SIGSTOP)
     with anyio.move_on_after(0.05) as scope:
-        await backend.call(worker, "load", ("big", bytes(8 << 20)))
+        await worker.call("load", ("big", bytes(8 << 20)))
     assert scope.cancelled_caught
-    assert await backend.kill(worker, timeout_s=5.0)
+    assert await worker.kill(timeout_s=5.0)
 
 
 async def test_a_cancelled_half_sent_frame_does_not_spoil_the_next() -> None:
     backend = LocalBackend()
     worker = await backend.start("here", 0, 1, None, WorkerSpec())
     try:
-        beat = await backend.call(worker, "beat", ())
+        beat = await worker.call("beat", ())
         assert isinstance(beat, Beat)
         os.kill(beat.pid, signal.SIGSTOP)
         with anyio.move_on_after(0.05):
-            await backend.call(worker, "load", ("big", bytes(8 << 20)))
+            await worker.call("load", ("big", bytes(8 << 20)))
         os.kill(beat.pid, signal.SIGCONT)
-        assert isinstance(await backend.call(worker, "beat", ()), Beat)
+        assert isinstance(await worker.call("beat", ()), Beat)
     finally:
-        assert await backend.kill(worker, timeout_s=5.0)
+        assert await worker.kill(timeout_s=5.0)
 
 
 async def test_a_cancelled_start_leaves_no_process() -> None:

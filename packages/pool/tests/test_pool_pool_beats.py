@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -10,7 +10,6 @@ import attrs
 import pytest
 
 from thornback.pool import (
-    Attribute,
     CaughtError,
     GangLostError,
     Outcome,
@@ -250,22 +249,12 @@ async def test_beats_leave_out_who_does_not_answer() -> None:
         assert [(beat.node, beat.running[0].rank) for beat in beats] == [("a", 0), ("b", 0)]
 
 
-class _Hanging(FakeBackend):
-    """Neither explains nor kills in time."""
-
-    async def kill(self, worker: object, /, *, timeout_s: float) -> bool:
-        await anyio.sleep_forever()
-        return False
-
-    async def death(
-        self, worker: object, error: BaseException, /
-    ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
-        await anyio.sleep_forever()
-        return error, {}
+def get_stuck(worker: FakeWorker) -> None:
+    worker.stuck_in_end = True
 
 
 async def test_a_backend_that_hangs_holds_up_neither_the_verdict_nor_the_close() -> None:
-    backend, clock = _Hanging(), ManualClock()
+    backend, clock = FakeBackend(on_start=get_stuck), ManualClock()
     answers: list[object] = []
 
     async def close_later(pool: WorkerPool) -> None:

@@ -7,7 +7,7 @@ import itertools
 import attrs
 import pytest
 
-from thornback.pool import CaughtError, Outcome, Report, SeenBy
+from thornback.pool import CaughtError, Outcome, Report, SeenBy, SpanData
 from thornback.pool.roster import (
     TRANSITIONS,
     Deliver,
@@ -138,6 +138,20 @@ def test_several_nodes_finish_when_all_have_and_node_0_gives_the_result() -> Non
     (last,) = roster.reported(1, 1, final(ok(5, result="b", ran_s=3.0)))
     expected = ok(5, result="a", node="n0", ran_s=3.0, outputs=(("s0", "f0"), ("s2", "f2")))
     assert last == Deliver(assignment=1, report=final(expected))
+
+
+def test_several_nodes_have_their_spans_told_apart() -> None:
+    roster = gang(2)
+    roster.assigned(1, [range(1)])
+    span = SpanData(name="s", span_id="1", before_end_s=1.0, duration_s=1.0, attributes={"a": 1})
+    roster.reported(1, 1, final(attrs.evolve(ok(0), spans=(span,), spans_dropped=2)))
+    (last,) = roster.reported(0, 1, final(attrs.evolve(ok(0), spans=(span,), spans_dropped=1)))
+    assert isinstance(last, Deliver)
+    (outcome,) = last.report.outcomes
+    assert outcome.spans == tuple(
+        attrs.evolve(span, attributes={"a": 1, "thornback.node": node}) for node in ("n0", "n1")
+    )
+    assert outcome.spans_dropped == 3
 
 
 def test_the_first_failure_recalls_the_siblings_once_and_waits_for_them() -> None:

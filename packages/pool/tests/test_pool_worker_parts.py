@@ -51,8 +51,8 @@ def test_pickled_and_json_frames() -> None:
 def test_what_a_rank_process_says_is_understood() -> None:
     assert parse(b'["started",3]') == Started(serial=3)
     assert parse(b'["need","k"]') == Need(key="k")
-    assert parse(b'["set_up",null,5]') == SetUp(error=None, peak_rss_bytes=5)
-    assert parse(b'["done",3,"{}",[["a","b"]],null,0.5,9]') == Done(
+    assert parse(b'["set_up",null,5,null]') == SetUp(error=None, peak_rss_bytes=5)
+    assert parse(b'["done",3,"{}",[["a","b"]],null,0.5,9,null]') == Done(
         serial=3, result="{}", outputs=(("a", "b"),), error=None, ran_s=0.5, peak_rss_bytes=9
     )
 
@@ -64,12 +64,15 @@ def test_what_a_rank_process_says_is_understood() -> None:
         b"\xff\x00",
         b"{}",
         b'["done",3]',
-        b'["done",3,1,[],null,0.5,9]',
-        b'["done",3,null,[["a"]],null,0.5,9]',
-        b'["done",3,null,[["a",1]],null,0.5,9]',
-        b'["done",3,null,[],"error",0.5,9]',
-        b'["done",3,null,[],null,"0.5",9]',
-        b'["set_up",[],5]',
+        b'["done",3,1,[],null,0.5,9,null]',
+        b'["done",3,null,[["a"]],null,0.5,9,null]',
+        b'["done",3,null,[["a",1]],null,0.5,9,null]',
+        b'["done",3,null,[],"error",0.5,9,null]',
+        b'["done",3,null,[],null,"0.5",9,null]',
+        b'["done",3,null,[],null,0.5,9]',
+        b'["done",3,null,[],null,0.5,9,[]]',
+        b'["done",3,null,[],null,0.5,9,[0,0,1.5,[["name"]]]]',
+        b'["set_up",[],5,null]',
         b'["started","3"]',
     ],
 )

@@ -16,7 +16,7 @@ from thornback.pool.worker.rankprocess import Done, RankProcess
 
 pytestmark = pytest.mark.anyio
 
-DONE = wire.as_json(["done", 1, "{}", [], None, 0.5, 9])
+DONE = wire.as_json(["done", 1, "{}", [], None, 0.5, 9, None])
 BOUND_S = 10.0
 
 
@@ -85,8 +85,8 @@ async def test_a_death_counts_also_if_something_holds_the_stream_open(other: Oth
 @pytest.mark.parametrize(
     "said",
     [
-        pytest.param(wire.as_json(["done", 2, None, [], None, 0.5, 9]), id="another-rank"),
-        pytest.param(wire.as_json(["set_up", None, 9]), id="a-setup"),
+        pytest.param(wire.as_json(["done", 2, None, [], None, 0.5, 9, None]), id="another-rank"),
+        pytest.param(wire.as_json(["set_up", None, 9, None]), id="a-setup"),
         pytest.param(wire.as_json({}), id="nonsense"),
         pytest.param(b"\xff" * 8, id="a-huge-frame"),
         pytest.param(wire.frame(b"[" * 100_000), id="deep-json"),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from thornback.cli.demo.run import DemoOptions
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+EXTRAS = {"ray": "ray", "datatrove": "datatrove", "opentelemetry-exporter-otlp-proto-http": "otlp"}
+"""What an extra installs, and its name."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,12 +28,13 @@ def main() -> None:
 
 @main.command()
 def version() -> None:
-    """Print the versions of thornback, Python and Ray."""
-    for name in ("thornback", "thornback-executor", "ray"):
+    """Print the versions of thornback, Python and what the extras install."""
+    for name in ("thornback", "thornback-executor", *EXTRAS):
         try:
             click.echo(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
-            click.echo(f"{name} not installed")
+            mend = f": pip install 'thornback[{EXTRAS[name]}]'" if name in EXTRAS else ""
+            click.echo(f"{name} not installed{mend}")
     click.echo(f"python {platform.python_version()}")
 
 
@@ -90,7 +93,7 @@ def _demo(options: DemoOptions) -> int:
     )
 
     try:
-        return 0 if run_demo(options, standard_console()) else FAILED
+        return 0 if run_demo(options, standard_console(), _warn) else FAILED
     except IdentityMismatch as error:
         wrong = "".join(f"\n  {difference}" for difference in error.differences)
         mend = "\nGive --fresh to remove it, or another --state."
@@ -111,8 +114,12 @@ def _demo(options: DemoOptions) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    click.echo(f"thornback demo: {text}", err=True)
+    _warn(text)
     return code
+
+
+def _warn(text: str) -> None:
+    click.echo(f"thornback demo: {text}", err=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Spans as JSON lines: a tracer provider that writes them to a file, and a checker that reads them.
 
-A line is one ended span: name, trace_id, span_id, parent_id, links, start_ns, end_ns, attributes,
-status. A file belongs to one run.
+A line is one ended span, an object with `name`, `trace_id`, `span_id`, `parent_id` (null: none),
+`links`, `start_ns`, `end_ns`, `attributes`, `status` and `status_text`. A file belongs to one run.
+`thornback demo` writes one below its state, `traces/run-NNN.jsonl`.
 """
 
 from __future__ import annotations
@@ -11,16 +12,30 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, TextIO
 
 import attrs
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import format_span_id, format_trace_id
+
+__all__ = ["TraceCheck", "check_trace"]
 
 RUN = "thornback.run"
 RANK = "thornback.rank"
+_TYPES: Mapping[str, type | UnionType] = {
+    "name": str,
+    "trace_id": str,
+    "span_id": str,
+    "parent_id": str | None,
+    "links": list,
+    "start_ns": int,
+    "end_ns": int,
+    "attributes": dict,
+}
 
 
 class JsonLinesExporter(SpanExporter):
@@ -75,11 +90,13 @@ class JsonLinesExporter(SpanExporter):
 def file_tracing(folder: Path) -> tuple[TracerProvider, JsonLinesExporter]:
     """Return a provider whose spans go to a file in `folder`, and its exporter, which knows which.
 
-    The provider is nobody's global and registers no exit handler: call its `shutdown`.
+    The provider is nobody's global and registers no exit handler: call its `shutdown`. It records
+    every span, since a file that lacks some is no tree; the names in `OTEL_SERVICE_NAME` and
+    `OTEL_RESOURCE_ATTRIBUTES` are for other processors, which may be added.
     """
     exporter = JsonLinesExporter(folder)
-    resource = Resource({"service.name": "thornback"})
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    resource = Resource({"service.name": "thornback"}).merge(OTELResourceDetector().detect())
+    provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     return provider, exporter
 
@@ -118,11 +135,13 @@ class TraceCheck:
     """What a trace file holds, and what is wrong with it."""
 
     spans: int = 0
+    """All spans, those of ranks among them."""
     ranks: int = 0
     """Rank spans: one per attempt that was worth a span."""
     retried: int = 0
     """Rank spans that follow a failed attempt: of attempt 2 or later, or linked."""
     problems: tuple[str, ...] = ()
+    """What is wrong, a line each, with the line of the file or the span; empty if nothing is."""
 
     @property
     def ok(self) -> bool:
@@ -131,28 +150,33 @@ class TraceCheck:
 
 
 def check_trace(path: Path) -> TraceCheck:
-    """Check that the spans of a file are one tree from run to rank, with the retries linked.
+    """Return whether the spans of a file are one tree from run to rank, with the retries linked.
 
     Checked: every line is a span; one trace; ids are unique; the only span without a parent is the
     run; every parent is in the file, and leads to the run; a span does not end before it starts;
     every rank span lies below an assignment; every rank span of attempt 2 or later links to a span
-    that is in the file.
+    that is in the file. Time and memory are proportional to the file.
+
+    Args:
+        path: a file of JSON lines, as `thornback demo` writes it. What is wrong in it, also a torn
+            line, is a problem in the answer, and raises nothing.
 
     Raises:
         OSError: the file cannot be read.
+        UnicodeDecodeError: it is not text.
     """
     spans: list[dict[str, Any]] = []
     problems: list[str] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             span = json.loads(line)
-            missing = [key for key in ("name", "trace_id", "span_id", "links") if key not in span]
-            if missing:
-                problems.append(f"line {number}: no {', '.join(missing)}")
-            else:
-                spans.append(span)
-        except (json.JSONDecodeError, TypeError) as error:
+        except json.JSONDecodeError as error:
             problems.append(f"line {number}: not a span ({error})")
+            continue
+        if lacking := _lacking(span):
+            problems.append(f"line {number}: no {', '.join(lacking)}")
+        else:
+            spans.append(span)
     ranks = [span for span in spans if span["name"] == RANK]
     retried = [span for span in ranks if _attempt(span) > 1 or span["links"]]
     return TraceCheck(
@@ -163,8 +187,19 @@ def check_trace(path: Path) -> TraceCheck:
     )
 
 
+def _lacking(span: object) -> list[str]:
+    """Return what a parsed line must have to be a span, and has not, or of another type."""
+    if not isinstance(span, dict):
+        return ["object"]
+    lacking = [key for key, kind in _TYPES.items() if not isinstance(span.get(key), kind)]
+    if "links" not in lacking and not all(isinstance(link, dict) for link in span["links"]):
+        lacking.append("links")
+    return lacking
+
+
 def _attempt(span: Mapping[str, Any]) -> int:
-    return int(span.get("attributes", {}).get("thornback.attempt", 1))
+    attempt = span["attributes"].get("thornback.attempt", 1)
+    return attempt if isinstance(attempt, int) else 1
 
 
 def _title(span: Mapping[str, Any]) -> str:
@@ -217,7 +252,7 @@ def _link_problems(
     known = {(span["trace_id"], span["span_id"]) for span in spans}
     problems = []
     for span in retried:
-        links = [(link["trace_id"], link["span_id"]) for link in span["links"]]
+        links = [(str(link.get("trace_id")), str(link.get("span_id"))) for link in span["links"]]
         if not links:
             problems.append(f"{_title(span)} is attempt {_attempt(span)} and has no link")
         problems += [

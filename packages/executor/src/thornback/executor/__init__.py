@@ -1,4 +1,12 @@
-"""Run the ranks of a job: executed at least once, recorded exactly once."""
+"""Run the ranks of a job: executed at least once, recorded exactly once.
+
+    job = Job("squares", [Stage("square", square, ranks=100)])
+    report = Executor.on_local(state="runs/squares").run(job)
+
+Public besides this module: `ports` (protocols, for an executor of your own), `on_local` and
+`on_ray` (platforms), `testing` (chaos), `journal.testing` (a journal in memory, and the checks that
+every journal passes). Everything else is private.
+"""
 
 from thornback.executor.errors import (
     BackendUnavailable,
@@ -14,8 +22,9 @@ from thornback.executor.journal.filejournal import (
     IdentityMismatch,
     JournalError,
     Superseded,
-    read_run,
 )
+from thornback.executor.journal.ledger import Certificate
+from thornback.executor.journal.recorded import RecordedRun, read_run
 from thornback.executor.params import ExecutorParams
 from thornback.executor.program import RankContext
 from thornback.executor.report import (
@@ -30,6 +39,7 @@ from thornback.executor.report import (
 __all__ = [
     "AttemptReport",
     "BackendUnavailable",
+    "Certificate",
     "Executor",
     "ExecutorParams",
     "GivenUp",
@@ -40,6 +50,7 @@ __all__ = [
     "Observer",
     "RankContext",
     "RankFailure",
+    "RecordedRun",
     "RunCancelled",
     "RunFailed",
     "RunInfo",

@@ -81,5 +81,13 @@ class Chronicle:
 
 
 def _short(attempt: AttemptReport) -> AttemptReport:
-    fault = attrs.evolve(attempt.fault, traceback="", message=attempt.fault.message[:200])
+    fault = Fault(
+        kind=attempt.fault.kind,
+        origin=attempt.fault.origin,
+        rule=attempt.fault.rule,
+        error_type=attempt.fault.error_type,
+        message=attempt.fault.message[:200],
+        phase=attempt.fault.phase,
+        facts=attempt.fault.facts,
+    )
     return attrs.evolve(attempt, log_tail="", fault=fault)

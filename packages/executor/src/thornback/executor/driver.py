@@ -28,6 +28,7 @@ from thornback.executor.ports import (
     Classifier,
     Clock,
     Completion,
+    Dispatched,
     Journal,
     Leases,
     Opened,
@@ -36,7 +37,7 @@ from thornback.executor.ports import (
 )
 from thornback.executor.report import StageProgress
 from thornback.executor.tracing import RunTracer
-from thornback.executor.watching import Dispatched, DispatchFeed, Teller, Watchers
+from thornback.executor.watching import DispatchFeed, Teller, Watchers
 from thornback.faults import ErrorData, Fault
 from thornback.pool import Beat, GangLostError, Outcome, Report
 from thornback.scheduler import Scheduler
@@ -61,7 +62,7 @@ class Parts:
 
 
 class Driver:
-    """One run. Use once."""
+    """One run (fulfils `LiveRun`). Use once."""
 
     def __init__(
         self,
@@ -231,9 +232,11 @@ class Driver:
         now_ns = self._parts.clock.time_ns()
         good = [outcome for outcome in report.outcomes if outcome.ok]
         for outcome in report.outcomes:
-            live.outcomes[outcome.rank] = outcome
             fault = None if outcome.ok else self._fault_of(outcome)
             self._tracer.outcome(assignment, outcome, fault, now_ns)
+            if outcome.spans:  # told, and not kept until the record
+                outcome = attrs.evolve(outcome, spans=())
+            live.outcomes[outcome.rank] = outcome
             if fault is not None:
                 self._inbox.post(
                     ev.RankFailed(
@@ -395,11 +398,15 @@ class Driver:
         except Exception:  # drains are a hint: without them a lost node is still noticed
             logger.warning("no more drain notices in this run", exc_info=True)
 
-    def cancel(self, reason: str, *, kill: bool) -> None:
+    def cancel(self, reason: str, /, *, kill: bool) -> None:
         """Ask the scheduler to end the run. Only from the loop's own thread."""
         self._inbox.post(ev.CancelRequested(reason=reason, kill=kill))
 
-    async def beat(self, gang: int) -> Sequence[Beat]:
+    def outstanding(self, assignment: int, /) -> Ranks:
+        """Return the ranks of an assignment that were not reported yet."""
+        return self.scheduler.outstanding(assignment)
+
+    async def beat(self, gang: int, /) -> Sequence[Beat]:
         """Ask the workers of a gang what they run now; nothing for a gang that is gone."""
         return await self._parts.workers.beat(gang)
 

@@ -27,6 +27,7 @@ class RankFailure(Exception):
         stage: name of the stage.
         ranks: the ranks, ascending.
         cause: one line: kind, rule, error type and message.
+        detail: traceback or last log lines of one of them; may be empty.
     """
 
     def __init__(self, stage: str, ranks: Sequence[int], cause: str, detail: str = "") -> None:
@@ -45,13 +46,14 @@ class RankFailure(Exception):
 
 
 class RunFailed(ExceptionGroup[RankFailure]):
-    """The run ended with failed ranks: one `RankFailure` per cause. `.report` is the whole
-    `RunReport`."""
+    """The run ended with failed ranks, more than `max_failed` of their stage: one `RankFailure` per
+    cause."""
 
     report: RunReport
+    """The end of the run, whole."""
 
     def derive(self, excs: Sequence[RankFailure]) -> RunFailed:  # type: ignore[override]  # narrower on purpose
-        """Keep the report when the group is split (`except*`)."""
+        """Return a group of some of the failures, with the same report: for `except*`."""
         group = RunFailed(self.message, excs)
         group.report = self.report
         return group

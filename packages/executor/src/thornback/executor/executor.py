@@ -28,16 +28,13 @@ from thornback.executor.job import Job, identity_of
 from thornback.executor.journal.filejournal import FileJournal, read_run
 from thornback.executor.params import ExecutorParams
 from thornback.executor.plan import RunPlan, Settings
-from thornback.executor.ports import Classifier, Clock, Json, Opened, Platform
+from thornback.executor.ports import Classifier, Clock, Companion, Json, Opened, Platform
 from thornback.executor.report import GivenUp, Observer, RunInfo, RunReport
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers
 from thornback.faults import Classifier as FaultClassifier
 
 logger = logging.getLogger(__name__)
-Companion: TypeAlias = Callable[[Driver], Awaitable[None]]
-"""An async function that goes along with a run, in the driver: it may watch assignments, ask
-workers, cancel."""
 OnMismatch: TypeAlias = Literal["refuse", "adopt", "fresh"]
 T = TypeVar("T")
 
@@ -59,7 +56,7 @@ class SystemClock:
 
 
 class ExecutorOptions(TypedDict, total=False):
-    """The fields of `Executor` besides its platform and state, for `on_ray` and `on_local`."""
+    """The fields of `Executor` but for its platform and state, for `on_ray` and `on_local`."""
 
     max_gangs: int | None
     env: Mapping[str, str]
@@ -83,6 +80,7 @@ class Executor:
     own."""
 
     platform: Platform
+    """Where gangs live."""
     state: str
     """Folder (path or fsspec URL) of **one** job's record; run the job again with it to resume."""
     max_gangs: int | None = None
@@ -95,12 +93,17 @@ class Executor:
     """If `state` holds another job: refuse, adopt what has the same stage names, or start
     afresh."""
     observers: Sequence[Observer] = ()
+    """Are told how the run goes."""
     companions: Sequence[Companion] = ()
+    """Go along with the run, and may ask and cancel it (`thornback.executor.ports.Companion`)."""
     tracer_provider: TracerProvider | None = None
-    """None: OpenTelemetry's global one."""
+    """Makes the spans of the run, and those of user code in its ranks (see `RankContext`); None:
+    OpenTelemetry's global one."""
     classifier: Classifier = attrs.field(factory=FaultClassifier)
+    """Turns errors into faults, which decide what is tried again."""
     clock: Clock = attrs.field(factory=SystemClock)
     params: ExecutorParams = attrs.field(factory=ExecutorParams)
+    """Time-outs of the driver."""
     seed: int = 0
     """Of the jitter between retries."""
     retry_failed: bool = True
@@ -110,8 +113,13 @@ class Executor:
     def on_local(
         *, state: str, cpus: float | None = None, **options: Unpack[ExecutorOptions]
     ) -> Executor:
-        """Return an executor whose workers are processes of this machine. Other arguments: as the
-        class's fields."""
+        """Return an executor whose workers are processes of this machine.
+
+        Args:
+            state: as the field of that name.
+            cpus: logical CPUs to hand out; None: what the machine has.
+            **options: the other fields of `Executor`, but for `platform`.
+        """
         from thornback.executor.on_local import LocalPlatform
 
         return Executor(platform=LocalPlatform(cpus=cpus), state=os.fspath(state), **options)
@@ -124,11 +132,17 @@ class Executor:
         local_cpus: int | None = None,
         **options: Unpack[ExecutorOptions],
     ) -> Executor:
-        """Return an executor on Ray. Other arguments: as the class's fields.
+        """Return an executor on Ray.
 
         Attaches to a Ray that this process has initialised, else to `address`, else to RAY_ADDRESS,
-        else to a cluster that runs on this machine, else starts one of its own with `local_cpus`
-        logical CPUs, and says which in `RunInfo.backend`.
+        else to a cluster that runs on this machine, else starts one of its own, and says which in
+        `RunInfo.backend`.
+
+        Args:
+            state: as the field of that name; a folder or URL that all nodes reach.
+            address: of the cluster's GCS, as `host:port`; None: see above.
+            local_cpus: logical CPUs of a Ray that is started; None: what the machine has.
+            **options: the other fields of `Executor`, but for `platform`.
 
         Raises:
             BackendUnavailable: Ray is not installed, or the address is a Ray Client one (`ray://`).
@@ -139,20 +153,24 @@ class Executor:
         return Executor(platform=platform, state=os.fspath(state), **options)
 
     def run(self, job: Job, *, check: bool = True) -> RunReport:
-        """Run the job to its end and return the report; blocks. In a thread of its own when a loop
-        runs here.
+        """Run the job to its end and return the report; blocks. In a thread of its own when an
+        event loop runs here (a notebook).
 
-        Ctrl-C (or SIGTERM) once ends the run in order: running ranks are killed, what is recorded
-        stays, and `RunCancelled` is raised. Twice ends the process at once.
+        In the main thread, Ctrl-C (or SIGTERM) once ends the run in order: running ranks are
+        killed, what is recorded stays, and `RunCancelled` is raised. Twice ends the process at
+        once.
 
-        Args: job: what to run. check: raise if the run failed or was cancelled; False returns the
-            report whatever happened.
+        Args:
+            job: what to run.
+            check: raise if the run failed or was cancelled; False returns the report then, too.
 
         Raises:
             UsageError: the job cannot run as it is; nothing was run.
             RunFailed: ranks failed, beyond `max_failed` of their stage; carries the report.
-            RunCancelled: the run was cancelled.
-            HeldByAnother, IdentityMismatch: the state belongs to a live driver, or to another job.
+            RunCancelled: the run was cancelled; carries the report.
+            HeldByAnother: another driver holds the state.
+            IdentityMismatch: the state is of another job (see `on_mismatch`).
+            JournalError: the state cannot be read, or not be written when the run begins.
         """
         plan = self._plan(job)
         self.platform.prepare()
@@ -165,14 +183,17 @@ class Executor:
         return _checked(_outside_of_any_loop(main, remote.cancel), check=check)
 
     async def arun(self, job: Job, *, check: bool = True) -> RunReport:
-        """As `run`, under asyncio or trio. Cancelled: everything it opened is closed first,
-        bounded."""
+        """As `run`, under asyncio or trio, and without its handling of signals.
+
+        Raises:
+            UsageError: as `run`, and so do the others.
+
+        Cancellation: running ranks are killed and everything that the run opened is closed first,
+        within bounds; what is recorded stays.
+        """
         plan = self._plan(job)
         self.platform.prepare()
         return _checked(await self._run(plan, remote=None), check=check)
-
-    # -- inside
-    # ------------------
 
     def _plan(self, job: Job) -> RunPlan:
         state = self.state if "://" in self.state else os.path.abspath(self.state)

@@ -51,10 +51,17 @@ def _sequence(items: Sequence[Any] | None) -> tuple[Any, ...] | None:
 
 @attrs.frozen(slots=True)
 class Stage:
-    """One function, run for ranks `0..world_size-1`. Resources are **per rank**."""
+    """One function, run for ranks `0..world_size-1`. Resources are **per rank**.
+
+    Raises:
+        UsageError: it can never run; the message names the mend.
+    """
 
     name: str
+    """Unique in its job; letters, digits, `_`, `-` and `.`, since it names folders."""
     fn: RankFunction
+    """`fn(ctx)`, with `items` `fn(ctx, item)`; ctx is a `RankContext`. What it returns must be JSON
+    of at most 64 KiB."""
     ranks: int | None = attrs.field(default=None, kw_only=True)
     """World size, for `fn(ctx)`. Give this or `items`; neither means one rank."""
     items: tuple[Any, ...] | None = attrs.field(default=None, kw_only=True, converter=_sequence)
@@ -62,15 +69,18 @@ class Stage:
     after: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_names)
     """Stages that must end first; their results are `ctx.results(name)`."""
     cpus: float = attrs.field(default=1, kw_only=True)
+    """Logical CPUs: reserved, not enforced."""
     gpus: float = attrs.field(default=0, kw_only=True)
+    """Each rank process sees its own in CUDA_VISIBLE_DEVICES."""
     memory: int | None = attrs.field(default=None, kw_only=True, converter=parse_memory)
     """Bytes (or '3GiB') reserved for a rank, and its limit: a rank over it is killed as OOM and
     tried with more."""
     nodes: int = attrs.field(default=1, kw_only=True)
+    """Nodes that run one rank together, each with these resources; then `processes` is 1."""
     processes: int = attrs.field(default=1, kw_only=True)
     """Ranks that one worker runs at the same time; its bundle is that much larger."""
     timeout_s: float | None = attrs.field(default=None, kw_only=True)
-    """A rank that runs longer is killed and tried again."""
+    """Seconds. A rank that runs longer is killed and tried again; None: no limit."""
     retries: int = attrs.field(default=0, kw_only=True)
     """Retries of a rank whose own code raised."""
     max_retries: int | None = attrs.field(default=None, kw_only=True)
@@ -82,6 +92,7 @@ class Stage:
     setup: Callable[[RankContext], Any] | None = attrs.field(default=None, kw_only=True)
     """Called once per process before its first rank; its value is `ctx.setup_value`."""
     setup_timeout_s: float = attrs.field(default=900.0, kw_only=True)
+    """Seconds, from the start of the process to the end of `setup`."""
     version: str = attrs.field(default="", kw_only=True)
     """Change it when the function changes so that recorded results are void."""
 
@@ -153,9 +164,14 @@ def _stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 @attrs.frozen(slots=True)
 class Job:
     """Stages in the order of submission, which breaks ties of priority. Their order of running is
-    `after`."""
+    `after`.
+
+    Raises:
+        UsageError: it has no stages. Unknown parents and cycles are found by `Executor.run`.
+    """
 
     name: str
+    """For people, and part of the job's identity."""
     stages: tuple[Stage, ...] = attrs.field(converter=_stages)
 
     def __attrs_post_init__(self) -> None:

@@ -14,10 +14,12 @@ from thornback.placement.on_local import LocalCluster
 from thornback.pool import Blobs, WorkerPool
 from thornback.pool.on_local import LocalBackend
 
+__all__ = ["LocalPlatform"]
+
 
 @attrs.frozen(kw_only=True, slots=True)
 class LocalPlatform:
-    """This machine as one node (fulfils `Platform`)."""
+    """This machine as one node (fulfils `Platform`). Needs Linux; refuses a `runtime_env`."""
 
     cpus: float | None = None
     """Logical CPUs to hand out; None: what the machine has."""
@@ -27,7 +29,8 @@ class LocalPlatform:
 
     @asynccontextmanager
     async def connect(self, blobs: Blobs, tracers: TracerProvider, /) -> AsyncIterator[Connection]:
-        """Return an allocator and a pool of local processes; they end with the context."""
+        """Return an allocator and a pool of local processes; they end with the context, also when
+        it is cancelled."""
         cluster = LocalCluster(cpus=self.cpus)
         leases = Allocator(cluster, tracer=tracers.get_tracer("thornback.placement"))
         workers = WorkerPool(LocalBackend(), blobs, tracer_provider=tracers)

@@ -18,15 +18,23 @@ from thornback.executor.ports import Connection
 from thornback.placement import Allocator
 from thornback.pool import Blobs, WorkerPool
 
+__all__ = ["RayPlatform"]
+
 PROBE_S = 10.0
 
 
 @attrs.define(kw_only=True, slots=True)
 class RayPlatform:
     """A Ray cluster (fulfils `Platform`). Everything it creates is non-detached: it dies with this
-    driver."""
+    driver.
+
+    Raises:
+        BackendUnavailable: Ray is not installed, or the address is a Ray Client one (`ray://`).
+    """
 
     address: str | None = None
+    """Of the cluster's GCS, as `host:port`; `local`: start a Ray here; None: RAY_ADDRESS, else a
+    cluster that runs on this machine, else start one."""
     local_cpus: int | None = None
     """Logical CPUs of a Ray that is started for this run; None: what the machine has."""
 
@@ -49,7 +57,12 @@ class RayPlatform:
         started here.
 
         In the caller's thread, since a Ray head installs a SIGTERM handler, for which it needs the
-        main one. Source: ray 2.60 `_private/node.py`."""
+        main one. Source: ray 2.60 `_private/node.py`.
+
+        Raises:
+            BackendUnavailable: no Ray answers at the address within 10 s.
+            Exception: whatever `ray.init` raises.
+        """
         # Under `uv run` Ray would upload the tree and start every worker through uv; it reads this
         # when imported.
         # Source: ray 2.60 `_private/worker.py`.
@@ -76,7 +89,7 @@ class RayPlatform:
     @asynccontextmanager
     async def connect(self, blobs: Blobs, tracers: TracerProvider, /) -> AsyncIterator[Connection]:
         """Return an allocator and a pool on the cluster; placement groups and actors end with the
-        context."""
+        context, also when it is cancelled."""
         import ray
 
         from thornback.placement.on_ray import RayCluster

@@ -7,8 +7,8 @@ import attrs
 
 @attrs.frozen(kw_only=True, slots=True)
 class ExecutorParams:
-    """One enforcer per phase: place is the driver's; start, silence and close are the pool's; rank
-    the supervisor's."""
+    """Time-outs in seconds. One enforcer per phase: place is the driver's; start, silence and close
+    are the pool's; rank the supervisor's."""
 
     place_s: float = 600.0
     """An autoscaler needs minutes to bring a node. The allocator's own deadline, which explains, is

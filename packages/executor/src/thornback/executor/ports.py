@@ -1,11 +1,17 @@
-"""What the driver needs from others, as protocols, and the records that go to the journal.
+"""What the driver needs from others, as protocols, and the data that they exchange with it.
 
-The driver is their consumer, so they are defined here; `placement`, `pool` and `faults` fulfil them
-without knowing."""
+The driver is their consumer, so they are defined here. `thornback.placement` (`Leases`),
+`thornback.pool` (`Workers`), `thornback.faults` (`Classifier`) and this package's own file journal
+fulfil them without knowing. A custom executor brings a `Platform`, whose `Connection` holds any
+`Leases` and `Workers`: `Executor(platform=..., state=...)`.
+
+Async methods are called under asyncio or trio, in the event loop of the run. A cancelled call may
+have done its work or not, unless the entry promises more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol, TypeAlias
 
@@ -16,9 +22,32 @@ from thornback.faults import ErrorData, Fault
 from thornback.placement import GangRequest, Lease
 from thornback.pool import Assignment, Beat, Blobs, GangLostError, Report, WorkerSpec
 
+__all__ = [
+    "Attribute",
+    "Classifier",
+    "Clock",
+    "Companion",
+    "Completion",
+    "Connection",
+    "Dispatched",
+    "Identity",
+    "Journal",
+    "Json",
+    "Leases",
+    "LiveRun",
+    "Opened",
+    "Platform",
+    "Ranks",
+    "StageIdentity",
+    "Workers",
+]
+
 Ranks: TypeAlias = tuple[range, ...]
+"""Ranks of one stage: ranges with step 1, disjoint and ascending."""
 Attribute: TypeAlias = str | int | float | bool | None
-Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+"""A fact about a failure, by name."""
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+"""What `json.loads` returns."""
 
 
 class Clock(Protocol):
@@ -32,37 +61,62 @@ class Clock(Protocol):
         """Nanoseconds since 1970: for spans and files only, never for a decision."""
         ...
 
-    async def sleep(self, delay_s: float, /) -> None: ...
+    async def sleep(self, delay_s: float, /) -> None:
+        """Return after so many seconds; can be cancelled."""
+        ...
 
 
 class Classifier(Protocol):
-    """Turns an error into a fault."""
+    """Turns an error into a fault. `thornback.faults.Classifier` is one."""
 
     def classify(
         self, error: BaseException | ErrorData, facts: Mapping[str, Attribute], /
     ) -> Fault:
-        """Return the fault. `facts["origin"]` says who saw it; never raises."""
+        """Return the fault; never raises.
+
+        Args:
+            error: an exception that was raised in the driver, or one from elsewhere as data.
+            facts: `origin` (who saw it: rank, process, worker, placement, driver), `phase`, and
+                what else is known.
+        """
         ...
 
 
 class Leases(Protocol):
-    """Leases gangs of resources."""
+    """Leases gangs of resources. `thornback.placement.Allocator` is one."""
 
     async def acquire(self, request: GangRequest, /, *, avoid: Sequence[str]) -> Lease:
-        """Return a held lease. Cancelled: nothing is held."""
+        """Wait until the resources are reserved, all or none, and return a held lease.
+
+        Args:
+            request: what is needed.
+            avoid: nodes that are suspected: a preference, never a ban.
+
+        Raises:
+            Exception: it can never be placed, or was not in time; it is classified, and the gang
+                counts as lost.
+
+        Cancellation: nothing is held, also of what would have been reserved late.
+        """
         ...
 
     async def release(self, lease: Lease, /, *, timeout_s: float) -> bool:
-        """Give it back. Idempotent, never raises; True: confirmed."""
+        """Give it back within `timeout_s` seconds. Idempotent, never raises; True: confirmed."""
         ...
 
     def drains(self) -> AsyncIterator[tuple[str, float | None]]:
-        """Yield (node, seconds left or None) for every notice that a node will go away."""
+        """Yield (node, seconds left or None) for every notice that a node will go away.
+
+        It may end, or raise: then no more notices come, and the run goes on.
+        """
         ...
 
 
 class Workers(Protocol):
-    """Keeps the workers of gangs and hands them work."""
+    """Keeps the workers of gangs and hands them work. `thornback.pool.WorkerPool` is one.
+
+    Gangs and assignments are named by numbers of the driver's, each used once.
+    """
 
     async def open(
         self,
@@ -74,28 +128,46 @@ class Workers(Protocol):
         *,
         timeout_s: float,
     ) -> None:
-        """Start one worker per node; return when all have answered. Raises `GangLostError`.
-        Cancelled: close it."""
+        """Start one worker per node; return when all have answered.
+
+        Args:
+            gang: its number.
+            nodes: `Lease.nodes`.
+            handle: `Lease.handle`: opaque to the driver.
+            spec: what the workers are like.
+            timeout_s: for all of it, in seconds.
+
+        Raises:
+            GangLostError: a worker could not be started, or did not answer in time.
+
+        Cancellation: close the gang; `close` must know it already.
+        """
         ...
 
     def run(self, gang: int, work: Assignment, /) -> AsyncIterator[Report]:
-        """Yield reports until every rank is reported once. Raises `GangLostError`."""
+        """Yield reports until every rank was in one of them once, as an outcome or as returned.
+
+        Raises:
+            GangLostError: while iterating; ranks that were not reported until then count as lost.
+        """
         ...
 
     async def recall(self, gang: int, assignment: int, /, *, kill: bool) -> None:
-        """Hasten the end of `run`. Unknown ids: a no-op."""
+        """Have ranks that were not started returned; with `kill` also the one that runs, which is
+        killed. Hastens the end of `run`; unknown numbers are a no-op."""
         ...
 
     async def lost(self, gang: int, /) -> GangLostError:
-        """Return when, and only if, the gang is lost."""
+        """Return when, and only if, the gang is lost; with the reason, which is not raised."""
         ...
 
     async def beat(self, gang: int, /) -> Sequence[Beat]:
-        """Ask the workers now; a worker that does not answer is left out."""
+        """Ask the workers what they run now; a worker that does not answer is left out."""
         ...
 
     async def close(self, gang: int, /, *, kill: bool, timeout_s: float) -> bool:
-        """End the workers. Idempotent, never raises; True: all deaths confirmed."""
+        """End the workers within `timeout_s` seconds, with `kill` at once. Idempotent, never
+        raises; True: all deaths are confirmed."""
         ...
 
 
@@ -105,13 +177,15 @@ class StageIdentity:
 
     name: str
     world_size: int
+    """Number of ranks."""
     function: str
-    """Qualified name."""
+    """`module.qualname` of the stage's function."""
     version: str = ""
     """The user's own; a change makes a different stage."""
     items_digest: str = ""
     """sha256 over the items, where the stage has items."""
     parents: tuple[str, ...] = ()
+    """Names of the stages that it comes after."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -119,6 +193,7 @@ class Identity:
     """What makes two runs runs of the same job."""
 
     job: str
+    """Its name."""
     stages: tuple[StageIdentity, ...]
 
 
@@ -127,8 +202,11 @@ class Opened:
     """What the journal knows of earlier runs, by name of stage."""
 
     term: int
+    """How many drivers have held this state, this one included."""
     done: Mapping[str, Ranks] = attrs.field(factory=dict)
+    """Not to be run again."""
     failed: Mapping[str, Ranks] = attrs.field(factory=dict)
+    """Given up by an earlier run."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -136,9 +214,11 @@ class Completion:
     """The end of some ranks of one stage."""
 
     stage: str
+    """Its name."""
     ranks: Ranks
     state: Literal["done", "failed", "skipped"]
     epoch: str = ""
+    """Of the assignment that did them, as `000007.000000123`; empty: failed or skipped."""
     results: Mapping[int, str] = attrs.field(factory=dict)
     """JSON text by rank; a rank without one returned None."""
     outputs: Sequence[tuple[str, str]] = ()
@@ -148,24 +228,53 @@ class Completion:
 
 
 class Journal(Protocol):
-    """The durable record of finished ranks. The driver is its only writer."""
+    """The durable record of finished ranks. The driver is its only writer.
+
+    `thornback.executor.journal.testing` has one in memory, and `check_journal`.
+    """
 
     async def open(
         self, identity: Identity, /, *, on_mismatch: Literal["refuse", "adopt", "fresh"]
     ) -> Opened:
-        """Claim the next term. Raises `HeldByAnother`, `IdentityMismatch`, `JournalError`."""
+        """Claim the state and return what is recorded in it. Once per journal.
+
+        Args:
+            identity: of the job that is to be run.
+            on_mismatch: if the state is of another job: refuse it, adopt the records of stages of
+                the same name, or start afresh.
+
+        Raises:
+            HeldByAnother: another driver holds the state.
+            IdentityMismatch: it is of another job, and that is refused.
+            JournalError: it cannot be read or claimed.
+
+        Cancellation: nothing is held.
+        """
         ...
 
     async def commit(self, records: Sequence[Completion], /) -> None:
-        """Durable and promoted at return. Raises `Superseded`, `JournalError`."""
+        """Return when the records are durable and their outputs are under their final names.
+
+        May be called while another call goes on.
+
+        Raises:
+            Superseded: another driver has taken the state over; nothing of this call counts.
+            JournalError: the store failed for too long. Every later call raises it, too.
+
+        Cancellation: the records may be durable or not.
+        """
         ...
 
     async def results(self, stage: str, /) -> Mapping[int, str]:
-        """Return the recorded results of a stage, JSON text by rank."""
+        """Return the recorded results of a stage: JSON text by rank, ascending.
+
+        Raises:
+            JournalError: it is not open, or cannot be read.
+        """
         ...
 
     async def close(self) -> None:
-        """Commit what is pending, give the claim back. Idempotent."""
+        """Commit what is pending, give the claim back. Idempotent; bounded."""
         ...
 
 
@@ -180,15 +289,71 @@ class Connection:
 
 
 class Platform(Protocol):
-    """Where gangs live. A custom executor brings its own."""
+    """Where gangs live. A custom executor brings its own.
+
+    `thornback.executor.on_local.LocalPlatform` and `thornback.executor.on_ray.RayPlatform` are two.
+    """
 
     def prepare(self) -> None:
-        """Called in the caller's thread before any loop runs. Raises `BackendUnavailable`.
-        Repeated: a no-op."""
+        """Do what has to be done in the thread of `Executor.run`, before any loop runs. Repeated: a
+        no-op.
+
+        Raises:
+            BackendUnavailable: it cannot be used here.
+        """
         ...
 
     def connect(
         self, blobs: Blobs, tracers: TracerProvider, /
     ) -> AbstractAsyncContextManager[Connection]:
-        """Return leases and workers; the end of the context closes whatever they still hold."""
+        """Return leases and workers; the end of the context closes whatever they still hold.
+
+        Args:
+            blobs: gives programs and inputs by key, for `Workers`.
+            tracers: of the run: spans of leases and workers lie below their gang's.
+
+        Cancellation: as the end of the context.
+        """
         ...
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Dispatched:
+    """An assignment that was handed to a gang: what a companion of the run sees."""
+
+    stage: str
+    """Its name."""
+    gang: int
+    """Its number: for `LiveRun.beat`."""
+    assignment: int
+    """Its number: for `LiveRun.outstanding`."""
+    ranks: Ranks
+    attempt: int
+    """From 1; above it, the ranks have failed before."""
+
+
+class LiveRun(Protocol):
+    """A run that goes on, as its companions see it. Only to be used in the run's event loop."""
+
+    def dispatches(self) -> AsyncIterator[Dispatched]:
+        """Yield every assignment from now on, as it is handed over. A reader that is 1,000 behind
+        misses some."""
+        ...
+
+    def outstanding(self, assignment: int, /) -> Ranks:
+        """Return the ranks of an assignment that were not reported yet; empty: it is over."""
+        ...
+
+    async def beat(self, gang: int, /) -> Sequence[Beat]:
+        """Ask the workers of a gang what they run now; empty: the gang is gone."""
+        ...
+
+    def cancel(self, reason: str, /, *, kill: bool) -> None:
+        """Ask for the run's end: nothing new is started, with `kill` also what runs is killed; what
+        is recorded stays."""
+        ...
+
+
+Companion: TypeAlias = Callable[[LiveRun], Awaitable[None]]
+"""Goes along with a run, in the driver: started with it, cancelled at its end. What it raises is
+logged and ends the companion, not the run."""

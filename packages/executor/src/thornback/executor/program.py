@@ -27,21 +27,37 @@ class BadResult(TypeError):
 
 @attrs.define(slots=True, eq=False)
 class RankContext:
-    """What a rank knows about itself, and what it may ask for. Attempts count from 1, ranks from
-    0."""
+    """What a rank knows about itself, and what it may ask for. Made by the rank process.
+
+    Spans that the rank makes with OpenTelemetry belong to the run's trace, if the driver traces
+    (`Executor.tracer_provider`). Where the rank process has no tracer provider of its own, and
+    `thornback-executor[tracing]` is installed on the worker, they come back with the rank's outcome
+    and lie beneath its span (within bounds; those of a rank process that is killed are lost). A
+    provider that user code sets, in `setup` or in the rank, exports them itself; then they lie
+    beneath the span of the assignment.
+    """
 
     stage: str
+    """Its name."""
     rank: int
+    """From 0."""
     world_size: int
+    """Number of ranks of the stage."""
     attempt: int
+    """From 1; for people: a rank can run again without being charged for it."""
     epoch: str
     """(term, assignment): names this try in paths and logs."""
     node: str
+    """Name of the node."""
     slot: int
+    """Which of the worker's rank processes this is, from 0."""
     node_index: int
+    """Position of this node in a gang of several, from 0."""
     nodes: int
+    """Nodes of the gang."""
     traceparent: str
-    """W3C trace context of the assignment."""
+    """W3C trace context of the assignment; empty: the driver does not trace. While the rank runs it
+    is OpenTelemetry's current context, so that instrumented clients pass it on."""
     setup_value: Any
     """What the stage's `setup` returned in this process."""
     _staging: str
@@ -53,7 +69,7 @@ class RankContext:
     @property
     def staging(self) -> str:
         """A folder (path or URL) that belongs to this try of the rank alone; swept when the run
-        ends."""
+        ends. Made when it is asked for."""
         if "://" not in self._staging:
             os.makedirs(self._staging, exist_ok=True)
         return self._staging
@@ -64,7 +80,11 @@ class RankContext:
 
     def results(self, stage: str) -> list[Any]:
         """Return the results of a stage named in `after`, in order of rank; failed ranks are left
-        out."""
+        out.
+
+        Raises:
+            KeyError: the stage does not come after that one.
+        """
         return self._results(stage)
 
     @contextlib.contextmanager
@@ -77,7 +97,8 @@ class RankContext:
 
         Raises:
             FileNotFoundError: the block ended and nothing was written to the staged path.
-            IsADirectoryError, PermissionError: nothing can be published under that name.
+            IsADirectoryError: `final` is a folder, or one was made at the staged path.
+            PermissionError: the folder of `final` cannot be written to.
         """
         target = final if "://" in final else os.path.join(self._cwd, final)
         number, self._published = self._published, self._published + 1

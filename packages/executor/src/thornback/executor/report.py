@@ -18,13 +18,17 @@ class StageProgress:
 
     name: str
     total: int
+    """Ranks of the stage."""
     done: int = 0
     """Recorded as done, by this run or an earlier one."""
     failed: int = 0
+    """Given up."""
     skipped: int = 0
+    """Never run, because a rank failed that they depend on."""
     running: int = 0
     """Handed to a worker and not settled yet."""
     gangs: int = 0
+    """Open now, or opening."""
     recorded_before: int = 0
     """Of `done`: recorded by earlier runs."""
 
@@ -34,25 +38,35 @@ class AttemptReport:
     """The death certificate of one failed attempt of a rank, or of a lost gang (`rank` is None)."""
 
     stage: str
+    """Its name; of a gang that was given no work: the first stage that asked for it."""
     rank: int | None
     attempt: int
+    """From 1."""
     epoch: str
+    """Of the assignment, as `000007.000000123`; empty for a gang without one."""
     gang: int
     node: str
+    """Where it happened; empty: not known."""
     fault: Fault
+    """What went wrong, classified."""
     verdict: str
     """Why it is, or is not, tried again."""
     retried: bool
     ran_s: float = 0.0
+    """Seconds that the rank had run."""
     pid: int = 0
+    """Of the rank process; 0: not known."""
     peak_rss_bytes: int = 0
+    """The most resident memory seen; 0: not known."""
     log_tail: str = ""
+    """The last lines that the rank wrote."""
     log_path: str = ""
+    """Of the log of the rank process, on the node."""
     lost_ranks: Ranks = ()
     """For a lost gang: the ranks it had not reported."""
 
     def as_json(self) -> dict[str, Json]:
-        """Return the certificate as JSON, as the journal keeps it."""
+        """Return the certificate as JSON, as the journal keeps it: long texts are cut."""
         fault = self.fault
         return {
             "stage": self.stage,
@@ -79,8 +93,10 @@ class GivenUp:
     """Ranks that ended FAILED together."""
 
     stage: str
+    """Its name."""
     ranks: Ranks
     reason: str
+    """Why they are not tried again."""
     last: AttemptReport | None = None
     """The last failed attempt of the first of them; None: they were given up without one."""
 
@@ -90,28 +106,37 @@ class RunInfo:
     """What is known when a run starts."""
 
     job: str
+    """Its name."""
     state_url: str
     term: int
+    """How many drivers have held this state, this one included."""
     backend: str
     """Which cluster: for people."""
     stages: tuple[StageProgress, ...]
+    """In the order of submission; what earlier runs recorded is counted."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
 class RunReport:
-    """The end of a run."""
+    """The end of a run. Made by `Executor.run`."""
 
     job: str
+    """Its name."""
     state: str
     """`succeeded`, `failed` or `cancelled`."""
     reason: str
+    """For people: why it failed or was cancelled."""
     state_url: str
     term: int
+    """How many drivers have held this state, this one included."""
     backend: str
+    """Which cluster: for people."""
     stages: Mapping[str, StageProgress]
+    """By name, in the order of submission."""
     attempts: tuple[AttemptReport, ...]
     """Every failed attempt and lost gang, oldest first (the first 10,000)."""
     seconds: float
+    """From the opening of the state to the end."""
     given_up: tuple[GivenUp, ...] = ()
     """The ranks that failed in this run, with the reason."""
     unconfirmed_gangs: tuple[int, ...] = ()
@@ -119,20 +144,37 @@ class RunReport:
     _read_results: Callable[[str], Mapping[int, Any]] = attrs.field(eq=False, repr=False)
 
     def results(self, stage: str) -> Mapping[int, Json]:
-        """Return the recorded results of a stage by rank, read from the journal (blocking)."""
+        """Return the recorded results of a stage by rank, ascending; of this run and earlier ones.
+
+        Reads the journal, and blocks meanwhile. A rank that returned None is left out.
+
+        Raises:
+            KeyError: the job has no such stage.
+            JournalError: the state cannot be read.
+        """
         if stage not in self.stages:
             raise KeyError(f"no stage {stage!r} in job {self.job!r}: {', '.join(self.stages)}")
         return self._read_results(stage)
 
 
 class Observer(Protocol):
-    """Watches a run from the driver. Called on the loop: must be quick. An error is logged, and
-    ends the watching."""
+    """Watches a run from the driver. Called in its event loop: must be quick, and not block. What
+    it raises is logged and ends the watching, not the run."""
 
-    def started(self, info: RunInfo, /) -> None: ...
+    def started(self, info: RunInfo, /) -> None:
+        """The state is claimed, and the platform connected. Called once, first."""
+        ...
 
-    def progressed(self, stages: tuple[StageProgress, ...], /) -> None: ...
+    def progressed(self, stages: tuple[StageProgress, ...], /) -> None:
+        """Counts have changed. Called at most every `ExecutorParams.progress_s` seconds, and once
+        at the end; what is counted as done is recorded."""
+        ...
 
-    def failed(self, attempt: AttemptReport, /) -> None: ...
+    def failed(self, attempt: AttemptReport, /) -> None:
+        """An attempt of a rank has failed, or a gang was lost, and it is decided what follows."""
+        ...
 
-    def finished(self, report: RunReport, /) -> None: ...
+    def finished(self, report: RunReport, /) -> None:
+        """The run is over and everything is closed. Called once, last; not if the driver itself
+        fails or `arun` is cancelled."""
+        ...

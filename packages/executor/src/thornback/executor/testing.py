@@ -12,9 +12,10 @@ from typing import Literal
 import anyio
 import attrs
 
-from thornback.executor.driver import Driver
-from thornback.executor.watching import Dispatched
+from thornback.executor.ports import Dispatched, LiveRun
 from thornback.pool import Beat, RunningRank
+
+__all__ = ["Chaos", "Kill"]
 
 LOOKS = 2000
 """How often one assignment is looked at before the next is tried: each look is an answered call,
@@ -26,9 +27,12 @@ class Kill:
     """A process that was killed while it ran a first attempt."""
 
     what: Literal["rank", "worker"]
+    """Which process: the rank's, or the worker's that supervises it."""
     pid: int
     stage: str
+    """Its name."""
     rank: int
+    """The rank that ran then."""
     gang: int
 
 
@@ -42,21 +46,24 @@ class Chaos:
     killed."""
 
     kill_ranks: int = 1
+    """How many rank processes."""
     kill_workers: int = 1
+    """How many workers, after those."""
     stage: str | None = None
     """Only ranks of this stage; None: of any."""
-    kills: tuple[Kill, ...] = ()
-    _hit: set[int] = attrs.field(factory=set)
+    kills: tuple[Kill, ...] = attrs.field(default=(), init=False)
+    """What was killed, oldest first."""
+    _hit: set[int] = attrs.field(factory=set, init=False)
 
-    async def __call__(self, driver: Driver) -> None:
-        """Watch the run until everything is killed (fulfils `Companion`)."""
-        async for seen in driver.dispatches():
+    async def __call__(self, run: LiveRun) -> None:
+        """Watch the run until everything is killed (fulfils `Companion`). A gang is hit once."""
+        async for seen in run.dispatches():
             if (
                 seen.attempt == 1
                 and self.stage in (None, seen.stage)
                 and seen.gang not in self._hit
             ):
-                await self._strike(driver, seen)
+                await self._strike(run, seen)
             if not self._next():
                 return
 
@@ -66,12 +73,12 @@ class Chaos:
             return "rank"
         return "worker" if done.count("worker") < self.kill_workers else None
 
-    async def _strike(self, driver: Driver, seen: Dispatched) -> None:
+    async def _strike(self, run: LiveRun, seen: Dispatched) -> None:
         """Look at the gang until the assignment is seen running, then kill. Gives up when it has
         ended meanwhile."""
         what = self._next()
         for _ in range(LOOKS):
-            beats = [b for b in await driver.beat(seen.gang) if b.host == socket.gethostname()]
+            beats = [b for b in await run.beat(seen.gang) if b.host == socket.gethostname()]
             found = _running(beats, seen.assignment)
             if found is not None:
                 beat, running = found
@@ -79,14 +86,14 @@ class Chaos:
                     os.kill(beat.pid, signal.SIGKILL)
                     self._note(seen, what, beat.pid, running.rank)
                     return
-                if await self._kill_rank(driver, seen, running):
+                if await self._kill_rank(run, seen, running):
                     self._note(seen, "rank", running.pid, running.rank)
                     return
-            if not beats or driver.scheduler.outstanding(seen.assignment) == ():
+            if not beats or run.outstanding(seen.assignment) == ():
                 return
             await anyio.lowlevel.checkpoint()
 
-    async def _kill_rank(self, driver: Driver, seen: Dispatched, running: RunningRank) -> bool:
+    async def _kill_rank(self, run: LiveRun, seen: Dispatched, running: RunningRank) -> bool:
         """Stop the process first, and kill it only if it is still in that rank: else the blow would
         hit nobody."""
         try:
@@ -95,10 +102,8 @@ class Chaos:
             return False
         still = False
         try:
-            for _ in range(
-                2
-            ):  # what it had sent before it stopped is read by the first of the two answers
-                found = _running(await driver.beat(seen.gang), seen.assignment)
+            for _ in range(2):  # what it had sent before it stopped is read by the first answer
+                found = _running(await run.beat(seen.gang), seen.assignment)
                 still = found is not None and found[1].rank == running.rank
         finally:
             os.kill(running.pid, signal.SIGKILL if still else signal.SIGCONT)

@@ -1,30 +1,42 @@
 """Spans of a run, by the OpenTelemetry API alone: without an SDK they cost next to nothing and go
 nowhere.
 
-    thornback.run thornback.gang        one per gang; the allocator's and the pool's own spans lie
-      beneath it thornback.stage       from its first dispatch to its last record
-      thornback.assignment    its context is the traceparent that the ranks get thornback.rank
-      one per attempt, made from its outcome; a retry is linked to the attempt before
+    thornback.run
+      thornback.gang            one per gang; beneath it those of allocator and pool
+      thornback.stage           from its first dispatch to its last record
+        thornback.assignment    its context is the traceparent that the ranks get
+          thornback.rank        one per attempt, made from its outcome
+            ...                 what user code traced in the rank, made again from its outcome
 
-A rank span is made for faults, for retries, and for ranks of 100 ms and more; others are counted on
-their assignment."""
+A retry is linked to the attempt before. A rank span is made for faults, for retries, for ranks of
+100 ms and more, and for ranks in which user code traced something; others are counted on their
+assignment."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 
 import attrs
 from opentelemetry import trace
-from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, Tracer
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from thornback.executor.ports import Ranks
 from thornback.faults import Fault
-from thornback.pool import Outcome
+from thornback.pool import Outcome, SpanData
 
+logger = logging.getLogger(__name__)
 LONG_RANK_S = 0.1
+USER_SPANS_PER_S = 1000
+"""Spans of user code that are made again, on average: at about 50 us each (with a processor), a
+twentieth of the driver's time."""
+USER_SPANS_AT_ONCE = 5000
+"""Beyond the average: a quarter of a second."""
 MAX_LINKED_LOST_RANKS = 1000
 """Of one lost assignment; more are retried without a link, so that a loss costs bounded memory."""
+_KINDS = {kind.name.lower(): kind for kind in SpanKind}
+_FAR_S = 1e9
 
 
 @attrs.define(slots=True)
@@ -33,6 +45,8 @@ class _Assignment:
     stage: int
     attempt: int
     quick: int = 0
+    dropped: int = 0
+    """Spans of user code."""
 
 
 class RunTracer:
@@ -47,6 +61,9 @@ class RunTracer:
         self._gangs: dict[int, Span] = {}
         self._assignments: dict[int, _Assignment] = {}
         self._before: dict[tuple[int, int], SpanContext] = {}
+        self._left = float(USER_SPANS_AT_ONCE)
+        self._refilled_ns = 0
+        self._told = False
 
     def _child(self, name: str, parent: Span, attributes: dict[str, str | int | float]) -> Span:
         context = trace.set_span_in_context(parent)
@@ -105,8 +122,11 @@ class RunTracer:
             return
         key = (live.stage, outcome.rank)
         before = self._before.pop(key, None)
-        if fault is None and before is None and outcome.ran_s < LONG_RANK_S:
+        room = self._take(len(outcome.spans), now_ns)
+        dropped = outcome.spans_dropped + len(outcome.spans) - room
+        if fault is None and before is None and outcome.ran_s < LONG_RANK_S and not room:
             live.quick += 1
+            live.dropped += dropped
             return
         end_ns = now_ns - int(outcome.ago_s * 1e9)
         links = [Link(before, {"thornback.link": "retry of"})] if before else []
@@ -126,7 +146,62 @@ class RunTracer:
         if fault is not None:
             _blame(span, fault)
             self._before[key] = span.get_span_context()
+        if dropped:
+            span.set_attribute("thornback.spans_dropped", dropped)
+        if room:
+            early = span if outcome.phase == "setup" else live.span
+            self._make_again(outcome.spans[:room], early, span, end_ns)
         span.end(end_time=end_ns)
+
+    def _take(self, wanted: int, now_ns: int) -> int:
+        """Return how many spans of user code may be made now."""
+        if not wanted:
+            return 0
+        passed_s = max(0, now_ns - self._refilled_ns) / 1e9
+        self._refilled_ns = now_ns
+        self._left = min(USER_SPANS_AT_ONCE, self._left + passed_s * USER_SPANS_PER_S)
+        taken = min(wanted, int(self._left))
+        self._left -= taken
+        return taken
+
+    def _make_again(self, spans: Sequence[SpanData], early: Span, rank: Span, end_ns: int) -> None:
+        """Make spans of user code again, parents first; those of the set-up lie below `early`."""
+        made: dict[str, SpanContext] = {}
+        try:
+            for data in spans:
+                above = early if data.in_setup else rank
+                if data.parent_id in made:
+                    above = trace.NonRecordingSpan(made[data.parent_id])
+                made[data.span_id] = self._make_one(data, above, made, end_ns)
+        except Exception:  # the data are not ours, and the SDK is not ours
+            if not self._told:
+                logger.warning("spans of ranks are lost: they could not be made", exc_info=True)
+            self._told = True
+
+    def _make_one(
+        self, data: SpanData, above: Span, made: Mapping[str, SpanContext], end_ns: int
+    ) -> SpanContext:
+        others = [(_context_of(traceparent), attributes) for traceparent, attributes in data.links]
+        span = self._tracer.start_span(
+            data.name,
+            context=trace.set_span_in_context(above),
+            kind=_KINDS.get(data.kind, SpanKind.INTERNAL),
+            attributes={**data.attributes, "otel.scope.name": data.scope},
+            links=[
+                Link(made.get(trace.format_span_id(other.span_id), other), attributes)
+                for other, attributes in others
+                if other.is_valid
+            ],
+            start_time=_ago(end_ns, data.before_end_s),
+        )
+        for before_end_s, name, attributes in data.events:
+            span.add_event(name, attributes, timestamp=_ago(end_ns, before_end_s))
+        if data.status == "ok":
+            span.set_status(StatusCode.OK)
+        elif data.status == "error":
+            span.set_status(StatusCode.ERROR, data.status_text)
+        span.end(end_time=_ago(end_ns, data.before_end_s - data.duration_s))
+        return span.get_span_context()
 
     def assignment_ended(
         self, assignment: int, lost: Ranks = (), fault: Fault | None = None
@@ -141,6 +216,8 @@ class RunTracer:
                 for rank in (rank for piece in lost for rank in piece):
                     self._before[live.stage, rank] = live.span.get_span_context()
         live.span.set_attribute("thornback.ranks_counted", live.quick)
+        if live.dropped:
+            live.span.set_attribute("thornback.spans_dropped", live.dropped)
         live.span.end()
 
     def stage_ended(self, stage: int, done: int, failed: int, skipped: int) -> None:
@@ -164,6 +241,16 @@ class RunTracer:
         if state != "succeeded":
             self._run.set_status(Status(StatusCode.ERROR, reason))
         self._run.end()
+
+
+def _ago(end_ns: int, before_end_s: float) -> int:
+    """Return a time that exporters can write: user code may have given any."""
+    return end_ns - int(min(max(-_FAR_S, before_end_s), _FAR_S) * 1e9)
+
+
+def _context_of(traceparent: str) -> SpanContext:
+    context = TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+    return trace.get_current_span(context).get_span_context()
 
 
 def _blame(span: Span, fault: Fault) -> None:

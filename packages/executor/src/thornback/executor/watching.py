@@ -6,9 +6,8 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import anyio
-import attrs
 
-from thornback.executor.ports import Clock, Ranks
+from thornback.executor.ports import Clock, Dispatched
 from thornback.executor.report import Observer, StageProgress
 
 logger = logging.getLogger(__name__)
@@ -54,17 +53,6 @@ class Teller:
         if last or progress != self._last:
             self._last = progress
             self._watchers.tell(lambda observer: observer.progressed(progress))
-
-
-@attrs.frozen(kw_only=True, slots=True)
-class Dispatched:
-    """An assignment that was handed to a gang: what a companion of the run sees."""
-
-    stage: str
-    gang: int
-    assignment: int
-    ranks: Ranks
-    attempt: int
 
 
 class DispatchFeed:

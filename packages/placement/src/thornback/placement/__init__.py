@@ -1,6 +1,7 @@
 """Lease gangs of resources, and never leak them.
 
-`thornback.placement.on_ray` (needs ray), `on_local` and `testing` are imported by their own names.
+Public besides this module, and imported by their own names: `thornback.placement.on_local`,
+`thornback.placement.on_ray` (needs ray) and `thornback.placement.testing`.
 """
 
 from thornback.placement.allocator import Allocator, LeaseView
@@ -21,6 +22,7 @@ from thornback.placement.errors import (
     PlacementTimedOut,
     Unschedulable,
 )
+from thornback.placement.ledger import Ledger
 from thornback.placement.params import AllocatorParams, Explanation, RemovalParams
 from thornback.placement.ports import Cluster, Grant, Reservation, Snapshot
 
@@ -36,6 +38,7 @@ __all__ = [
     "Lease",
     "LeaseState",
     "LeaseView",
+    "Ledger",
     "NodeView",
     "PlacementError",
     "PlacementRemoved",

@@ -52,9 +52,13 @@ class LeaseView:
     """One entry of `Allocator.leases()`."""
 
     lease_id: int
+    """That of the lease, if it has become one."""
     state: LeaseState
+    """Where it is."""
     request: GangRequest
+    """What was asked for."""
     nodes: tuple[str, ...] = ()
+    """One node per bundle; empty: not granted."""
 
 
 class Allocator:
@@ -71,7 +75,7 @@ class Allocator:
         cluster: where to place.
         params: the durations.
         observe: called when a request cannot be placed, and again only when the reason changed;
-            must not block. What it raises is logged. The default logs a warning.
+            must not block. What it raises is logged. None: logs a warning.
         tracer: for the span `thornback.place` round each `acquire`; default: the global one.
     """
 
@@ -80,12 +84,12 @@ class Allocator:
         cluster: Cluster,
         *,
         params: AllocatorParams | None = None,
-        observe: Callable[[Explanation], None] = log_explanation,
+        observe: Callable[[Explanation], None] | None = None,
         tracer: trace.Tracer | None = None,
     ) -> None:
         self._cluster = cluster
         self._params = params or AllocatorParams()
-        self._explainer = Explainer(observe)
+        self._explainer = Explainer(observe or log_explanation)
         self._tracer = tracer or trace.get_tracer("thornback.placement")
         self._tasks: TaskGroup | None = None
         self._watcher = Watcher(

@@ -20,9 +20,13 @@ class Strategy(enum.Enum):
     """How the bundles of a gang are spread over nodes (the words are Ray's)."""
 
     PACK = "PACK"
+    """On as few nodes as possible."""
     SPREAD = "SPREAD"
+    """On as many nodes as possible."""
     STRICT_PACK = "STRICT_PACK"
+    """On one node."""
     STRICT_SPREAD = "STRICT_SPREAD"
+    """Each on a node of its own."""
 
 
 class Supply(enum.Enum):
@@ -63,10 +67,17 @@ def _count(_: object, attribute: attrs.Attribute[Any], value: int) -> None:
 
 @attrs.frozen(kw_only=True, slots=True)
 class Bundle:
-    """Resources on one node. Raises `ValueError` for amounts that are negative or not finite."""
+    """Resources on one node.
+
+    Raises:
+        ValueError: an amount is negative or not finite, or `resources` names what has a field of
+            its own.
+    """
 
     cpus: float = attrs.field(default=1.0, validator=_amount)
+    """Logical ones; parts of one, too."""
     gpus: float = attrs.field(default=0.0, validator=_amount)
+    """Parts of one, too."""
     memory_bytes: int = attrs.field(default=0, validator=_amount)
     """0: memory is not reserved."""
     resources: Mapping[str, float] = attrs.field(factory=dict, validator=_custom)
@@ -75,10 +86,16 @@ class Bundle:
 
 @attrs.frozen(kw_only=True, slots=True)
 class GangRequest:
-    """`nodes` bundles, all or nothing. Raises `ValueError` when `nodes` is less than 1."""
+    """Bundles that are reserved together, all or nothing.
+
+    Raises:
+        ValueError: `nodes` is less than 1.
+    """
 
     bundle: Bundle
+    """What is needed on each node."""
     nodes: int = attrs.field(default=1, validator=_count)
+    """How many bundles."""
     strategy: Strategy | None = None
     """None: STRICT_SPREAD for several nodes, PACK for one."""
     name: str = ""
@@ -90,6 +107,7 @@ class Lease:
     """A gang's resources, held until released."""
 
     lease_id: int
+    """Unique within its allocator."""
     nodes: tuple[str, ...]
     """One node per bundle, in the order of the bundles."""
     handle: object = attrs.field(eq=False, repr=False, default=None)
@@ -102,6 +120,7 @@ class NodeView:
     """One live node, as far as placement is concerned."""
 
     name: str
+    """Unique in its cluster."""
     resources: Mapping[str, float]
     """All it has, free or not, by resource: `CPU`, `GPU`, `memory` (bytes), and custom names."""
     draining: bool = False

@@ -23,9 +23,11 @@ class Gate:
         """How many wait at it now."""
 
     def close(self) -> None:
+        """Let nobody pass from now on."""
         self._open = anyio.Event()
 
     def open(self) -> None:
+        """Let all pass who wait, and who come."""
         self._open.set()
 
     async def passed(self) -> None:
@@ -44,9 +46,11 @@ class Faults:
         self._errors: list[Exception | None] = []
 
     def add(self, *errors: Exception | None) -> None:
+        """Add errors for calls to come."""
         self._errors.extend(errors)
 
     def raise_next(self) -> None:
+        """Raise the next error, if there is one."""
         error = self._errors.pop(0) if self._errors else None
         if error is not None:
             raise error
@@ -66,17 +70,29 @@ class FakeCluster:
         *,
         supply: Supply = Supply.CHANGING,
     ) -> None:
-        self.creations, self.removals, self.looks = Gate(), Gate(), Gate()
-        """Close one to let these calls hang. A held creation has taken place already: only the
-        answer is late."""
-        self.creation_faults, self.removal_faults, self.look_faults = Faults(), Faults(), Faults()
+        self.creations = Gate()
+        """Close it to let `reserve` hang. It has taken place then: only the answer is late."""
+        self.removals = Gate()
+        """Close it to let `FakeReservation.remove` hang."""
+        self.looks = Gate()
+        """Close it to let `look` hang."""
+        self.creation_faults = Faults()
+        """What the next calls of `reserve` raise."""
+        self.removal_faults = Faults()
+        """What the next calls of `FakeReservation.remove` raise."""
+        self.look_faults = Faults()
+        """What the next calls of `look` raise."""
         self.created = 0
+        """How many reservations were made."""
         self.removed = 0
+        """How many of them were ended."""
         self.look_count = 0
+        """How often it was looked at."""
         self.supply = supply
-        self.ledger = Ledger()
+        """As the allocator is told."""
+        self.ledger: Ledger[FakeReservation] = Ledger(FakeReservation.grant)
+        """What is held, and who waits."""
         self._views: dict[str, NodeView] = {}
-        self._reservations: dict[int, FakeReservation] = {}
         self._version = 0
         self._moved = anyio.Event()
         for name, resources in (nodes or {}).items():
@@ -85,7 +101,7 @@ class FakeCluster:
     @property
     def reserved(self) -> int:
         """How many reservations there are, waiting or granted: 0 when nothing leaks."""
-        return len(self._reservations)
+        return len(self.ledger.waiting) + len(self.ledger.held)
 
     def add_node(self, name: str, resources: Mapping[str, float]) -> None:
         """A node joins."""
@@ -100,14 +116,14 @@ class FakeCluster:
         self._move()
 
     def remove_node(self, name: str) -> None:
-        """It is gone."""
+        """It is gone, with what was on it."""
         del self._views[name]
         self.ledger.remove_node(name)
         self._move()
 
     def remove_reservations(self) -> None:
         """Somebody else removes every reservation."""
-        for reservation in list(self._reservations.values()):
+        for reservation in (*self.ledger.waiting, *self.ledger.held):
             reservation.end()
 
     async def reserve(
@@ -116,10 +132,8 @@ class FakeCluster:
         """See `Cluster`."""
         self.creation_faults.raise_next()
         self.created += 1
-        reservation = FakeReservation(self, self.created)
-        self._reservations[self.created] = reservation
-        self.ledger.ask(self.created, attrs.evolve(request, strategy=strategy), avoid)
-        self._serve()
+        reservation = FakeReservation(self)
+        self.ledger.ask(reservation, attrs.evolve(request, strategy=strategy), avoid)
         try:
             await self.creations.passed()
         except BaseException:
@@ -141,50 +155,46 @@ class FakeCluster:
         while self._version == since.version:
             await self._moved.wait()
 
-    def forget(self, ticket: int) -> None:
+    def forget(self, reservation: FakeReservation) -> None:
         """Called by a reservation that ended."""
-        if self._reservations.pop(ticket, None) is not None:
+        if self.ledger.drop(reservation):
             self.removed += 1
-            self.ledger.drop(ticket)
-            self._serve()
-
-    def _serve(self) -> None:
-        for ticket, nodes in self.ledger.serve():
-            self._reservations[ticket].grant(nodes)
 
     def _move(self) -> None:
         self._version += 1
         self._moved.set()
         self._moved = anyio.Event()
-        self._serve()
 
 
 class FakeReservation:
     """Made by `FakeCluster.reserve`."""
 
-    def __init__(self, cluster: FakeCluster, ticket: int) -> None:
+    def __init__(self, cluster: FakeCluster) -> None:
         self._cluster = cluster
-        self._ticket = ticket
         self._nodes: tuple[str, ...] = ()
         self._ended = False
         self._settled = anyio.Event()
 
     def grant(self, nodes: tuple[str, ...]) -> None:
+        """It holds these nodes: whoever waits in `granted` goes on."""
         self._nodes = nodes
         self._settled.set()
 
     def end(self) -> None:
+        """It is removed, by whomever: who waits in `granted` gets `PlacementRemoved`."""
         self._ended = True
         self._settled.set()
-        self._cluster.forget(self._ticket)
+        self._cluster.forget(self)
 
     async def granted(self) -> Grant:
+        """See `Reservation`."""
         await self._settled.wait()
         if self._ended:
-            raise PlacementRemoved(f"reservation {self._ticket} was removed")
+            raise PlacementRemoved("the reservation was removed")
         return Grant(nodes=self._nodes, handle=self)
 
     async def remove(self) -> bool:
+        """See `Reservation`. Hangs and fails as `FakeCluster.removals` and `removal_faults` say."""
         await self._cluster.removals.passed()
         self._cluster.removal_faults.raise_next()
         self.end()

@@ -13,6 +13,8 @@ from thornback.placement.errors import PlacementRemoved
 from thornback.placement.ledger import Ledger
 from thornback.placement.ports import Grant, Reservation, Snapshot
 
+__all__ = ["LocalCluster", "machine_memory_bytes"]
+
 
 class LocalCluster:
     """One node with CPUs, GPUs and memory that are counted, not enforced.
@@ -46,10 +48,7 @@ class LocalCluster:
             **(resources or {}),
         }
         self._view = NodeView(name=node, resources=amounts)
-        self._ledger = Ledger()
-        self._ledger.add_node(node, amounts)
-        self._reservations: dict[int, _LocalReservation] = {}
-        self._count = 0
+        self._ledger: Ledger[_LocalReservation] = Ledger(_LocalReservation.grant, {node: amounts})
 
     @property
     def node(self) -> str:
@@ -59,17 +58,14 @@ class LocalCluster:
     @property
     def reserved(self) -> int:
         """How many reservations there are, waiting or granted."""
-        return len(self._reservations)
+        return len(self._ledger.waiting) + len(self._ledger.held)
 
     async def reserve(
         self, request: GangRequest, strategy: Strategy, avoid: Sequence[str], /
     ) -> Reservation:
         """Ask for the bundles. Never fails; see `Cluster`."""
-        self._count += 1
-        reservation = _LocalReservation(self, self._count)
-        self._reservations[self._count] = reservation
-        self._ledger.ask(self._count, request, avoid)
-        self._serve()
+        reservation = _LocalReservation(self._ledger)
+        self._ledger.ask(reservation, request, avoid)
         return reservation
 
     async def look(self) -> Snapshot:
@@ -80,21 +76,11 @@ class LocalCluster:
         """Never return: the machine stays as it is."""
         await anyio.sleep_forever()
 
-    def _drop(self, ticket: int) -> None:
-        self._ledger.drop(ticket)
-        self._reservations.pop(ticket, None)
-        self._serve()
-
-    def _serve(self) -> None:
-        for ticket, nodes in self._ledger.serve():
-            self._reservations[ticket].grant(nodes)
-
 
 class _LocalReservation:
-    def __init__(self, cluster: LocalCluster, ticket: int) -> None:
-        self._cluster = cluster
-        self._ticket = ticket
-        self._nodes: tuple[str, ...] | None = None
+    def __init__(self, ledger: Ledger[_LocalReservation]) -> None:
+        self._ledger = ledger
+        self._nodes: tuple[str, ...] = ()
         self._removed = False
         self._settled = anyio.Event()
 
@@ -104,15 +90,14 @@ class _LocalReservation:
 
     async def granted(self) -> Grant:
         await self._settled.wait()
-        if self._removed or self._nodes is None:
-            raise PlacementRemoved(f"reservation {self._ticket} on this machine was removed")
+        if self._removed:
+            raise PlacementRemoved("the reservation on this machine was removed")
         return Grant(nodes=self._nodes, handle=self)
 
     async def remove(self) -> bool:
-        if not self._removed:
-            self._removed = True
-            self._settled.set()
-            self._cluster._drop(self._ticket)
+        self._removed = True
+        self._settled.set()
+        self._ledger.drop(self)
         return True
 
 

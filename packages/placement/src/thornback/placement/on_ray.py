@@ -1,14 +1,13 @@
 """Gangs as Ray placement groups.
 
 Theory of operation. A reservation is a non-detached placement group (it dies with its driver).
-Readiness comes by a callback on `pg.ready()`, which is free of tasks and threads since Ray 2.57 or
-so; on an older Ray one table call per tick serves all groups that wait. Every call that talks to
-the GCS blocks, so it runs in one of four threads.
+Readiness comes by a callback on `pg.ready()`, which is free of tasks and threads since ray 2.60; on
+an older one a single table call per tick serves all groups that wait. Every call that talks to the
+GCS blocks, so it runs in one of four threads.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 import time
@@ -34,6 +33,8 @@ from thornback.placement.bridge import LoopBridge
 from thornback.placement.bundles import GangRequest, NodeView, Strategy, Supply, resources_of
 from thornback.placement.errors import PlacementError, PlacementRemoved
 from thornback.placement.ports import Grant, Reservation, Snapshot
+
+__all__ = ["RayCluster", "RayParams"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -80,9 +81,10 @@ class RayCluster:
     ) -> None:
         _require_ray()
         self.params = params or RayParams()
+        """Intervals and bounds."""
         self.callbacks = has_callbacks() if callbacks is None else callbacks
+        """Whether Ray tells when a group is ready; else it is asked."""
         self._supply = supply
-        self._selects = "bundle_label_selector" in inspect.signature(placement_group).parameters
         self._limiter = anyio.CapacityLimiter(self.params.threads)
         self._looking = False
         self._told_no_drains = False
@@ -124,12 +126,15 @@ class RayCluster:
         await anyio.sleep(self.params.look_every_s)
 
     async def call(self, function: Callable[[], _T]) -> _T:
-        """Run a blocking call in a thread, a few at once. Cancelled, the thread goes on alone."""
+        """Return what a blocking call to Ray returns; it runs in a thread, a few at once.
+
+        Cancellation: the thread goes on alone.
+        """
         return await anyio.to_thread.run_sync(
             function, abandon_on_cancel=True, limiter=self._limiter
         )
 
-    async def row(self, group_id: str) -> Mapping[str, Any]:
+    async def _table_row(self, group_id: str) -> Mapping[str, Any]:
         """Return the group's row of a table at most `poll_every_s` old; one call serves all."""
         async with self._poll:
             if anyio.current_time() - self._polled_at >= self.params.poll_every_s:
@@ -140,9 +145,7 @@ class RayCluster:
     def _selector(self, request: GangRequest, avoid: Sequence[str]) -> list[dict[str, str]] | None:
         if not avoid:
             return None
-        if not self._selects:
-            _log.info("this Ray has no bundle_label_selector: nodes cannot be avoided")
-            return None
+        # The label's name since ray 2.49: an older one takes this, and avoids nothing.
         return [{"ray.io/node-id": f"!in({','.join(avoid)})"}] * request.nodes
 
     def _look(self) -> Snapshot:
@@ -234,7 +237,7 @@ class _RayReservation:
                 await self._settled.wait()
                 row = await self._cluster.call(self._row)
             else:
-                row = await self._cluster.row(self._group.id.hex())
+                row = await self._cluster._table_row(self._group.id.hex())
             state = row.get("state", "REMOVED" if self._cluster.callbacks else "PENDING")
             if state == "CREATED":
                 nodes = row["bundles_to_node_id"]
@@ -274,7 +277,8 @@ class _RayReservation:
 
 
 def has_callbacks() -> bool:
-    """Return whether `pg.ready()` needs no task, and refs have callbacks. Source: ray PR 60657."""
+    """Return whether `pg.ready()` needs no task (since ray 2.55), and refs have callbacks that
+    fetch nothing (since ray 2.60). Source: ray PR 60657."""
     core_worker = getattr(ray._raylet, "CoreWorker", None)
     return hasattr(core_worker, "async_wait_placement_group_ready") and hasattr(
         ray.ObjectRef, "_on_ready"

@@ -17,6 +17,7 @@ class RemovalParams:
     """How hard a removal is tried: 5 times over about 3 seconds."""
 
     attempts: int = 5
+    """In all."""
     delay_s: float = 0.2
     """Before the second try; doubled each time."""
 
@@ -41,7 +42,8 @@ class AllocatorParams:
     """Pause after a failed look."""
     drain_slack_s: float = 5.0
     """A drain is told again when its deadline moved by more than this."""
-    removal: RemovalParams = attrs.field(factory=RemovalParams)
+    removal: RemovalParams = RemovalParams()
+    """How hard a removal is tried."""
 
 
 def judge(
@@ -67,6 +69,7 @@ class Explanation:
     """A request cannot be placed on the present nodes."""
 
     request: GangRequest
+    """What was asked for."""
     text: str
     """With numbers: `needs 2 x {GPU: 8} on different nodes; largest node has {GPU: 4}`."""
     fails_in_s: float

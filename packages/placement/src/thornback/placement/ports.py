@@ -20,6 +20,7 @@ class Snapshot:
     nodes: tuple[NodeView, ...]
     """The live ones, also those that drain."""
     supply: Supply = Supply.CHANGING
+    """Whether others may come."""
     version: int = 0
     """The backend's own mark, so that `Cluster.changed` misses nothing."""
 
@@ -55,6 +56,8 @@ class Reservation(Protocol):
         Returns:
             True when the backend confirmed that nothing is reserved any more. False, or any
             exception: unknown; the allocator tries again.
+
+        Cancellation: only when an allocator that ends gives it up.
         """
         ...
 
@@ -81,7 +84,14 @@ class Cluster(Protocol):
         ...
 
     async def look(self) -> Snapshot:
-        """Return the nodes now. Bounded and cancelled freely by the allocator."""
+        """Return the nodes now.
+
+        Raises:
+            Exception: whatever the backend raises: the allocator complains, and looks again later.
+                Leases can be had without a look.
+
+        Cancellation: at any time, also when it takes longer than `AllocatorParams.look_s`.
+        """
         ...
 
     async def changed(self, since: Snapshot, /) -> None:
@@ -89,5 +99,7 @@ class Cluster(Protocol):
 
         A backend without notices of its own sleeps for its interval. One that never changes never
         returns.
+
+        Cancellation: at any time.
         """
         ...

@@ -36,6 +36,7 @@ class ClusterCase:
     """A cluster to be checked, with nothing reserved, and what to ask it."""
 
     cluster: Cluster
+    """To be checked."""
     fits: GangRequest
     """Fits at once, together with another one of it."""
     fills: GangRequest
@@ -49,10 +50,16 @@ class ClusterCase:
 
 
 MakeCase = Callable[[], AbstractAsyncContextManager[ClusterCase]]
+"""Returns a case for one check, which is left at its end: for clean-up."""
 
 
 async def check_cluster(make: MakeCase) -> None:
-    """Raise `AssertionError` where a cluster breaks the protocol `Cluster`."""
+    """Check that a cluster does what `Cluster` and `Reservation` say.
+
+    Raises:
+        AssertionError: it does not.
+        TimeoutError: something hung for `ClusterCase.bound_s`.
+    """
     for check in (_looks, _grants, _waits_and_wakes, _removes_pending, _obeys_avoidance):
         async with make() as case:
             with anyio.fail_after(case.bound_s):
@@ -61,7 +68,12 @@ async def check_cluster(make: MakeCase) -> None:
 
 
 async def check_leases(make: MakeCase) -> None:
-    """Raise `AssertionError` where an `Allocator` on this cluster breaks its guarantees."""
+    """Check that an `Allocator` on this cluster keeps its guarantees.
+
+    Raises:
+        AssertionError: it does not.
+        TimeoutError: something hung for `ClusterCase.bound_s`.
+    """
     for check in (_leases, _cancels, _refuses, _prefers, _closes):
         async with make() as case:
             with anyio.fail_after(case.bound_s):

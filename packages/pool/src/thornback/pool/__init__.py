@@ -1,4 +1,9 @@
-"""Keep workers alive and hand them ranks."""
+"""Keep workers alive and hand them ranks.
+
+Public besides this module, and imported by their own names: `thornback.pool.on_local`,
+`thornback.pool.on_ray` (needs ray), `thornback.pool.processes` (for a backend of your own) and
+`thornback.pool.testing`.
+"""
 
 from thornback.pool.pool import WorkerPool
 from thornback.pool.poolparams import PoolParams
@@ -17,6 +22,8 @@ from thornback.pool.ports import (
     Report,
     RunningRank,
     SeenBy,
+    SpanData,
+    Worker,
     WorkerBackend,
     WorkerSpec,
 )
@@ -37,6 +44,8 @@ __all__ = [
     "Report",
     "RunningRank",
     "SeenBy",
+    "SpanData",
+    "Worker",
     "WorkerBackend",
     "WorkerPool",
     "WorkerSpec",

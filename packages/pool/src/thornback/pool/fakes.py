@@ -76,11 +76,6 @@ class FakeDeathError(Exception):
     """The fake worker is dead."""
 
 
-Script: TypeAlias = Callable[["FakeWorker", Assignment, int], Outcome | None]
-"""What a rank comes to on a fake worker; None: it runs until `FakeWorker.finish`, a recall or the
-end."""
-
-
 def fake_script(worker: FakeWorker, assignment: Assignment, rank: int) -> Outcome | None:
     """Do what the program's bytes say: `fails`, `blocks`, anything else succeeds with the rank as
     its result."""
@@ -104,28 +99,38 @@ class _FakeCall:
 
 @attrs.define(slots=True, eq=False)
 class FakeWorker:
-    """An in-memory worker, to be led by the test."""
+    """An in-memory worker (fulfils `Worker`), to be led by the test. Made by `FakeBackend`."""
 
     node: str
+    """This and what follows: with what `FakeBackend.start` was called."""
     index: int
     nodes: int
     handle: object
     spec: WorkerSpec
     pid: int
+    """Made up."""
     script: Script
+    """What its ranks come to."""
     blobs: dict[str, bytes] = attrs.field(factory=dict)
+    """What was loaded, by key."""
     calls: list[tuple[str, object]] = attrs.field(factory=list)
-    """Every call that reached the backend: (method, payload)."""
+    """Every call that reached it: (method, payload)."""
     kills: int = 0
+    """How often it was killed."""
     unkillable: bool = False
+    """A kill is not confirmed."""
     stuck_in_start: bool = False
+    """`FakeBackend.start` never returns."""
+    stuck_in_end: bool = False
+    """Neither `kill` nor `death` returns."""
     overrides: dict[str, Callable[[object], object]] = attrs.field(factory=dict)
     """By method: what answers a call instead of the worker."""
     obituary: tuple[BaseException, Mapping[str, Attribute]] | None = None
-    _silent: bool = False
-    _cut: bool = False
-    _assignments: dict[int, _FakeCall] = attrs.field(factory=dict)
-    _changed: anyio.Event = attrs.field(factory=anyio.Event)
+    """What `die` was given; None: it lives."""
+    _silent: bool = attrs.field(default=False, init=False)
+    _cut: bool = attrs.field(default=False, init=False)
+    _assignments: dict[int, _FakeCall] = attrs.field(factory=dict, init=False)
+    _changed: anyio.Event = attrs.field(factory=anyio.Event, init=False)
 
     def die(
         self,
@@ -179,8 +184,13 @@ class FakeWorker:
                 return
             await self._changed.wait()
 
-    async def answer(self, method: str, payload: object) -> object:
-        """Do what a supervisor does with a call."""
+    async def call(self, method: str, payload: object, /) -> object:
+        """Do what a supervisor does with a call. See `Worker.call`.
+
+        Raises:
+            FakeDeathError: it is dead; or what the test gave to `die`.
+            FakeUnavailableError: it is cut off.
+        """
         self.calls.append((method, payload))
         await anyio.lowlevel.checkpoint()
         await self._until(lambda: True)
@@ -207,6 +217,31 @@ class FakeWorker:
             case "close", _:
                 return None
         raise ValueError(f"no such method of a supervisor: {method}({payload!r})")
+
+    def is_unavailable(self, error: BaseException, /) -> bool:
+        """Whether it was only cut off."""
+        return isinstance(error, FakeUnavailableError)
+
+    async def kill(self, *, timeout_s: float) -> bool:
+        """Die, unless it is `unkillable`. See `Worker.kill`."""
+        self.kills += 1
+        await self._end()
+        if self.unkillable:
+            return False
+        self.die(FakeDeathError("killed"), {"death_cause": "KILLED"})
+        return True
+
+    async def death(
+        self, error: BaseException, /
+    ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
+        """Return the error, and the facts that the test gave to `die`. See `Worker.death`."""
+        await self._end()
+        return (error, {}) if self.obituary is None else (error, self.obituary[1])
+
+    async def _end(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self.stuck_in_end:
+            await anyio.sleep_forever()
 
     def _run(self, assignment: Assignment) -> _FakeCall:
         if assignment.assignment not in self._assignments:
@@ -239,23 +274,28 @@ class FakeWorker:
         )
 
 
+Script: TypeAlias = Callable[[FakeWorker, Assignment, int], Outcome | None]
+"""What a rank comes to on a fake worker; None: it runs until `FakeWorker.finish`, a recall or the
+end."""
+
+
 class FakeBackend:
     """In-memory workers (fulfils `WorkerBackend`).
 
     Args:
-        script: what ranks come to.
+        script: what ranks come to; None: `fake_script`.
         on_start: called with each new worker before it lives; may prepare it, or raise, which fails
-        the start.
+            the start.
     """
 
     def __init__(
         self,
-        script: Script = fake_script,
-        on_start: Callable[[FakeWorker], None] = lambda worker: None,
+        script: Script | None = None,
+        on_start: Callable[[FakeWorker], None] | None = None,
     ) -> None:
         self.workers: list[FakeWorker] = []
         """In the order of their starts; of a gang started at once, that order is not fixed."""
-        self._script = script
+        self._script = script or fake_script
         self._on_start = on_start
 
     def of(self, node: str) -> FakeWorker:
@@ -272,45 +312,16 @@ class FakeBackend:
         """Make a worker."""
         pid = 1000 + len(self.workers)
         worker = FakeWorker(node, index, nodes, handle, spec, pid, self._script)
-        self._on_start(worker)
+        if self._on_start is not None:
+            self._on_start(worker)
         self.workers.append(worker)
         try:
             await anyio.lowlevel.checkpoint()
             if worker.stuck_in_start:
-                await anyio.Event().wait()
+                await anyio.sleep_forever()
         except BaseException:
             worker.die()
             raise
-        return worker
-
-    async def call(self, worker: object, method: str, payload: object, /) -> object:
-        """Let the worker answer."""
-        return await self._known(worker).answer(method, payload)
-
-    def is_unavailable(self, error: BaseException, /) -> bool:
-        """Whether the worker was only cut off."""
-        return isinstance(error, FakeUnavailableError)
-
-    async def kill(self, worker: object, /, *, timeout_s: float) -> bool:
-        """Kill it, unless it is `unkillable`."""
-        known = self._known(worker)
-        known.kills += 1
-        await anyio.lowlevel.checkpoint()
-        if known.unkillable:
-            return False
-        known.die(FakeDeathError("killed"), {"death_cause": "KILLED"})
-        return True
-
-    async def death(
-        self, worker: object, error: BaseException, /
-    ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
-        """Return what the test gave to `FakeWorker.die`."""
-        obituary = self._known(worker).obituary
-        return (error, {}) if obituary is None else (error, obituary[1])
-
-    def _known(self, worker: object) -> FakeWorker:
-        if not isinstance(worker, FakeWorker):
-            raise TypeError(f"expected a FakeWorker, got {type(worker).__name__}")
         return worker
 
 

@@ -73,7 +73,6 @@ class Gang:
             nodes,
             silence_s=self._params.silence_s,
             max_tick_s=1.5 * self._params.beat_every_s,
-            severity=surroundings.severity,
         )
         self._links = [Link(m, node, surroundings, self._roster) for m, node in enumerate(nodes)]
         self._dying: dict[int, None] = {}

@@ -16,7 +16,7 @@ import anyio
 
 from thornback.pool.clock import Expired, within
 from thornback.pool.poolparams import Surroundings
-from thornback.pool.ports import Attribute, CaughtError, GangLostError, WorkerSpec
+from thornback.pool.ports import Attribute, CaughtError, GangLostError, Worker, WorkerSpec
 from thornback.pool.roster import Roster
 
 _LOG = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Link:
         """A heartbeat is under way."""
         self._around = surroundings
         self._roster = roster
-        self._worker: object = None
+        self._worker: Worker | None = None
         self._loads: dict[str, anyio.Event] = {}
         self._acks: dict[int, None] = {}
         self._regaining: anyio.Event | None = None
@@ -77,7 +77,7 @@ class Link:
 
     async def call(self, method: str, payload: object) -> object:
         """Call once. Raises whatever the backend raises."""
-        return await self._around.backend.call(self._worker, method, payload)
+        return await self._started().call(method, payload)
 
     async def ask(self, method: str, payload: Callable[[tuple[int, ...]], object]) -> object:
         """Call until it is answered; `payload` gets the assignments to acknowledge.
@@ -94,7 +94,7 @@ class Link:
                 steady = clock.monotonic() - since > self._around.params.grace_s
                 cuts = 1 if steady else cuts + 1
                 many = cuts > self._around.params.regains_per_call
-                if many or not self._around.backend.is_unavailable(error):
+                if many or not self._started().is_unavailable(error):
                     raise
                 await self._regain(error)
                 since = clock.monotonic()
@@ -142,15 +142,11 @@ class Link:
         self, error: BaseException
     ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
         """Ask the backend about a death; bounded, never raises."""
-        if self._worker is None:
+        worker, around = self._worker, self._around
+        if worker is None:
             return error, {}
-        around = self._around
         try:
-            return await within(
-                around.clock,
-                around.params.death_s,
-                lambda: around.backend.death(self._worker, error),
-            )
+            return await within(around.clock, around.params.death_s, lambda: worker.death(error))
         except Exception as failure:  # noqa: BLE001  # then the error speaks for itself
             _LOG.warning("no explanation for the death of a worker on %s: %r", self.node, failure)
             return error, {}
@@ -160,12 +156,10 @@ class Link:
         never raises."""
         if self.killed:
             return
-        around = self._around
+        worker = self._started()
         try:
             self.killed = await within(
-                around.clock,
-                timeout_s,
-                lambda: around.backend.kill(self._worker, timeout_s=timeout_s),
+                self._around.clock, timeout_s, lambda: worker.kill(timeout_s=timeout_s)
             )
         except Exception as failure:  # noqa: BLE001  # answered by `killed`
             _LOG.warning("the kill of a worker on %s failed: %r", self.node, failure)
@@ -199,12 +193,16 @@ class Link:
             try:
                 await self.call("beat", ())
             except Exception as error:
-                if not self._around.backend.is_unavailable(error):
+                if not self._started().is_unavailable(error):
                     raise
             else:
                 self._roster.answered(self.member)
                 return
             delay_s = min(2 * delay_s, self._around.params.probe_most_s)
+
+    def _started(self) -> Worker:
+        assert self._worker is not None, "nothing is asked of a worker that was not started"
+        return self._worker
 
 
 async def everywhere(links: Sequence[Link], call: Callable[[Link], Awaitable[object]]) -> None:

@@ -1,9 +1,8 @@
 """Workers as Ray actors, in the bundles of a placement group.
 
 Nothing here waits in a thread for a worker: a call's object reference says by callback that its
-result exists (`_Bridge`), and per worker one call that never returns (`RankWorker.hold`) is
-pending, whose failure is the notice of death. What Ray has only as blocking calls runs in worker
-threads, at most `_THREADS` at a time.
+result exists, and per worker one call that never returns is pending, whose failure is the notice of
+death. What Ray has only as blocking calls runs in worker threads, at most four at a time.
 
 Sources, ray 2.60: `includes/object_ref.pyi`, `_private/state.py`, `core/generated/common_pb2`.
 """
@@ -14,6 +13,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,8 +27,17 @@ from ray.util.client import ray as client
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from thornback.pool.ports import Assignment, Attribute, CaughtError, GangLostError, WorkerSpec
+from thornback.pool.ports import (
+    Assignment,
+    Attribute,
+    CaughtError,
+    GangLostError,
+    Worker,
+    WorkerSpec,
+)
 from thornback.pool.worker.supervisor import Supervisor
+
+__all__ = ["RayBackend"]
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 4
@@ -145,21 +154,139 @@ def _consume(ref: Any) -> None:
         _LOG.debug("dropped a late failure: %r", error)
 
 
-@attrs.define(slots=True, eq=False)
 class _RayWorker:
-    """An actor, and the call that tells of its death."""
+    """An actor that hosts a supervisor (fulfils `Worker`)."""
 
-    actor: Any
-    node: str
-    hold: Any = None
-    """None: not called yet, or the last one failed because the actor was out of reach."""
+    def __init__(self, bridge: _Bridge, actor: Any, node: str) -> None:
+        self._bridge = bridge
+        self._actor = actor
+        self._node = node
+        self._hold: Any = None
+        """The call that tells of its death; None: not called yet, or the last one failed because
+        the actor was out of reach."""
+
+    async def start(self, spec: WorkerSpec, index: int, nodes: int) -> None:
+        """Make the supervisor ready. Kills the actor if that fails, or is cancelled."""
+        started = False
+        try:
+            await self._bridge.result(self._actor.start.remote(spec, self._node, index, nodes))
+            self._hold = self._actor.hold.remote()
+            started = True
+        except ray.exceptions.RayError as error:
+            _, facts = await self.death(error)
+            raise GangLostError(error, self._node, "start", facts) from error
+        finally:
+            if not started:
+                await _kill_now(self._bridge, self._actor)
+
+    async def call(self, method: str, payload: object, /) -> object:
+        """Call the supervisor.
+
+        Raises:
+            ray.exceptions.ActorDiedError: gone for good. Other subclasses of `RayError`: see
+                `is_unavailable`.
+        """
+        if method == "watch":
+            return await self._watch()
+        if _size(payload) > _LARGE_BYTES:
+            send = partial(self._actor.call.remote, method, payload)
+            ref = await self._bridge.in_thread(send)
+        else:
+            ref = self._actor.call.remote(method, payload)
+        return await self._bridge.result(ref)
+
+    async def _watch(self) -> object:
+        if self._hold is None:
+            self._hold = self._actor.hold.remote()
+        ref = self._hold
+        try:
+            return await self._bridge.result(ref)
+        except ray.exceptions.ActorUnavailableError:
+            if self._hold is ref:
+                self._hold = None  # the next watch asks anew
+            raise
+
+    def is_unavailable(self, error: BaseException, /) -> bool:
+        """Whether the actor is only out of reach: not so for an error from inside it."""
+        cut = isinstance(error, ray.exceptions.ActorUnavailableError | ray.exceptions.RpcError)
+        return cut and not isinstance(error, ray.exceptions.RayTaskError)
+
+    async def kill(self, *, timeout_s: float) -> bool:
+        """`ray.kill`, then wait until the GCS says DEAD.
+
+        True means what Ray knows: a process that is stopped, or cut off by the network, can outlive
+        it.
+        """
+        with anyio.move_on_after(timeout_s):
+            await _kill(self._bridge, self._actor)
+            with anyio.move_on_after(timeout_s / 2), suppress(ray.exceptions.RayError):
+                await self._watch()
+            delay_s = _CONFIRM_FIRST_S
+            while True:
+                record = await self._record()
+                if record.get("State") == "DEAD":
+                    return True
+                await anyio.sleep(delay_s)
+                delay_s *= 2
+        return False
+
+    async def death(
+        self, error: BaseException, /
+    ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
+        """Ask the GCS why the actor, or its node, died. The error itself is returned as it is."""
+        if isinstance(error, ray.exceptions.RayTaskError):
+            return error, {}  # it lives: its own code raised
+        facts: dict[str, Attribute] = {}
+        if isinstance(error, ray.exceptions.RayActorError):
+            facts["preempted"] = error.preempted
+        with anyio.move_on_after(_EXPLAIN_S):
+            record = await self._record()
+            facts |= death_facts(record.get("DeathCause"))
+            if record.get("Pid"):
+                facts["pid"] = int(record["Pid"])
+            if facts.get("death_cause") in (None, "NODE_DIED"):
+                nodes = await self._bridge.in_thread(ray.nodes)
+                facts = {**node_facts(nodes, self._node), **facts}
+        return error, facts
+
+    async def _record(self) -> Mapping[str, Any]:
+        """Return what the GCS knows of the actor; empty when it knows nothing, or cannot be
+        asked."""
+        actor_id = self._actor._actor_id.hex()
+        try:
+            record: Mapping[str, Any] = await self._bridge.in_thread(
+                partial(ray._private.state.actors, actor_id)
+            )
+        except Exception as error:  # noqa: BLE001  # a private call of a system that may be down
+            _LOG.warning("the GCS does not tell of actor %s: %r", actor_id, error)
+            return {}
+        return record or {}
+
+
+async def _kill(bridge: _Bridge, actor: Any) -> None:
+    try:
+        await bridge.in_thread(partial(ray.kill, actor, no_restart=True))
+    except Exception as error:  # noqa: BLE001  # dead already, or no GCS: the confirmation tells
+        _LOG.debug("ray.kill: %r", error)
+
+
+async def _kill_now(bridge: _Bridge, actor: Any) -> None:
+    """Kill an actor that nobody has got, also when we are cancelled."""
+    with anyio.CancelScope(shield=True), anyio.move_on_after(_EXPLAIN_S):
+        await _kill(bridge, actor)
 
 
 class RayBackend:
     """Starts workers as actors (fulfils `WorkerBackend`), on leases whose handle is a placement
     group.
 
-    For one event loop, after `ray.init`. Actors are not detached: they die with the driver.
+    For one event loop, after `ray.init`. Actors are not detached: they die with the driver. A
+    worker's confirmed death is what Ray knows: a process that is stopped, or cut off by the
+    network, can outlive it.
+
+    Why an actor or its node died, the GCS is asked. Facts: `death_cause` (`RAY_KILL`,
+    `WORKER_DIED`, `NODE_DIED`, `OUT_OF_SCOPE`, `OOM`, `RUNTIME_ENV_FAILED`, `CREATION_TASK_FAILED`,
+    `ACTOR_UNSCHEDULABLE`), `exit_type`, `preempted`, `node_death_reason`, `pid`.
 
     Raises:
         RuntimeError: Ray is not initialised, or this is a Ray Client.
@@ -178,17 +305,19 @@ class RayBackend:
 
     async def start(
         self, node: str, index: int, nodes: int, handle: object, spec: WorkerSpec, /
-    ) -> object:
+    ) -> Worker:
         """Start an actor on bundle `index` of the group; returns when its supervisor is ready.
 
         Raises:
             GangLostError: it did not come up; with what Ray knows of it.
+            TypeError: the handle is no placement group.
 
         Cancellation: the actor is killed.
         """
         if not isinstance(handle, PlacementGroup):
             raise TypeError(f"expected the placement group of a lease, got {handle!r:.200}")
-        bridge = self._at_home()
+        if self._bridge is None:
+            self._bridge = _Bridge()
         options: dict[str, Any] = {
             "num_cpus": spec.cpus,
             "num_gpus": spec.gpus,
@@ -204,20 +333,8 @@ class RayBackend:
                 placement_group_capture_child_tasks=False,
             ),
         }
-        actor = await self._make(bridge, options)
-        worker = _RayWorker(actor, node)
-        started = False
-        try:
-            await bridge.result(actor.start.remote(spec, node, index, nodes))
-            worker.hold = actor.hold.remote()
-            started = True
-        except ray.exceptions.RayError as error:
-            _, facts = await self.death(worker, error)
-            raise GangLostError(error, node, "start", facts) from error
-        finally:
-            if not started:
-                with anyio.CancelScope(shield=True), anyio.move_on_after(_EXPLAIN_S):
-                    await self._kill(bridge, actor)
+        worker = _RayWorker(self._bridge, await self._make(self._bridge, options), node)
+        await worker.start(spec, index, nodes)
         return worker
 
     async def _make(self, bridge: _Bridge, options: Mapping[str, Any]) -> Any:
@@ -234,118 +351,10 @@ class RayBackend:
             await bridge.in_thread(make)
         except BaseException:
             unwanted.append(True)
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_EXPLAIN_S):
-                for actor in made:
-                    await self._kill(bridge, actor)
+            for actor in made:
+                await _kill_now(bridge, actor)
             raise
         return made[0]
-
-    async def call(self, worker: object, method: str, payload: object, /) -> object:
-        """Call the supervisor.
-
-        Raises:
-            ray.exceptions.ActorDiedError: gone for good. Other subclasses of `RayError`: see
-            `is_unavailable`.
-        """
-        known, bridge = _ray(worker), self._at_home()
-        if method == "watch":
-            return await self._watch(bridge, known)
-        if _size(payload) > _LARGE_BYTES:
-            ref = await bridge.in_thread(partial(known.actor.call.remote, method, payload))
-        else:
-            ref = known.actor.call.remote(method, payload)
-        return await bridge.result(ref)
-
-    async def _watch(self, bridge: _Bridge, worker: _RayWorker) -> object:
-        if worker.hold is None:
-            worker.hold = worker.actor.hold.remote()
-        ref = worker.hold
-        try:
-            return await bridge.result(ref)
-        except ray.exceptions.ActorUnavailableError:
-            if worker.hold is ref:
-                worker.hold = None  # the next watch asks anew
-            raise
-
-    def is_unavailable(self, error: BaseException, /) -> bool:
-        """Whether the actor is only out of reach: not so for an error from inside it."""
-        cut = isinstance(error, ray.exceptions.ActorUnavailableError | ray.exceptions.RpcError)
-        return cut and not isinstance(error, ray.exceptions.RayTaskError)
-
-    async def kill(self, worker: object, /, *, timeout_s: float) -> bool:
-        """`ray.kill`, then wait until the GCS says DEAD.
-
-        True means what Ray knows: a process that is stopped, or cut off by the network, can outlive
-        it.
-        """
-        known, bridge = _ray(worker), self._at_home()
-        with anyio.move_on_after(timeout_s):
-            await self._kill(bridge, known.actor)
-            with anyio.move_on_after(timeout_s / 2):
-                await self._await_end(bridge, known)
-            delay_s = _CONFIRM_FIRST_S
-            while True:
-                record = await self._record(bridge, known.actor)
-                if record.get("State") == "DEAD":
-                    return True
-                await anyio.sleep(delay_s)
-                delay_s *= 2
-        return False
-
-    async def death(
-        self, worker: object, error: BaseException, /
-    ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
-        """Ask the GCS why the actor, or its node, died. The error itself is returned as it is.
-
-        Facts: `death_cause` (`RAY_KILL`, `WORKER_DIED`, `NODE_DIED`, `OUT_OF_SCOPE`, `OOM`,
-        `RUNTIME_ENV_FAILED`, `CREATION_TASK_FAILED`, `ACTOR_UNSCHEDULABLE`), `exit_type`,
-        `preempted`, `node_death_reason`, `pid`.
-        """
-        known, bridge = _ray(worker), self._at_home()
-        if isinstance(error, ray.exceptions.RayTaskError):
-            return error, {}  # it lives: its own code raised
-        facts: dict[str, Attribute] = {}
-        if isinstance(error, ray.exceptions.RayActorError):
-            facts["preempted"] = error.preempted
-        with anyio.move_on_after(_EXPLAIN_S):
-            record = await self._record(bridge, known.actor)
-            facts |= death_facts(record.get("DeathCause"))
-            if record.get("Pid"):
-                facts["pid"] = int(record["Pid"])
-            if facts.get("death_cause") in (None, "NODE_DIED"):
-                nodes = await bridge.in_thread(ray.nodes)
-                facts = {**node_facts(nodes, known.node), **facts}
-        return error, facts
-
-    async def _await_end(self, bridge: _Bridge, worker: _RayWorker) -> None:
-        try:
-            await self._watch(bridge, worker)
-        except ray.exceptions.RayError:
-            return
-
-    async def _kill(self, bridge: _Bridge, actor: Any) -> None:
-        try:
-            await bridge.in_thread(partial(ray.kill, actor, no_restart=True))
-        except Exception as error:  # noqa: BLE001  # dead already, or no GCS: the confirmation tells
-            _LOG.debug("ray.kill: %r", error)
-
-    async def _record(self, bridge: _Bridge, actor: Any) -> Mapping[str, Any]:
-        """Return what the GCS knows of an actor; empty when it knows nothing, or cannot be
-        asked."""
-        actor_id = actor._actor_id.hex()
-        try:
-            record: Mapping[str, Any] = await bridge.in_thread(
-                partial(ray._private.state.actors, actor_id)
-            )
-        except Exception as error:  # noqa: BLE001  # a private call of a system that may be down
-            _LOG.warning("the GCS does not tell of actor %s: %r", actor_id, error)
-            return {}
-        return record or {}
-
-    def _at_home(self) -> _Bridge:
-        if self._bridge is None:
-            self._bridge = _Bridge()
-        return self._bridge
 
 
 def death_facts(cause: Any) -> dict[str, Attribute]:
@@ -392,9 +401,3 @@ def _size(payload: object) -> int:
     parts = payload if isinstance(payload, tuple) else ()
     args = [arg for part in parts if isinstance(part, Assignment) for arg in part.args]
     return sum(len(part) for part in (*parts, *args) if isinstance(part, bytes))
-
-
-def _ray(worker: object) -> _RayWorker:
-    if not isinstance(worker, _RayWorker):
-        raise TypeError(f"expected a worker made by RayBackend, got {type(worker).__name__}")
-    return worker

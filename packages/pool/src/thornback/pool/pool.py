@@ -25,7 +25,6 @@ from thornback.pool.ports import (
     WorkerSpec,
 )
 from thornback.pool.reports import Reports
-from thornback.pool.severity import SeverityOf, severity_of
 
 
 class WorkerPool:
@@ -37,11 +36,10 @@ class WorkerPool:
     dead for certain.
 
     Args:
-        backend: starts, calls and kills single workers.
+        backend: starts single workers.
         blobs: gives programs and inputs by key, once per worker that needs them.
         params: bounds and rhythms.
         clock: time, for tests.
-        severity: which of several failures of one gang is its root cause.
         tracer_provider: for the span `thornback.workers.open`; None: the global one.
     """
 
@@ -52,7 +50,6 @@ class WorkerPool:
         params: PoolParams | None = None,
         *,
         clock: Clock | None = None,
-        severity: SeverityOf = severity_of,
         tracer_provider: trace.TracerProvider | None = None,
     ) -> None:
         self._surroundings = Surroundings(
@@ -60,7 +57,6 @@ class WorkerPool:
             blobs=blobs,
             params=params or PoolParams(),
             clock=clock or SystemClock(),
-            severity=severity,
         )
         self._gangs: dict[int, Gang] = {}
         self._tasks: TaskGroup | None = None
@@ -123,10 +119,10 @@ class WorkerPool:
 
         Raises:
             GangLostError: phase `start` or `ping`: a worker did not come up (everything started has
-            been killed), or
-                phase `close`: the gang was closed meanwhile.
+                been killed), or phase `close`: the gang was closed meanwhile.
             ValueError: the number is in use, there is no node, or there are several nodes and
-            several slots.
+                several slots.
+            RuntimeError: the pool is not entered.
 
         Cancellation: everything started is killed; close the gang to know it for certain.
         """
@@ -152,19 +148,18 @@ class WorkerPool:
         """Hand out an assignment, at once; iterate over the reports.
 
         Every rank is in exactly one `outcomes` or `returned` of all reports, whatever the worker
-        sends; the last report is `final`. One reader; a reader that stops early or is cancelled
-        leaves the work running until it ends, is recalled or the gang is closed.
+        sends; the last report is `final`. One reader.
 
-        Raises (from the iteration):
-            GangLostError: the gang is lost, is closed under way (`GangClosed`), or is not open
-            (`GangNotOpen`); what
-                was reported until then is delivered first.
-            Exception: what `blobs` raised; no rank has been started then.
+        Raises:
+            ValueError: at once: the assignment is under way already, has no ranks or one twice, or
+                has several ranks on a gang of several nodes.
+            GangLostError: from the iteration: the gang is lost, is closed under way (its error is a
+                `GangClosed`), or is not open (`GangNotOpen`); what was reported until then is
+                delivered first.
+            Exception: from the iteration: what `blobs` raised; no rank has been started then.
 
-        Raises (at once):
-            ValueError: the assignment is under way already, has no ranks or one twice, or has
-            several ranks on a gang
-                of several nodes.
+        Cancellation: a reader that stops early or is cancelled leaves the work running until it
+        ends, is recalled or the gang is closed.
         """
         record = self._gangs.get(gang)
         if record is not None:
@@ -192,6 +187,7 @@ class WorkerPool:
 
         Raises:
             anyio.ClosedResourceError: the pool was left.
+            RuntimeError: the pool is not entered.
         """
         _, left = self._entered()
         record = self._gangs.get(gang)
@@ -214,7 +210,8 @@ class WorkerPool:
         Args:
             gang: unknown or closed: nothing is left to do, True.
             kill: False lets the supervisors end their processes in order, for half of the time,
-            before the kill. timeout_s: for all of it.
+                before the kill.
+            timeout_s: for all of it.
 
         Returns:
             Whether all deaths are confirmed. After False, close again to try again.

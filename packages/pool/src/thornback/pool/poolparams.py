@@ -5,7 +5,6 @@ from __future__ import annotations
 import attrs
 
 from thornback.pool.ports import Blobs, Clock, WorkerBackend
-from thornback.pool.severity import SeverityOf
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -22,13 +21,13 @@ class PoolParams:
     probe_first_s: float = 0.5
     """Delay before the first probe of an unreachable worker; doubles up to `probe_most_s`."""
     probe_most_s: float = 4.0
+    """The longest delay between two probes."""
     regains_per_call: int = 3
     """A call that is cut off more often than this, though probes were answered, counts as failed.
     """
     recall_s: float = 15.0
     """After a recall with a kill, for which the supervisor may take 10 s: a worker that still has
-    not
-    reported is killed."""
+    not reported is killed."""
     ask_s: float = 5.0
     """For the answers to `WorkerPool.beat`."""
     death_s: float = 10.0
@@ -47,4 +46,3 @@ class Surroundings:
     blobs: Blobs
     params: PoolParams
     clock: Clock
-    severity: SeverityOf

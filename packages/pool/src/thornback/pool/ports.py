@@ -7,13 +7,26 @@ cross a process border, never instants.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, TypeAlias
 
 import attrs
 
 Ranks: TypeAlias = tuple[range, ...]
+"""Ranks as ranges that do not overlap."""
 Attribute: TypeAlias = str | int | float | bool | None
+"""Value of a fact, or of an attribute of an error."""
+SpanValue: TypeAlias = (
+    str
+    | bool
+    | int
+    | float
+    | tuple[str, ...]
+    | tuple[bool, ...]
+    | tuple[int, ...]
+    | tuple[float, ...]
+)
+"""Value of an attribute of a span."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -23,18 +36,26 @@ class CaughtError:
     type_names: tuple[str, ...]
     """`module.qualname` along the MRO, most derived first, without `object`."""
     message: str
+    """Its `str()`, bounded."""
     traceback: str = ""
+    """As Python prints it, bounded; empty: unknown."""
     attributes: Mapping[str, Attribute] = attrs.field(factory=dict)
+    """Plain ones that it has, such as `errno` or `status_code`; none whose name sounds secret."""
     causes: tuple[CaughtError, ...] = ()
+    """What it was raised from, nearest first."""
     members: tuple[CaughtError, ...] = ()
+    """Of an exception group: its leaves."""
 
 
 class SeenBy(enum.Enum):
     """Who saw a failure: the values are those of `thornback.faults.Origin`."""
 
     RANK = "rank"
+    """The rank's own code raised it."""
     PROCESS = "process"
+    """The supervisor: the rank process died, or was killed at its time-out or memory limit."""
     WORKER = "worker"
+    """The pool: the worker is gone."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -42,12 +63,16 @@ class WorkerSpec:
     """What the workers of a gang are like."""
 
     slots: int = 1
+    """How many rank processes run at the same time; 1 in a gang of several nodes."""
     cpus: float = 1.0
     """Of the whole bundle, as leased; slots share it."""
     gpus: float = 0.0
+    """Of the whole bundle; where the worker has `CUDA_VISIBLE_DEVICES`, each slot has its share in
+    it."""
     memory_bytes: int = 0
     """Of the whole bundle; 0: not reserved."""
     resources: Mapping[str, float] = attrs.field(factory=dict)
+    """Custom resources of the bundle, by name."""
     rank_memory_bytes: int | None = None
     """Kill a rank whose tree of processes holds more resident memory than this; None: no limit."""
     env: Mapping[str, str] = attrs.field(factory=dict)
@@ -58,7 +83,7 @@ class WorkerSpec:
     """Folder on the worker's node for one log file per rank process; empty: the worker makes a
     temporary one."""
     runtime_env: Mapping[str, object] = attrs.field(factory=dict)
-    """Passed on to Ray; the local backend refuses anything but empty."""
+    """Passed on to Ray; worker processes of this machine refuse anything but empty."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -66,11 +91,15 @@ class Assignment:
     """Ranks of one stage for one slot, to be run in order."""
 
     assignment: int
+    """The caller's number for it, used once."""
     epoch: str
     """(term, assignment) as `000007.000000123`: names this try in paths, logs and spans."""
     stage: int
+    """The caller's number of the stage: told to the program."""
     ranks: Ranks
+    """In the order in which they are run. One, in a gang of several nodes."""
     attempt: int = 1
+    """From 1: told to the program."""
     program: str
     """Key of the blob to unpickle in the rank process: a `Program`."""
     args: tuple[bytes, ...] = ()
@@ -78,9 +107,41 @@ class Assignment:
     inputs: tuple[str, ...] = ()
     """Keys of further blobs that the program may ask for."""
     timeout_s: float | None = None
-    """Per rank, from its start."""
+    """Per rank, from its start; None: no limit."""
     setup_timeout_s: float = 900.0
+    """For `Program.setup`, once per rank process."""
     traceparent: str = ""
+    """W3C trace context that the ranks belong to; empty: none."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class SpanData:
+    """A span that user code made in a rank with OpenTelemetry, as data: to be made again where the
+    trace is exported."""
+
+    name: str
+    span_id: str
+    """16 hexadecimal digits: names it among the spans of its rank."""
+    parent_id: str = ""
+    """Names an earlier span of the same rank; empty: its parent is the rank."""
+    before_end_s: float
+    """Seconds between its start and the end of the rank (of the set-up, where that failed): places
+    it on the driver's clock."""
+    duration_s: float
+    scope: str = ""
+    """Name of the tracer that made it."""
+    kind: str = "internal"
+    """`internal`, `server`, `client`, `producer` or `consumer`."""
+    status: str = "unset"
+    """`unset`, `ok` or `error`."""
+    status_text: str = ""
+    attributes: Mapping[str, SpanValue] = attrs.field(factory=dict)
+    events: tuple[tuple[float, str, Mapping[str, SpanValue]], ...] = ()
+    """(seconds between it and the end of the rank, name, attributes); an exception is one."""
+    links: tuple[tuple[str, Mapping[str, SpanValue]], ...] = ()
+    """(traceparent of the other span, attributes)."""
+    in_setup: bool = False
+    """Made in the set-up that came before the rank."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -90,27 +151,40 @@ class Outcome:
 
     rank: int
     ok: bool
+    """Whether the program returned."""
     result: str | None = None
     """JSON text."""
     outputs: tuple[tuple[str, str], ...] = ()
     """(staged, final): what the rank published."""
     error: CaughtError | None = None
+    """Why it failed; None: `ok`."""
     seen_by: SeenBy = SeenBy.RANK
+    """Who saw the failure."""
     phase: str = "rank"
     """What was under way when it failed: `setup` or `rank`."""
     node: str = ""
     """Filled in by the pool."""
     pid: int = 0
+    """Of the rank process; 0: it had none."""
     ago_s: float = 0.0
     """Seconds between the end of the rank and the sending of the report: places it on the
     driver's clock."""
     ran_s: float = 0.0
+    """Seconds that it ran, without its set-up."""
     peak_rss_bytes: int = 0
+    """The most resident memory that its tree of processes was seen with."""
     log_tail: str = ""
     """The last lines the rank wrote; only for failures."""
     log_path: str = ""
+    """The log file of its process, on the worker's node; empty: none."""
     log_slice: tuple[int, int] = (0, 0)
     """Offsets of this rank in the log file of its process."""
+    spans: tuple[SpanData, ...] = attrs.field(default=(), repr=False)
+    """What user code traced in the rank, in the order of the starts; bounded. Empty without a
+    sampled `Assignment.traceparent`, without the extra `tracing` on the worker, and where user code
+    has a tracer provider of its own. Lost with a rank process that dies."""
+    spans_dropped: int = 0
+    """Spans beyond the bounds (1,000 and 256 KiB a rank, 1 MiB an assignment)."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -119,11 +193,13 @@ class Report:
     or in `returned`."""
 
     outcomes: tuple[Outcome, ...] = ()
+    """Of ranks that have ended since the last report."""
     returned: Ranks = ()
     """Never started, or killed by a recall."""
     running: int | None = None
     """The rank that runs now; None and `final`: the assignment is finished."""
     final: bool = False
+    """It is the last of its assignment."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -136,6 +212,7 @@ class RunningRank:
     pid: int
     """Of the rank process."""
     ran_s: float
+    """Seconds since its start."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -143,10 +220,13 @@ class Beat:
     """A worker's sign of life."""
 
     host: str
+    """Name of its machine."""
     pid: int
     """Of the worker (the supervisor)."""
     rss_bytes: int
+    """Its resident memory, without that of the rank processes."""
     running: tuple[RunningRank, ...] = ()
+    """At most one per slot."""
     node: str = ""
     """Filled in by the pool."""
 
@@ -156,11 +236,19 @@ class Program(Protocol):
     knows no more of it."""
 
     def setup(self, context: RankCall, /) -> None:
-        """Called once per process and program, before its first rank."""
+        """Called once per process and program, before its first rank, with what that rank gets.
+
+        Raises:
+            BaseException: fails that rank, in phase `setup`; the next one gets a new process.
+        """
         ...
 
     def run(self, context: RankCall, /) -> ProgramResult:
-        """Run one rank. Any exception is the rank's failure."""
+        """Run one rank.
+
+        Raises:
+            BaseException: is the rank's failure, also `SystemExit` and `KeyboardInterrupt`.
+        """
         ...
 
 
@@ -170,17 +258,22 @@ class RankCall:
 
     rank: int
     attempt: int
+    """Of the assignment, as are epoch, stage and traceparent."""
     epoch: str
     stage: int
     slot: int
+    """Number of the rank process among those that run at the same time, from 0."""
     node: str
+    """Where the worker is, as the lease says."""
     args: bytes | None
+    """This rank's part of `Assignment.args`; None: there are none."""
     traceparent: str
     inputs: Callable[[str], bytes] = attrs.field(eq=False, repr=False)
     """Returns the blob of a key named in `Assignment.inputs`."""
     node_index: int = 0
-    """Position of this worker in its gang."""
+    """Position of this worker in its gang, from 0."""
     nodes: int = 1
+    """How many workers the gang has: all of them run this rank."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -188,8 +281,9 @@ class ProgramResult:
     """What a rank returned."""
 
     result: str | None = None
-    """JSON text."""
+    """JSON text, at most 1 MiB."""
     outputs: tuple[tuple[str, str], ...] = ()
+    """(staged, final): paths of what it wrote, and where that belongs."""
 
 
 class GangLostError(Exception):
@@ -200,7 +294,7 @@ class GangLostError(Exception):
         node: the node it happened on, where known.
         phase: `start`, `ping`, `setup`, `run`, `heartbeat`.
         facts: what the backend knows of the death: `death_cause`, `preempted`, `exit_type`,
-        `node_death_reason`, ...
+            `node_death_reason`, ...
     """
 
     def __init__(
@@ -226,46 +320,73 @@ Blobs: TypeAlias = Callable[[str], Awaitable[bytes]]
 programs and inputs)."""
 
 
-class WorkerBackend(Protocol):
-    """Starts, calls and kills single workers. `worker` is opaque, made by `start`."""
+class Worker(Protocol):
+    """A worker that was started, as the pool reaches it."""
 
-    async def start(
-        self, node: str, index: int, nodes: int, handle: object, spec: WorkerSpec, /
-    ) -> object:
-        """Start worker `index` of `nodes`, on bundle `index` of the lease.
+    async def call(self, method: str, payload: object, /) -> object:
+        """Call a method of the supervisor, as `(method, payload)`, and return its answer.
 
-        May return before it is alive. Raises whatever went wrong, or `GangLostError` where it can
-        explain it; then, and when cancelled, nothing is left.
-        """
-        ...
-
-    async def call(self, worker: object, method: str, payload: object, /) -> object:
-        """Call a method of the supervisor: `load`, `run`, `wait`, `beat`, `recall`, `watch`,
-        `close`.
-
-        Cancelled: never blocks; a late answer is dropped.
+        Many calls are under way at once, `watch` until the worker ends. The methods are `load`,
+        `run`, `wait`, `beat`, `recall`, `watch` and `close`; what they carry is between the pool
+        and the supervisor.
 
         Raises:
-            Exception: whatever the backend raises when the worker is gone or out of reach. Failures
-            of user code are
-                data in the `Report`, never raised.
+            Exception: whatever the backend raises when the worker is gone or out of reach: at once
+                when it dies, also from calls that are pending. Failures of user code are data in
+                the `Report`, never raised.
+
+        Cancellation: does not block; a late answer is dropped. Other calls go on.
         """
         ...
 
     def is_unavailable(self, error: BaseException, /) -> bool:
-        """Tell whether a `call` failed only because the worker is out of reach: it may be alive,
-        it may have got it."""
+        """Tell whether a `call` raised this only because the worker is out of reach: it may be
+        alive, and may have got the call. Never of a worker that was killed."""
         ...
 
-    async def kill(self, worker: object, /, *, timeout_s: float) -> bool:
-        """Kill it. Idempotent, never raises. True: its death is confirmed."""
+    async def kill(self, *, timeout_s: float) -> bool:
+        """Kill it. Idempotent, never raises.
+
+        Returns:
+            True: its death is confirmed. False: not within `timeout_s`; it may be tried again.
+        """
         ...
 
     async def death(
-        self, worker: object, error: BaseException, /
+        self, error: BaseException, /
     ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
-        """Explain a death: the error to classify, and the structured facts that the backend
-        knows. Bounded."""
+        """Explain what a `call` raised; takes a few seconds at most.
+
+        Returns:
+            The error to classify, and facts that the backend knows of the death: `death_cause`,
+            `preempted`, `signal`, `exit_code`, `node_death_reason`, ... Of a worker that may be
+            alive, the error itself.
+        """
+        ...
+
+
+class WorkerBackend(Protocol):
+    """Starts workers."""
+
+    async def start(
+        self, node: str, index: int, nodes: int, handle: object, spec: WorkerSpec, /
+    ) -> Worker:
+        """Start worker `index` of `nodes`, on bundle `index` of the lease. May return before it is
+        alive.
+
+        Args:
+            node: where, as the lease says.
+            index: from 0.
+            nodes: how many workers the gang has.
+            handle: of the lease.
+            spec: what the worker is like.
+
+        Raises:
+            GangLostError: it could not be started, and this explains why.
+            Exception: whatever went wrong. In both cases nothing is left running.
+
+        Cancellation: nothing is left running.
+        """
         ...
 
 
@@ -276,7 +397,6 @@ class Clock(Protocol):
         """Seconds on a clock that never goes back."""
         ...
 
-    async def sleep(self, delay_s: float, /) -> None: ...
-
-
-MemberNodes: TypeAlias = Sequence[str]
+    async def sleep(self, delay_s: float, /) -> None:
+        """Return after so many seconds."""
+        ...

@@ -22,13 +22,13 @@ exactly once, whatever a worker answers.
 *One node.* The member's news is passed on as it comes.
 
 *Several nodes.* All members run the same single rank. It is finished when all have reported success
-(the result is that of node 0, outputs are those of all). At the first failure the siblings are
-recalled with a kill, and the verdict is withheld until each has answered or is dead: collateral
-errors (a reset connection) arrive before their cause (the loss of a peer's node). The same holds
-for the death of a member while calls are in flight. Then the root cause is the worst by `Severity`,
-the earliest among equals. If the worst is a rank's failure it is delivered as that rank's outcome;
-otherwise the assignment ends with the gang. Waiting is bounded: the pool declares dead who does not
-answer a recall.
+(the result is that of node 0, outputs and spans are those of all). At the first failure the
+siblings are recalled with a kill, and the verdict is withheld until each has answered or is dead:
+collateral errors (a reset connection) arrive before their cause (the loss of a peer's node). The
+same holds for the death of a member while calls are in flight. Then the root cause is the worst by
+`Severity`, the earliest among equals. If the worst is a rank's failure it is delivered as that
+rank's outcome; otherwise the assignment ends with the gang. Waiting is bounded: the pool declares
+dead who does not answer a recall.
 
 *Silence* is counted in observed time: a tick adds at most `max_tick_s`, so that a driver that was
 stopped for a while does not kill workers whose answers wait in its inbox.
@@ -37,15 +37,15 @@ stopped for a while does not kill workers whose answers wait in its inbox.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
 from typing import TypeAlias
 
 import attrs
 
-from thornback.pool.ports import CaughtError, Outcome, Ranks, Report, SeenBy
-from thornback.pool.severity import Loss, Severity, SeverityOf, severity_of
+from thornback.pool.ports import CaughtError, Outcome, Ranks, Report, SeenBy, SpanData
+from thornback.pool.severity import Loss, Severity, severity_of
 
 
 class MemberState(enum.Enum):
@@ -133,6 +133,12 @@ class _Call:
         return not self.outstanding[member]
 
 
+def _spans_with_node(outcome: Outcome) -> Iterator[SpanData]:
+    """Return the spans of one of several nodes, with its name on each."""
+    for span in outcome.spans:
+        yield attrs.evolve(span, attributes={**span.attributes, "thornback.node": outcome.node})
+
+
 def _ranges(ranks: Iterable[int]) -> Ranks:
     """Fold ascending or not: neighbours join, order stays."""
     found: list[range] = []
@@ -151,7 +157,6 @@ class Roster:
         nodes: the node of each member, in order.
         silence_s: a member that has not answered for so long is silent.
         max_tick_s: the most that one tick adds to the silence of a member.
-        severity: which failure of several is the worst.
     """
 
     def __init__(
@@ -160,14 +165,12 @@ class Roster:
         *,
         silence_s: float = 60.0,
         max_tick_s: float = 15.0,
-        severity: SeverityOf = severity_of,
     ) -> None:
         if not nodes:
             raise ValueError("a gang needs at least one node, got none")
         self._nodes = tuple(nodes)
         self._silence_s = silence_s
         self._max_tick_s = max_tick_s
-        self._severity = severity
         self._states = [MemberState.STARTING] * len(nodes)
         self._quiet_s = [0.0] * len(nodes)
         self._ticked_at: float | None = None
@@ -340,7 +343,11 @@ class Roster:
             return Report(returned=(range(rank, rank + 1),), final=True)
         outputs = dict.fromkeys(chain.from_iterable(outcome.outputs for outcome in done))
         merged = attrs.evolve(
-            done[0], outputs=tuple(outputs), ran_s=max(outcome.ran_s for outcome in done)
+            done[0],
+            outputs=tuple(outputs),
+            ran_s=max(outcome.ran_s for outcome in done),
+            spans=tuple(chain.from_iterable(map(_spans_with_node, done))),
+            spans_dropped=sum(outcome.spans_dropped for outcome in done),
         )
         return Report(outcomes=(merged,), final=True)
 
@@ -364,8 +371,8 @@ class Roster:
         return (*last, GangGone(loss=self._gone))
 
     def _loss_severity(self, loss: Loss) -> Severity:
-        return self._severity(loss.error, loss.facts, SeenBy.WORKER)
+        return severity_of(loss.error, loss.facts, SeenBy.WORKER)
 
     def _outcome_severity(self, outcome: Outcome) -> Severity:
         error = outcome.error or CaughtError(type_names=(), message="")
-        return self._severity(error, {}, outcome.seen_by)
+        return severity_of(error, {}, outcome.seen_by)

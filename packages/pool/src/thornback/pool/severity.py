@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Mapping
 
 import attrs
 
@@ -31,10 +30,6 @@ class Loss:
     phase: str = "run"
     facts: Mapping[str, Attribute] = attrs.field(factory=dict)
 
-
-SeverityOf: TypeAlias = Callable[
-    [CaughtError | BaseException, Mapping[str, Attribute], SeenBy], Severity
-]
 
 _PREEMPTED = (3, "AUTOSCALER_DRAIN_PREEMPTED")
 

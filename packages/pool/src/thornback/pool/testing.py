@@ -34,6 +34,7 @@ from thornback.pool.ports import (
     GangLostError,
     Outcome,
     Report,
+    Worker,
     WorkerBackend,
     WorkerSpec,
 )
@@ -48,6 +49,7 @@ class Bench:
 
     backend: WorkerBackend
     node: str
+    """Where its workers are to be started."""
     handle: object
     """Of a lease that holds one bundle for `spec`, on `node`."""
     spec: WorkerSpec
@@ -69,12 +71,14 @@ class Bench:
 
 
 MakeBench = Callable[[], AbstractAsyncContextManager[Bench]]
+"""Returns a bench for one check, which is left at its end: for clean-up."""
 
 
 def assignment(
     number: int, *ranks: int, program: str = "ok", timeout_s: float | None = None
 ) -> Assignment:
-    """Make an assignment for tests."""
+    """Make an assignment of these ranks for tests; its program is the blob `ok`, `fails` or
+    `blocks` of a `Bench`."""
     return Assignment(
         assignment=number,
         epoch=f"000001.{number:09}",
@@ -105,9 +109,14 @@ def timeless(report: Report) -> Report:
 
 
 async def check_worker_backend(make: MakeBench) -> None:
-    """Check that a backend does what `WorkerBackend` says."""
+    """Check that a backend does what `WorkerBackend` and `Worker` say.
 
-    async def run(check: Callable[[Bench, object], Awaitable[None]]) -> None:
+    Raises:
+        AssertionError: it does not.
+        TimeoutError: something hung for `Bench.bound_s`.
+    """
+
+    async def run(check: Callable[[Bench, Worker], Awaitable[None]]) -> None:
         async with make() as bench:
             with anyio.fail_after(bench.bound_s):
                 async with _started(bench) as worker:
@@ -136,111 +145,114 @@ async def _all_at_once(*calls: Callable[[], Awaitable[None]]) -> None:
 
 
 @asynccontextmanager
-async def _started(bench: Bench) -> AsyncIterator[object]:
-    backend = bench.backend
-    worker = await backend.start(bench.node, 0, 1, bench.handle, bench.spec)
+async def _started(bench: Bench) -> AsyncIterator[Worker]:
+    worker = await bench.backend.start(bench.node, 0, 1, bench.handle, bench.spec)
     try:
-        beat = await backend.call(worker, "beat", ())
+        beat = await worker.call("beat", ())
         assert isinstance(beat, Beat), f"expected a Beat, got {beat!r}"
         for name in ("ok", "fails", "blocks"):
-            await backend.call(worker, "load", (name, await bench.blob(name)))
+            await worker.call("load", (name, await bench.blob(name)))
         yield worker
     finally:
         with anyio.CancelScope(shield=True):
-            killed = await backend.kill(worker, timeout_s=10.0)
+            killed = await worker.kill(timeout_s=10.0)
     assert killed, "the kill was not confirmed"
-    assert await backend.kill(worker, timeout_s=10.0), "a second kill was not confirmed"
-    failure = await _failure(bench, worker, "beat", ())
-    assert not backend.is_unavailable(failure), f"after a kill, gone for good: {failure!r}"
+    assert await worker.kill(timeout_s=10.0), "a second kill was not confirmed"
+    failure = await _failure(worker, "beat", ())
+    assert not worker.is_unavailable(failure), f"after a kill, gone for good: {failure!r}"
 
 
-async def _report(bench: Bench, worker: object, method: str, payload: object) -> Report:
-    report = await bench.backend.call(worker, method, payload)
+async def _report(worker: Worker, method: str, payload: object) -> Report:
+    report = await worker.call(method, payload)
     assert isinstance(report, Report), f"{method}: expected a Report, got {report!r}"
     return report
 
 
-async def _failure(bench: Bench, worker: object, method: str, payload: object) -> Exception:
+async def _failure(worker: Worker, method: str, payload: object) -> Exception:
     try:
-        answer = await bench.backend.call(worker, method, payload)
+        answer = await worker.call(method, payload)
     except Exception as error:  # noqa: BLE001  # backends raise what they like
         return error
     raise AssertionError(f"{method} of a dead worker answered {answer!r}")
 
 
-async def _check_calls(bench: Bench, worker: object) -> None:
+async def _check_calls(bench: Bench, worker: Worker) -> None:
     """Ranks come back as outcomes, failures are data, a repeated `run` returns the same again."""
     work = assignment(1, 0, 1, 5)
-    first = await _report(bench, worker, "run", (work, ()))
-    again = await _report(bench, worker, "run", (work, ()))
+    first = await _report(worker, "run", (work, ()))
+    again = await _report(worker, "run", (work, ()))
     assert timeless(first) == timeless(again), "a repeated run must return the same report"
     reports = [first]
     if not first.final:
-        reports.append(await _report(bench, worker, "wait", (1, ())))
+        reports.append(await _report(worker, "wait", (1, ())))
     outcomes, returned = reported(reports)
     assert {rank: outcome.result for rank, outcome in outcomes.items()} == {
         rank: str(rank) for rank in (0, 1, 5) if rank not in returned
     }, f"expected the ranks as results, got {outcomes!r}"
-    failed = await _report(bench, worker, "run", (assignment(2, 7, program="fails"), (1,)))
+    failed = await _report(worker, "run", (assignment(2, 7, program="fails"), (1,)))
     (outcome,) = failed.outcomes
     assert not outcome.ok
     assert outcome.error is not None
     assert "builtins.ValueError" in outcome.error.type_names, f"got {outcome.error!r}"
 
 
-async def _check_blocked_rank(bench: Bench, worker: object) -> None:
+async def _check_blocked_rank(bench: Bench, worker: Worker) -> None:
     """A long rank goes on while the others are handed back, and ends by a recall with a kill."""
     work = assignment(1, 3, 4, program="blocks")
-    first = await _report(bench, worker, "run", (work, ()))
+    first = await _report(worker, "run", (work, ()))
     assert (first.running, first.final) == (3, False), f"expected rank 3 to run, got {first!r}"
     assert list(chain.from_iterable(first.returned)) == [4], f"expected rank 4 back: {first!r}"
-    other = await _report(bench, worker, "run", (assignment(2, 9), ()))
+    other = await _report(worker, "run", (assignment(2, 9), ()))
     assert [outcome.rank for outcome in other.outcomes] == [9], "the other slot must be free"
-    await bench.backend.call(worker, "recall", (1, True))
-    last = await _report(bench, worker, "wait", (1, ()))
+    await worker.call("recall", (1, True))
+    last = await _report(worker, "wait", (1, ()))
     assert last.final
     outcomes, returned = reported([first, last])
     assert outcomes == {}, f"a rank killed by a recall has no outcome, got {outcomes!r}"
     assert sorted(returned) == [3, 4], f"expected ranks 3 and 4 back, got {returned!r}"
 
 
-async def _check_cancelled_call(bench: Bench, worker: object) -> None:
+async def _check_cancelled_call(bench: Bench, worker: Worker) -> None:
     """A call that is cancelled leaves the worker and the other calls alone."""
     async with anyio.create_task_group() as group:
-        group.start_soon(bench.backend.call, worker, "watch", None)
-        group.start_soon(bench.backend.call, worker, "beat", ())
-        await _report(bench, worker, "run", (assignment(1, 0), ()))
+        group.start_soon(worker.call, "watch", None)
+        group.start_soon(worker.call, "beat", ())
+        await _report(worker, "run", (assignment(1, 0), ()))
         group.cancel_scope.cancel()
-    assert isinstance(await bench.backend.call(worker, "beat", ()), Beat)
+    assert isinstance(await worker.call("beat", ()), Beat)
 
 
-async def _check_death(bench: Bench, worker: object) -> None:
+async def _check_death(bench: Bench, worker: Worker) -> None:
     """At a crash every pending call fails, for good; the death is explained."""
-    backend = bench.backend
-    beat = await backend.call(worker, "beat", ())
+    beat = await worker.call("beat", ())
     assert isinstance(beat, Beat)
-    await _report(bench, worker, "run", (assignment(1, 0, program="blocks"), ()))
+    await _report(worker, "run", (assignment(1, 0, program="blocks"), ()))
     failures: list[Exception] = []
 
     async def pending(method: str, payload: object) -> None:
-        failures.append(await _failure(bench, worker, method, payload))
+        failures.append(await _failure(worker, method, payload))
 
     async with anyio.create_task_group() as group:
         group.start_soon(pending, "watch", None)
         group.start_soon(pending, "wait", (1, ()))
         # Answered after the two above have been sent.
-        await backend.call(worker, "beat", ())
+        await worker.call("beat", ())
         bench.crash(beat.pid)
     assert len(failures) == 2
     for failure in failures:
-        assert not backend.is_unavailable(failure), f"expected a death, got {failure!r}"
-        error, facts = await backend.death(worker, failure)
+        assert not worker.is_unavailable(failure), f"expected a death, got {failure!r}"
+        error, facts = await worker.death(failure)
         assert isinstance(error, BaseException | CaughtError)
         assert isinstance(dict(facts), dict)
 
 
 async def check_workers(make: MakeBench) -> None:
-    """Check that a `WorkerPool` on a backend does what it promises to its users."""
+    """Check that a `WorkerPool` on a backend does what it promises to its users.
+
+    Raises:
+        AssertionError: it does not.
+        TimeoutError: something hung for `Bench.bound_s`.
+    """
 
     async def run(check: Callable[[Bench, WorkerPool], Awaitable[None]]) -> None:
         async with make() as bench, WorkerPool(bench.backend, bench.blob) as pool:

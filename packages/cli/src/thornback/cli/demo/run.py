@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from thornback.cli.demo.index import differences, single_process
 from thornback.cli.demo.stages import demo_job
 from thornback.cli.demo.verdict import judge_chaos
 from thornback.cli.display import Display, result_tables
+from thornback.cli.otlp import CollectorSpans, collector, is_disabled
 from thornback.cli.state_folder import CONTROL, check_usable, remove
 from thornback.cli.trace_file import JsonLinesExporter, check_trace, file_tracing
 from thornback.executor import BackendUnavailable, Executor, RunReport
@@ -36,8 +38,13 @@ class DemoOptions:
     """Logical CPUs of the local backend or an embedded Ray, and the most workers at a time."""
 
 
-def run_demo(options: DemoOptions, console: Console) -> bool:
+def run_demo(options: DemoOptions, console: Console, warn: Callable[[str], None]) -> bool:
     """Run the demo and print it. Returns whether everything it promises was seen.
+
+    Args:
+        options: what to run.
+        console: what is printed.
+        warn: is told, a line each, of what does not belong to the result: spans not sent.
 
     Raises:
         NotAState, NoCorpusError, UsageError: nothing was run; the message names the mend.
@@ -56,14 +63,17 @@ def run_demo(options: DemoOptions, console: Console) -> bool:
         display.line(f"removed  {state}")
     chaos = Chaos(kill_ranks=1, kill_workers=1) if options.chaos else None
     provider, trace = file_tracing(state / "traces")
+    if spans := collector(warn):
+        provider.add_span_processor(spans)
     try:
         executor = _executor(options, state, display, chaos, provider)
         report = executor.run(demo_job(sources, state / "parts"))
     finally:
         provider.shutdown()
         _say_where(state, trace, display)
+        _say_sent(spans, display, warn)
     verified = _verify(report, corpus, sources, display, console)
-    traced = _check_trace(trace, display)
+    traced = check_written(trace, display)
     return verified and _check_chaos(chaos, report, display) and traced
 
 
@@ -71,7 +81,15 @@ def _say_where(state: Path, trace: JsonLinesExporter, display: Display) -> None:
     """Print where the records lie, unless the run was refused before it began."""
     if display.has_started:
         display.line(f"journal  {state / CONTROL}")
-        display.line(f"trace    {trace.path or trace.error or 'none: no span has ended'}")
+        why_none = "OTEL_SDK_DISABLED is set" if is_disabled() else "no span has ended"
+        display.line(f"trace    {trace.path or trace.error or f'none: {why_none}'}")
+
+
+def _say_sent(spans: CollectorSpans | None, display: Display, warn: Callable[[str], None]) -> None:
+    if spans and spans.sent:
+        display.line(f"spans    {spans.sent} sent to {spans.endpoint}")
+    if spans and (failure := spans.failure):
+        warn(f"{failure}; the trace file has them")
 
 
 def _executor(
@@ -120,7 +138,13 @@ def _verify(
     return True
 
 
-def _check_trace(trace: JsonLinesExporter, display: Display) -> bool:
+def check_written(trace: JsonLinesExporter, display: Display) -> bool:
+    """Print whether the trace file of a run that has ended is one tree, and return it.
+
+    There is none to be whole where the environment turns tracing off.
+    """
+    if is_disabled():
+        return True
     if trace.error is not None or trace.path is None:
         display.line(f"no whole trace was written: {trace.error or 'no span ended'}", "red")
         return False

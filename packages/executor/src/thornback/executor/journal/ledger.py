@@ -25,6 +25,7 @@ class Certificate:
     ranks: Ranks
     state: Ended
     why: Mapping[str, Json]
+    """`reason`, and `last`: `AttemptReport.as_json` of the last failed attempt, or null."""
 
 
 @attrs.frozen(kw_only=True, slots=True)

@@ -17,16 +17,20 @@ from thornback.executor.ports import Identity, Ranks
 @attrs.frozen(kw_only=True, slots=True)
 class RecordedRun:
     """What a state held at the moment of reading. All mappings are by name of stage; stages without
-    are left out.
+    are left out. Made by `read_run`.
     """
 
     url: str
+    """Of the state."""
     identity: Identity
     """Of the job; stages that it once had and that have records come last."""
     term: int
+    """How many drivers have held the state."""
     done: Mapping[str, Ranks]
     failed: Mapping[str, Ranks]
+    """Given up; the next run tries them again."""
     skipped: Mapping[str, Ranks]
+    """Never run, because a rank failed that they depend on."""
     certificates: Mapping[str, tuple[Certificate, ...]]
     """Why ranks failed or were skipped."""
     damaged: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self, TypeAlias, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -28,8 +28,18 @@ from thornback.executor.journal.promote import promote_all
 from thornback.executor.journal.segments import encode_record, merged
 from thornback.executor.ports import Completion, Identity, Journal, Json, Opened, StageIdentity
 
+__all__ = [
+    "FakeJournal",
+    "FakeState",
+    "MakeJournal",
+    "check_journal",
+    "done",
+    "failed",
+    "job",
+]
+
 E = TypeVar("E", bound=Exception)
-MakeJournal = Callable[[str], AbstractAsyncContextManager[Journal]]
+MakeJournal: TypeAlias = Callable[[str], AbstractAsyncContextManager[Journal]]
 """Gives a new journal over the state of that name; a new name is an empty state."""
 
 
@@ -38,24 +48,32 @@ class FakeState:
     """What outlives a `FakeJournal`: give the same one to the next."""
 
     term: int = 0
+    """How many journals have held it."""
     identity: Identity | None = None
+    """Of the last job; None: there was none."""
     records: list[Completion] = attrs.field(factory=list)
+    """Oldest first."""
     holder: FakeJournal | None = None
+    """The journal that is open."""
 
 
 class FakeJournal:
-    """Fulfils `ports.Journal` without files; local outputs are really promoted.
+    """A journal without files (fulfils `thornback.executor.ports.Journal`).
+
+    Local outputs are really promoted. Leaving its context closes it.
 
     Args:
         state: shared by the journals of one state.
-        failing: called before every record; what it raises is what `commit` raises, for ever after.
+        failing: called before every commit; a `JournalError` that it raises is what `commit`
+            raises, for ever after.
     """
 
     def __init__(
-        self, state: FakeState | None = None, failing: Callable[[], None] = lambda: None
+        self, state: FakeState | None = None, failing: Callable[[], None] | None = None
     ) -> None:
         self.state = state or FakeState()
-        self._failing = failing
+        """What it writes to."""
+        self._failing = failing or (lambda: None)
         self._broken: JournalError | None = None
         self._status: Literal["new", "open", "closed"] = "new"
         self._term = 0
@@ -74,7 +92,13 @@ class FakeJournal:
     async def open(
         self, identity: Identity, /, *, on_mismatch: Literal["refuse", "adopt", "fresh"]
     ) -> Opened:
-        """Take the state. Raises `HeldByAnother`, `IdentityMismatch`, `JournalError`."""
+        """Take the state.
+
+        Raises:
+            HeldByAnother: another journal has it.
+            IdentityMismatch: it is of another job, and `on_mismatch` is `refuse`.
+            JournalError: this journal was opened before.
+        """
         await anyio.lowlevel.checkpoint()
         state = self.state
         if self._status != "new":
@@ -98,7 +122,13 @@ class FakeJournal:
         )
 
     async def commit(self, records: Sequence[Completion], /) -> None:
-        """Keep the records. Raises `Superseded`, `JournalError`."""
+        """Keep the records and promote their outputs.
+
+        Raises:
+            ValueError: a record is malformed; nothing was kept.
+            Superseded: `supersede` was called.
+            JournalError: an output is lost, the journal is not open, or `failing` said so.
+        """
         await anyio.lowlevel.checkpoint()
         self._check_open()
         for record in records:
@@ -112,7 +142,11 @@ class FakeJournal:
             raise
 
     async def results(self, stage: str, /) -> Mapping[int, str]:
-        """Return the recorded results of a stage."""
+        """Return the recorded results of a stage: JSON text by rank.
+
+        Raises:
+            JournalError: as `commit`.
+        """
         await anyio.lowlevel.checkpoint()
         self._check_open()
         return self._read().get(stage, StageRecords()).results
@@ -124,7 +158,7 @@ class FakeJournal:
         self._status = "closed"
 
     def supersede(self) -> None:
-        """Let another driver have taken the state over."""
+        """Let another driver have taken the state over: what this journal does now fails."""
         self.state.term += 1
         self._broken = Superseded("fake", self._term, self.state.term)
         self.state.holder = None
@@ -150,7 +184,7 @@ def done(stage: str, *ranks: int, results: bool = True) -> Completion:
 
 
 def failed(stage: str, rank: int) -> Completion:
-    """Return the record of a rank that was given up."""
+    """Return the record of a rank that was given up, with a certificate that is hard to keep."""
     why: dict[str, Json] = {"kind": "application", "message": f"rank {rank} \u2028 \ud800"}
     ranks = (range(rank, rank + 1),)
     return Completion(stage=stage, ranks=ranks, state="failed", certificate=why)
@@ -166,11 +200,14 @@ def job(*stages: StageIdentity, name: str = "job") -> Identity:
 
 
 async def check_journal(make: MakeJournal, folder: str) -> None:
-    """Assert that the journals of `make` keep the contract of `ports.Journal`.
+    """Check that the journals of `make` keep the contract of `thornback.executor.ports.Journal`.
 
     Args:
         make: a new journal over the state of that name; a name is an empty state at first.
-        folder: an empty local folder, for published outputs.
+        folder: path of an empty local folder, for published outputs.
+
+    Raises:
+        AssertionError: a check failed.
     """
     await _check_empty(make)
     await _check_kept(make)

@@ -2,9 +2,9 @@
 
 It speaks with the supervisor over one stream. Down (pickled tuples): `("setup", blob, fields)`,
 once and first; `("rank", serial, fields)`; `("input", key, blob)`, the answer to `need`. Up (JSON
-lists): `["set_up", error, peak]`, `["started", serial]`, `["done", serial, result, outputs, error,
-ran_s, peak]`, `["need", key]`. `fields` are those of `RankCall`. When the stream ends, so does the
-process.
+lists): `["set_up", error, peak, spans]`, `["started", serial]`, `["done", serial, result, outputs,
+error, ran_s, peak, spans]`, `["need", key]`. `fields` are those of `RankCall`; `spans` as in
+`spandata`. When the stream ends, so does the process.
 
 What is guarded against. User code may fork and come back (only the original answers), close or
 replace the standard streams (they are put back before each rank), leave processes behind (ended
@@ -33,6 +33,7 @@ from thornback.pool.caught import catch, to_plain
 from thornback.pool.ports import Program, ProgramResult, RankCall
 from thornback.pool.worker import proctree, wire
 from thornback.pool.worker.leftovers import Leftovers
+from thornback.pool.worker.tracing import RankTracing
 
 MAX_RESULT_BYTES = 1 << 20
 """Of the JSON text of a result, and of all paths of its outputs."""
@@ -139,6 +140,7 @@ class RankProcess:
         self._open_call: object = None
         """The call that may ask for inputs now."""
         self._leftovers = Leftovers()
+        self._tracing = RankTracing()
         # A forked copy must neither speak for us nor keep the stream open after our death.
         os.register_at_fork(after_in_child=stream.close)
 
@@ -153,7 +155,7 @@ class RankProcess:
                     self._set_up(blob, fields)
 
     def _set_up(self, blob: bytes, fields: dict[str, object]) -> None:
-        error = None
+        error, spans = None, None
         call = self._begin(fields)
         try:
             self._program = pickle.loads(blob)
@@ -162,9 +164,12 @@ class RankProcess:
             self._leave_if_copy(caught)
             error = to_plain(catch(caught, skip_frames=1))
         self._leave_if_copy(None)
+        self._tracing.end_set_up()
+        if error is not None:  # else they travel with the first rank
+            spans = self._tracing.end()
         self._end()
         self._leftovers.remember()
-        self._send(["set_up", error, proctree.own_peak_rss_bytes()])
+        self._send(["set_up", error, proctree.own_peak_rss_bytes(), spans])
 
     def _run(self, serial: int, fields: dict[str, object]) -> None:
         result, outputs, error = None, [], None
@@ -180,10 +185,11 @@ class RankProcess:
             error = to_plain(catch(caught, skip_frames=1))
         self._leave_if_copy(None)
         ran_s = time.monotonic() - started
+        spans = self._tracing.end()
         self._end()
         self._leftovers.end()
         peak = proctree.own_peak_rss_bytes()
-        self._send(["done", serial, result, outputs, error, ran_s, peak])
+        self._send(["done", serial, result, outputs, error, ran_s, peak, spans])
 
     def _begin(self, fields: dict[str, object]) -> RankCall:
         self._streams.restore()
@@ -191,7 +197,9 @@ class RankProcess:
             os.environ[f"THORNBACK_{name.upper()}"] = str(fields[name])
         proctree.reset_own_peak()
         token = self._open_call = object()
-        return RankCall(inputs=lambda key: self._input(token, key), **fields)  # type: ignore[arg-type]  # checked by its sender
+        call = RankCall(inputs=lambda key: self._input(token, key), **fields)  # type: ignore[arg-type]  # checked by its sender
+        self._tracing.begin(call.traceparent, call.epoch)
+        return call
 
     def _end(self) -> None:
         with self._lock:

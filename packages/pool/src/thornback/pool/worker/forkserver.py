@@ -243,11 +243,14 @@ def main() -> None:
     server = ForkServer(control, rank_process_main)
     if not config.get("again"):
         server._send(("hello", os.getpid()))
-    proctree.die_with_parent()  # while it imports, it does not see the end of its stream
-    if os.getppid() != config["parent"]:
-        os._exit(1)
-    _preload(config["preload"])
-    proctree.outlive_parent()
+    if config["preload"]:
+        # While it imports, it does not see the end of its stream. A worker that dies then leaves
+        # the folder of its logs.
+        proctree.die_with_parent()
+        if os.getppid() != config["parent"]:
+            os._exit(1)
+        _preload(config["preload"])
+        proctree.outlive_parent()
     if proctree.thread_count() > 1:
         print(
             "thornback: preloaded modules started threads; starting without them", file=sys.stderr

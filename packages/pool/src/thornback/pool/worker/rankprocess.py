@@ -17,10 +17,11 @@ from typing import TypeAlias
 import attrs
 
 from thornback.pool.caught import from_plain
-from thornback.pool.ports import CaughtError
+from thornback.pool.ports import CaughtError, SpanData
 from thornback.pool.worker import wire
 from thornback.pool.worker.deaths import Death, KillReason
 from thornback.pool.worker.ranklog import RankLog
+from thornback.pool.worker.spandata import spans_from_plain
 
 MAX_FRAME_BYTES = 32 << 20
 """A result and outputs of 1 MiB each, in the worst case of JSON escapes, and an error."""
@@ -36,6 +37,9 @@ class SetUp:
 
     error: CaughtError | None
     peak_rss_bytes: int
+    spans: tuple[SpanData, ...] = ()
+    """Only of a failure."""
+    spans_dropped: int = 0
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -48,6 +52,8 @@ class Done:
     error: CaughtError | None
     ran_s: float
     peak_rss_bytes: int
+    spans: tuple[SpanData, ...] = ()
+    spans_dropped: int = 0
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -84,7 +90,9 @@ def parse(body: bytes) -> News:
             error,
             float(ran_s),
             int(peak),
+            plain_spans,
         ]:
+            spans, dropped = spans_from_plain(plain_spans)
             return Done(
                 serial=serial,
                 result=result,
@@ -92,10 +100,13 @@ def parse(body: bytes) -> News:
                 error=None if error is None else from_plain(error),
                 ran_s=ran_s,
                 peak_rss_bytes=peak,
+                spans=spans,
+                spans_dropped=dropped,
             )
-        case ["set_up", error, int(peak)]:
+        case ["set_up", error, int(peak), plain_spans]:
             caught = None if error is None else from_plain(error)
-            return SetUp(error=caught, peak_rss_bytes=peak)
+            spans, dropped = spans_from_plain(plain_spans)
+            return SetUp(error=caught, peak_rss_bytes=peak, spans=spans, spans_dropped=dropped)
         case ["need", str(key)]:
             return Need(key=key)
     raise ValueError(f"not a message of a rank process: {body[:80]!r}")

@@ -218,7 +218,7 @@ class Slot:
             error = answer.error
             failed = self._failed(order, process, error, SeenBy.RANK, "setup", 0, peak)
             await self._retire()
-            raise _Failed(failed)
+            raise _Failed(_with_spans(failed, answer))
         return process
 
     async def _fork(self, order: _Order) -> RankProcess:
@@ -259,9 +259,10 @@ class Slot:
         process.log.trim()
         peak = max(done.peak_rss_bytes, process.peak_tree_rss_bytes)
         if done.error is not None:
-            return self._failed(
+            failed = self._failed(
                 order, process, done.error, SeenBy.RANK, "rank", log_start, peak, done.ran_s
             )
+            return _with_spans(failed, done)
         return Outcome(
             rank=order.rank,
             ok=True,
@@ -273,6 +274,8 @@ class Slot:
             peak_rss_bytes=peak,
             log_path=process.log.path,
             log_slice=(log_start, process.log.size()),
+            spans=done.spans,
+            spans_dropped=done.spans_dropped,
         )
 
     def _died(
@@ -318,6 +321,10 @@ class Slot:
             log_path=log.path if log is not None else "",
             log_slice=(log_start, log.size()) if log is not None else (0, 0),
         )
+
+
+def _with_spans(failed: Outcome, answer: Done | SetUp) -> Outcome:
+    return attrs.evolve(failed, spans=answer.spans, spans_dropped=answer.spans_dropped)
 
 
 async def _as_coroutine(awaitable: Awaitable[RankProcess]) -> RankProcess:

@@ -1,0 +1,229 @@
+"""Workers as processes of this machine: what a backend of your own can be made of. Linux; asyncio
+and trio.
+
+A backend that starts its workers behind a command of its own needs no more than this:
+
+    class Polite:
+        async def start(self, node, index, nodes, handle, spec, /) -> Worker:
+            command = ["nice", *worker_command()]
+            return await WorkerProcess.start(command, node, index, nodes, spec)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import anyio
+
+from thornback.pool.connection import Connection, WorkerCallError, WorkerGoneError
+from thornback.pool.ports import Attribute, CaughtError, GangLostError, WorkerSpec
+
+__all__ = ["WorkerCallError", "WorkerGoneError", "WorkerProcess", "worker_command"]
+
+_EXIT_S = 5.0
+"""A worker whose connection has ended takes at most so long to be gone."""
+
+
+def worker_command(python: str | None = None) -> list[str]:
+    """Return the command of a worker, for `WorkerProcess.start`.
+
+    Args:
+        python: the interpreter; it must find this package. None: the one that runs this.
+    """
+    return [python or sys.executable, "-m", "thornback.pool.worker", "--fd", "0"]
+
+
+class WorkerProcess:
+    """A worker as a process of this machine (fulfils `Worker`). Made by `start`, in one event loop.
+
+    It ends itself, with everything below it, when its connection to this process ends: so also
+    when this process dies.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
+        self._process = process
+        self._connection = connection
+
+    @classmethod
+    async def start(
+        cls, command: Sequence[str], node: str, index: int, nodes: int, spec: WorkerSpec
+    ) -> WorkerProcess:
+        """Start a worker; returns when its supervisor is ready.
+
+        Args:
+            command: `worker_command()`, on its own or behind a command that runs it with the same
+                standard input: `nice`, `taskset`, `prlimit`, `sudo`, `systemd-run --scope`. That
+                input is the connection. Run with our environment and ways to find modules, in a
+                process group of its own: Ctrl-C in a terminal is for the driver only. What it
+                writes goes to a file in `spec.log_dir`, if that is given, else to our standard
+                error.
+            node: the name that outcomes have.
+            index: position in the gang of `nodes`.
+            nodes: how many workers the gang has.
+            spec: what the worker is like.
+
+        Raises:
+            GangLostError: it ended before it was ready, or could not be: says why.
+            OSError: no process, or no log file, can be made.
+            ValueError: the spec has a `runtime_env`.
+
+        Cancellation: nothing is left running.
+        """
+        if spec.runtime_env:
+            raise ValueError(
+                f"runtime_env {dict(spec.runtime_env)!r} needs Ray: leave it out, and install what "
+                "the job needs into the environment of this process"
+            )
+        worker = cls(*_spawn(command, index, spec))
+        started = False
+        try:
+            await worker.call("start", (spec, node, index, nodes))
+            started = True
+        except (WorkerCallError, WorkerGoneError) as error:
+            reason, facts = await worker.death(error)
+            raise GangLostError(reason, node, "start", facts) from error
+        finally:
+            if not started:
+                with anyio.CancelScope(shield=True):
+                    await worker.kill(timeout_s=_EXIT_S)
+        return worker
+
+    @property
+    def pid(self) -> int:
+        """The process id of the command."""
+        return self._process.pid
+
+    async def call(self, method: str, payload: object, /) -> object:
+        """See `Worker.call`.
+
+        Raises:
+            WorkerGoneError: it is dead or dying.
+            WorkerCallError: it lives, but could not do it.
+        """
+        return await self._connection.call(method, payload)
+
+    def is_unavailable(self, error: BaseException, /) -> bool:
+        """Return False: on one machine a connection that has ended has ended for good."""
+        return False
+
+    async def kill(self, *, timeout_s: float) -> bool:
+        """SIGKILL the process group of the command, and end the connection, at which whatever
+        lives of the worker ends itself. See `Worker.kill`.
+
+        Returns:
+            True: the command is gone and reaped, and nobody holds the other end of the connection.
+        """
+        if self._process.poll() is None:  # else its number may be another's by now
+            with suppress(ProcessLookupError, PermissionError):  # `sudo` is not ours to kill
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._connection.hang_up()
+        with anyio.move_on_after(timeout_s):
+            await self._connection.hung_up()
+            await self._exited()
+            self._connection.close()
+            return True
+        return False
+
+    async def death(
+        self, error: BaseException, /
+    ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
+        """Tell how the process ended: a `WorkerDied` with `exit_code` and `signal`, also as facts.
+        See `Worker.death`.
+
+        Of a worker that has not ended (silent, or its answer was an error) the error is returned,
+        without facts.
+        """
+        if isinstance(error, WorkerCallError):
+            return error.error, {}
+        if not self._connection.ended and self._process.poll() is None:
+            return error, {}
+        facts: dict[str, Attribute] = {"pid": self.pid}
+        with anyio.move_on_after(_EXIT_S):
+            await self._exited()
+        status = self._process.poll()
+        if status is None:
+            what = "has closed its connection, but not ended"
+        else:
+            facts["exit_code"] = status
+            what = f"exited with code {status}"
+            if status < 0:
+                facts["signal"] = -status
+                names = (each.name for each in signal.Signals if each == -status)
+                what = f"was killed by {next(names, f'signal {-status}')}"
+        message = f"the worker process {self.pid} {what}"
+        died = CaughtError(
+            type_names=("thornback.pool.WorkerDied",), message=message, attributes=facts
+        )
+        return died, facts
+
+    async def _exited(self) -> None:
+        """Return when the process is gone, and reaped. No thread: its pidfd becomes readable."""
+        if self._process.poll() is not None:
+            return
+        pidfd = os.pidfd_open(self._process.pid)
+        try:
+            await anyio.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+        self._process.wait()
+
+
+def _spawn(
+    command: Sequence[str], index: int, spec: WorkerSpec
+) -> tuple[subprocess.Popen[bytes], Connection]:
+    # In the loop's thread on purpose (some milliseconds): a worker may ask the kernel to be killed
+    # with its parent, which for the kernel is the *thread* that forked; a pool thread ends when it
+    # is idle.
+    ours, theirs = socket.socketpair()
+    output = 2
+    try:
+        if spec.log_dir:
+            os.makedirs(spec.log_dir, exist_ok=True)
+            prefix = f"worker-{index}-"
+            output, _ = tempfile.mkstemp(prefix=prefix, suffix=".log", dir=spec.log_dir)
+        process = subprocess.Popen(
+            command,
+            stdin=theirs.fileno(),  # `sudo` closes all but the standard streams
+            stdout=output,
+            stderr=output,
+            env=_environment(),
+            process_group=0,
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+        if output != 2:
+            os.close(output)
+    return process, Connection(ours)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a worker: ours, and our way to find modules, as on Ray.
+
+    What the interpreter finds by itself is left out, so that programs of another Python that a rank
+    starts are not misled.
+    """
+    own = sysconfig.get_paths()
+    own_dirs = (own["purelib"], own["platlib"])
+    stdlib = (own["stdlib"], own["platstdlib"])
+    found = [
+        path
+        for path in sys.path
+        if path
+        and path not in own_dirs
+        and not path.startswith(stdlib)
+        and os.path.basename(path) != f"python{sys.version_info[0]}{sys.version_info[1]}.zip"
+    ]
+    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = os.pathsep.join(dict.fromkeys([*found, *inherited]))
+    return {**os.environ, "PYTHONPATH": paths} if paths else dict(os.environ)
