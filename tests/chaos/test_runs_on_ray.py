@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from thornback.executor import Executor, Job, RankContext, RunFailed, Stage
-from thornback.executor.driver import Driver
+from thornback.executor.ports import LiveRun
 from thornback.executor.testing import Chaos
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def test_killed_rank_and_killed_worker_are_retried(tmp_path: Path) -> None:
 
     chaos = Chaos(kill_ranks=2, kill_workers=2)
 
-    async def kill_then_release(driver: Driver) -> None:
+    async def kill_then_release(driver: LiveRun) -> None:
         await chaos(driver)  # no rank ends before: each blow finds first attempts running
         released.touch()
 
@@ -84,7 +84,7 @@ def test_ranks_of_a_lost_node_run_elsewhere(ray_cluster: RayTestCluster, tmp_pat
     victim = ray_cluster.add_node(num_cpus=2)
     lost: list[int] = []
 
-    async def kill_node(driver: Driver) -> None:
+    async def kill_node(driver: LiveRun) -> None:
         async for seen in driver.dispatches():
             beats = await driver.beat(seen.gang)
             if any(beat.node == victim.node_id and beat.running for beat in beats):

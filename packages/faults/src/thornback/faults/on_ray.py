@@ -228,6 +228,8 @@ RAY_RULES = (
             "ObjectFetchTimedOutError",
             "OwnerDiedError",
             "ObjectReconstructionFailedError",
+            "ObjectReconstructionFailedMaxAttemptsExceededError",  # until ray 2.53
+            "ObjectReconstructionFailedLineageEvictedError",  # until ray 2.53
             "ObjectLostError",
             "PlasmaObjectNotAvailable",
         ),
