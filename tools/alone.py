@@ -253,6 +253,13 @@ def find_python(version: str) -> str | None:
     return ask(*find, **variables) or None
 
 
+def brings(names: Sequence[str]) -> str:
+    """Return the names in short: ours without their first half."""
+    ours = [name.removeprefix("thornback") for name in names if name.startswith("thornback-")]
+    others = [name for name in names if not name.startswith("thornback-")]
+    return ", ".join(ours + others) or "nothing"
+
+
 def table(cells: Sequence[Cell], build: Build) -> str:
     """Return the table of the first Python, with a column of tests for each."""
     pythons = list(dict.fromkeys(cell.python for cell in cells))
@@ -265,7 +272,7 @@ def table(cells: Sequence[Cell], build: Build) -> str:
             [
                 wheel.name.split("-")[0].replace("_", "-"),
                 f"{wheel.stat().st_size / 1024:.0f}",
-                ", ".join(own[0].brought) or "nothing",
+                brings(own[0].brought),
                 f"{own[0].import_ms:.0f}",
                 *("FAILED" if cell.failure else cell.tests for cell in own),
             ]

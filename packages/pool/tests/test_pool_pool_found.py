@@ -66,6 +66,22 @@ async def test_run_while_a_close_is_under_way_is_refused_and_does_not_hang() -> 
     assert seen == ["GangLostError"]
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_work_that_comes_while_a_cancelled_pool_ends_is_answered(turns: int) -> None:
+    seen: list[str] = []
+    for _ in range(10):  # trio wakes tasks of one turn in any order
+        with anyio.CancelScope() as scope:
+            async with WorkerPool(FakeBackend(), fake_blobs, clock=ManualClock()) as pool:
+                await pool.open(1, ["a"], None, SPEC, timeout_s=5)
+                scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    for _ in range(turns):
+                        await anyio.lowlevel.checkpoint()
+                    reports = pool.run(1, assignment(1, 0))
+        await read(reports, seen)
+    assert seen == ["GangLostError"] * 10
+
+
 async def test_short_cuts_far_apart_do_not_add_up() -> None:
     backend, clock = FakeBackend(), ManualClock()
     params = PoolParams()

@@ -29,10 +29,10 @@ from thornback.pool import Outcome, SpanData
 logger = logging.getLogger(__name__)
 LONG_RANK_S = 0.1
 USER_SPANS_PER_S = 1000
-"""Spans of user code that are made again, on average: at about 50 us each (with a processor), a
-twentieth of the driver's time."""
+"""Spans of user code that are made again, on average: at 20 to 50 us each (measured, with a
+processor), at most a twentieth of the driver's time."""
 USER_SPANS_AT_ONCE = 5000
-"""Beyond the average: a quarter of a second."""
+"""Beyond the average: at most a quarter of a second."""
 MAX_LINKED_LOST_RANKS = 1000
 """Of one lost assignment; more are retried without a link, so that a loss costs bounded memory."""
 _KINDS = {kind.name.lower(): kind for kind in SpanKind}

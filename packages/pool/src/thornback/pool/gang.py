@@ -129,11 +129,14 @@ class Gang:
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
-                for link in self._links:
-                    self._spawn(partial(self._watch, link))
-                task_status.started()
+                try:
+                    for link in self._links:
+                        self._spawn(partial(self._watch, link))
+                    task_status.started()
+                    await anyio.sleep_forever()
+                finally:
+                    self._tasks = None  # here, where the group still takes tasks
         finally:
-            self._tasks = None
             with anyio.CancelScope(shield=True):
                 if self.loss is not None:
                     await self._bury(self._params.kill_s)
