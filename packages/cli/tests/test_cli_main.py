@@ -23,7 +23,8 @@ def test_version_names_the_parts() -> None:
     exporter = "opentelemetry-exporter-otlp-proto-http"
     assert words == ["thornback", "thornback-executor", "ray", "datatrove", exporter, "python"]
     for line in result.output.splitlines():
-        if "not installed" in line:
+        # Of ours no more is known where it runs from the sources alone.
+        if "not installed" in line and not line.startswith("thornback"):
             assert re.search(r": pip install 'thornback\[(ray|datatrove|otlp)\]'$", line)
 
 
