@@ -7,7 +7,7 @@ cross a process border, never instants.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import attrs
@@ -80,10 +80,20 @@ class WorkerSpec:
     preload: tuple[str, ...] = ()
     """Modules that the fork server imports, so that rank processes start with them."""
     log_dir: str = ""
-    """Folder on the worker's node for one log file per rank process; empty: the worker makes a
-    temporary one."""
+    """Folder on the worker's node for one log file per rank process, which stay there; empty: the
+    worker has a folder of its own, which is removed at its end."""
     runtime_env: Mapping[str, object] = attrs.field(factory=dict)
     """Passed on to Ray; worker processes of this machine refuse anything but empty."""
+
+
+class FinishedWhen(enum.Enum):
+    """When a rank that several nodes run together is finished."""
+
+    ALL = "all"
+    """Every node has returned."""
+    LEADER = "leader"
+    """Node 0 has returned: what the others do then does not count, and they are ended after
+    `Assignment.grace_s`."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -112,6 +122,58 @@ class Assignment:
     """For `Program.setup`, once per rank process."""
     traceparent: str = ""
     """W3C trace context that the ranks belong to; empty: none."""
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    """Environment variables that the ranks have besides those of the worker; taken back after."""
+    restored: tuple[bytes | None, ...] = ()
+    """What earlier attempts saved last (`RankCall.checkpoint`): one per rank, in order, or none at
+    all."""
+    max_ranks_per_child: int | None = None
+    """A rank process is replaced after so many ranks; 1: each rank has a fresh one; None: no
+    limit."""
+    max_growth_bytes: int | None = None
+    """A rank process is replaced after a rank with whose end its resident memory is larger by more
+    than this than it was after its set-up; None: no limit."""
+    teardown_timeout_s: float = 10.0
+    """For `teardown` of the program, once per rank process that ends in order."""
+    rendezvous: str = ""
+    """`torch`: the ranks have RANK (index of the node), WORLD_SIZE (number of nodes), MASTER_ADDR
+    and MASTER_PORT. In a gang of several nodes all have, in any case, THORNBACK_ADDRESSES (of the
+    nodes, in order, with commas) and THORNBACK_MASTER_PORT (free on node 0). Empty: no more than
+    that."""
+    finished_when: FinishedWhen = FinishedWhen.ALL
+    """Of a gang of several nodes."""
+    grace_s: float = 30.0
+    """With `FinishedWhen.LEADER`: how long the others may go on after node 0 has returned."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Checkpoint:
+    """What a rank has saved for its next attempt, should this one fail."""
+
+    rank: int
+    version: int
+    """Counts the checkpoints of an assignment, from 1."""
+    data: bytes = attrs.field(repr=False)
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class LogChunk:
+    """Bytes that a rank process has written to its log. Of one log they come in order and join,
+    but for what is `skipped`."""
+
+    log: str
+    """Name of the log, unique in its gang; `Outcome.log_path` ends with it."""
+    offset: int
+    """Of the first byte, in the log file."""
+    data: bytes = attrs.field(repr=False)
+    skipped: int = 0
+    """Bytes left out before these: a flood."""
+    closed: bool = False
+    """Nothing more will be written to this log."""
+    gang: int = 0
+    """Filled in by the pool."""
+    node: str = ""
+    """Filled in by the pool."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -200,6 +262,8 @@ class Report:
     """The rank that runs now; None and `final`: the assignment is finished."""
     final: bool = False
     """It is the last of its assignment."""
+    checkpoint: Checkpoint | None = None
+    """The newest that the running rank has saved; older ones may be left out."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -213,6 +277,8 @@ class RunningRank:
     """Of the rank process."""
     ran_s: float
     """Seconds since its start."""
+    progress: tuple[float, float | None] | None = None
+    """(done, total or None), as the rank told last; None: it told nothing."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -227,13 +293,24 @@ class Beat:
     """Its resident memory, without that of the rank processes."""
     running: tuple[RunningRank, ...] = ()
     """At most one per slot."""
+    address: str = ""
+    """IP address at which the other nodes of its gang reach it."""
+    log_dir: str = ""
+    """Folder of the logs, on its node."""
+    logs: tuple[LogChunk, ...] = attrs.field(default=(), repr=False)
+    """What was asked for of the logs; bounded."""
     node: str = ""
     """Filled in by the pool."""
 
 
 class Program(Protocol):
     """What a blob named by `Assignment.program` unpickles to, inside the rank process. The pool
-    knows no more of it."""
+    knows no more of it.
+
+    It may have a method `teardown(self)` besides: called once per process that ends in order
+    (another program's turn, the process is to be replaced, the worker is closed without a kill),
+    for `Assignment.teardown_timeout_s` at most. What it raises is written to the log.
+    """
 
     def setup(self, context: RankCall, /) -> None:
         """Called once per process and program, before its first rank, with what that rank gets.
@@ -270,6 +347,21 @@ class RankCall:
     traceparent: str
     inputs: Callable[[str], bytes] = attrs.field(eq=False, repr=False)
     """Returns the blob of a key named in `Assignment.inputs`."""
+    draining: Callable[[], float | None] = attrs.field(default=lambda: None, eq=False, repr=False)
+    """Returns the seconds until the node goes away, as far as is known (`math.inf`: soon, without a
+    deadline; 0.0: any moment); None: nothing is known of that. Cheap."""
+    checkpoint: Callable[[bytes], None] = attrs.field(
+        default=lambda data: None, eq=False, repr=False
+    )
+    """Saves bytes for the next attempt of this rank; replaces what was saved before. Returns when
+    they are with the worker, which sends them on at once. In a gang of several nodes those of node
+    0 count. Raises `ValueError` for more than 1 MiB."""
+    progress: Callable[[float, float | None], None] = attrs.field(
+        default=lambda done, total: None, eq=False, repr=False
+    )
+    """Tells how much is done (of how much, or None); more often than once a second is left out."""
+    restored: bytes | None = None
+    """What an earlier attempt of this rank has saved; None: nothing."""
     node_index: int = 0
     """Position of this worker in its gang, from 0."""
     nodes: int = 1
@@ -315,6 +407,20 @@ class GangLostError(Exception):
         return f"gang lost in phase {self.phase!r} on node {self.node or 'unknown'}: {text}"
 
 
+class PoolObserver(Protocol):
+    """Is told what workers send beside their reports. Called in the event loop: must be quick, and
+    not block. What it raises is logged."""
+
+    def beat(self, gang: int, beat: Beat, /) -> None:
+        """A worker gave a sign of life: one every `PoolParams.beat_every_s`."""
+        ...
+
+    def logs(self, chunks: Sequence[LogChunk], /) -> None:
+        """Rank processes have written something: at most `PoolParams.beat_every_s` ago, or the
+        worker is dead and this is what it had not sent."""
+        ...
+
+
 Blobs: TypeAlias = Callable[[str], Awaitable[bytes]]
 """Gives the bytes of a blob by key, once per worker that needs it (the driver side keeps
 programs and inputs)."""
@@ -327,8 +433,8 @@ class Worker(Protocol):
         """Call a method of the supervisor, as `(method, payload)`, and return its answer.
 
         Many calls are under way at once, `watch` until the worker ends. The methods are `load`,
-        `run`, `wait`, `beat`, `recall`, `watch` and `close`; what they carry is between the pool
-        and the supervisor.
+        `run`, `wait`, `beat`, `recall`, `drain`, `port`, `watch` and `close`; what they carry is
+        between the pool and the supervisor (`Supervisor.handle`).
 
         Raises:
             Exception: whatever the backend raises when the worker is gone or out of reach: at once
@@ -361,6 +467,20 @@ class Worker(Protocol):
             The error to classify, and facts that the backend knows of the death: `death_cause`,
             `preempted`, `signal`, `exit_code`, `node_death_reason`, ... Of a worker that may be
             alive, the error itself.
+        """
+        ...
+
+    async def salvage(self, log_dir: str, offsets: Mapping[str, int], /) -> Sequence[LogChunk]:
+        """Read what a dead worker's rank processes had written to their logs and it had not sent;
+        takes a few seconds at most.
+
+        Args:
+            log_dir: `Beat.log_dir` of the worker.
+            offsets: how much of each log has arrived; logs that are not named: nothing.
+
+        Returns:
+            The rest of each log; nothing where the node is gone as well. What
+            `thornback.pool.worker.logshelf.salvage` returns on the node.
         """
         ...
 
