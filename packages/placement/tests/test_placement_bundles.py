@@ -9,15 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thornback.placement import Bundle, GangRequest, NodeView, Strategy, explain_unplaceable
-from thornback.placement.bundles import (
-    copies,
-    describe,
-    fit,
-    largest_memory_bytes,
-    resources_of,
-    strategy_of,
-    without,
-)
+from thornback.placement.bundles import resources_of, strategy_of, without
+from thornback.placement.explain import describe, largest_memory_bytes
+from thornback.placement.fit import copies, fit
 
 GIB = 2**30
 
@@ -50,6 +44,13 @@ def test_resources_leave_out_zeros() -> None:
     assert resources_of(Bundle(cpus=0)) == {}
 
 
+def test_an_accelerator_is_a_trace_of_rays_resource() -> None:
+    needs = resources_of(Bundle(cpus=0, gpus=8, accelerator="A100"))
+    assert needs == {"GPU": 8, "accelerator_type:A100": 0.001}
+    assert copies(needs, {"GPU": 64, "accelerator_type:A100": 1}) == 8
+    assert copies(needs, {"GPU": 64, "accelerator_type:T4": 1}) == 0
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -59,6 +60,7 @@ def test_resources_leave_out_zeros() -> None:
         (lambda: Bundle(resources={"CPU": 1}), "use cpus="),
         (lambda: Bundle(resources={"slot": -1}), "'slot': -1"),
         (lambda: GangRequest(bundle=Bundle(), nodes=0), "expected >= 1"),
+        (lambda: Bundle(accelerator="accelerator_type:A100"), "bare name of a type"),
     ],
 )
 def test_bad_amounts_are_refused(make: object, says: str) -> None:
@@ -107,6 +109,16 @@ def test_tenths_add_up() -> None:
             [node("a", CPU=4)],
             "needs 1 x {licence: 1}; largest node has {licence: 0}",
         ),
+        (
+            GangRequest(bundle=Bundle(cpus=0, gpus=1, accelerator="A100")),
+            [NodeView(name="a", resources={"GPU": 4, "accelerator_type:T4": 1}), node("b", GPU=0)],
+            "needs 1 x {GPU: 1, accelerator: A100}; largest node has {GPU: 4, accelerator: T4}",
+        ),
+        (
+            GangRequest(bundle=Bundle(cpus=0, accelerator="A100")),
+            [node("b", CPU=4)],
+            "needs 1 x {accelerator: A100}; largest node has {accelerator: none}",
+        ),
     ],
 )
 def test_explanations_have_numbers(request_: GangRequest, nodes: list[NodeView], text: str) -> None:
@@ -151,7 +163,7 @@ capacities = st.lists(st.integers(0, 4), max_size=4)
 def test_fit_agrees_with_trying_everything(
     cpus: list[int], count: int, each: int, strategy: Strategy
 ) -> None:
-    free = [(f"n{i}", {"CPU": float(cpu)}) for i, cpu in enumerate(cpus)]
+    free = [node(f"n{i}", CPU=cpu) for i, cpu in enumerate(cpus)]
     chosen = fit(gang(count, strategy, cpus=each), free)
     possible = any(
         _allowed(tried, cpus, each, strategy)
@@ -172,7 +184,7 @@ def _allowed(tried: tuple[int, ...], cpus: list[int], each: int, strategy: Strat
 
 
 def test_pack_uses_few_nodes_and_spread_many() -> None:
-    free = [("a", {"CPU": 2.0}), ("b", {"CPU": 4.0}), ("c", {"CPU": 1.0})]
+    free = [node("a", CPU=2), node("b", CPU=4), node("c", CPU=1)]
     assert fit(gang(3, Strategy.PACK, cpus=1), free) == ("b", "b", "b")
     assert fit(gang(5, Strategy.PACK, cpus=1), free) == ("b", "b", "b", "b", "a")
     assert fit(gang(3, Strategy.SPREAD, cpus=1), free) == ("a", "b", "c")

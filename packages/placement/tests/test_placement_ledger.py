@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attrs
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from thornback.placement import Bundle, GangRequest, Ledger, Strategy
-from thornback.placement.bundles import fit
+from thornback.placement import Bundle, GangRequest, Ledger, NodeView, Strategy, matches
+from thornback.placement.bundles import selectors_of
+from thornback.placement.fit import fit
 
 
 def cpus(amount: float, nodes: int = 1, strategy: Strategy = Strategy.PACK) -> GangRequest:
@@ -127,10 +129,16 @@ def test_a_node_that_comes_again_is_free() -> None:
     books.check_invariants()
 
 
+SIZES = {"n0": {"CPU": 3.0}, "n1": {"CPU": 2.0}, "n2": {"CPU": 1.0}}
+LABELS: dict[str, dict[str, str]] = {"n0": {"zone": "a"}, "n1": {"zone": "b"}, "n2": {}}
+
+
 class LedgerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.books = Books(3, 2, 1, patience=2)
+        self.books = Books(patience=2)
+        for name in LABELS:
+            self.books.add_node(name, SIZES[name], LABELS[name])
         self.count = 0
         self.requests: dict[int, GangRequest] = {}
 
@@ -138,10 +146,15 @@ class LedgerMachine(RuleBasedStateMachine):
         amount=st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.0, 3.0, 9.0]),
         nodes=st.integers(1, 4),
         strategy=st.sampled_from(Strategy),
+        zones=st.lists(st.sampled_from(["a", "!a", "in(a,b)", "c"]), min_size=4, max_size=4),
+        alike=st.integers(0, 2),
     )
-    def ask(self, amount: float, nodes: int, strategy: Strategy) -> None:
+    def ask(
+        self, amount: float, nodes: int, strategy: Strategy, zones: list[str], alike: int
+    ) -> None:
         self.count += 1
-        self.requests[self.count] = cpus(amount, nodes, strategy)
+        labels = [{"zone": zone} for zone in zones[: (0, 1, nodes)[alike]]]
+        self.requests[self.count] = attrs.evolve(cpus(amount, nodes, strategy), labels=labels)
         self.books.ask(self.count, self.requests[self.count])
         self.look_at_grants()
 
@@ -157,6 +170,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for ticket, nodes in self.books.grants():
             request = self.requests[ticket]
             assert len(nodes) == request.nodes
+            for selectors, name in zip(selectors_of(request), nodes, strict=True):
+                assert matches(selectors, LABELS[name])
             if request.strategy is Strategy.STRICT_SPREAD:
                 assert len(set(nodes)) == len(nodes)
             if request.strategy is Strategy.STRICT_PACK:
@@ -170,7 +185,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_in_an_empty_cluster(self) -> None:
         if not self.books.held:
-            free = [("n0", {"CPU": 3.0}), ("n1", {"CPU": 2.0}), ("n2", {"CPU": 1.0})]
+            free = [
+                NodeView(name=name, resources=SIZES[name], labels=LABELS[name]) for name in LABELS
+            ]
             for ticket in self.books.waiting:
                 assert fit(self.requests[ticket], free) is None
 

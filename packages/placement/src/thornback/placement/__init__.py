@@ -10,10 +10,10 @@ from thornback.placement.bundles import (
     Bundle,
     GangRequest,
     Lease,
+    NodeType,
     NodeView,
     Strategy,
     Supply,
-    explain_unplaceable,
 )
 from thornback.placement.errors import (
     AllocatorClosed,
@@ -22,6 +22,8 @@ from thornback.placement.errors import (
     PlacementTimedOut,
     Unschedulable,
 )
+from thornback.placement.explain import explain_unplaceable
+from thornback.placement.labels import matches
 from thornback.placement.ledger import Ledger
 from thornback.placement.params import AllocatorParams, Explanation, RemovalParams
 from thornback.placement.ports import Cluster, Grant, Reservation, Snapshot
@@ -39,6 +41,7 @@ __all__ = [
     "LeaseState",
     "LeaseView",
     "Ledger",
+    "NodeType",
     "NodeView",
     "PlacementError",
     "PlacementRemoved",
@@ -50,4 +53,5 @@ __all__ = [
     "Supply",
     "Unschedulable",
     "explain_unplaceable",
+    "matches",
 ]

@@ -24,16 +24,20 @@ from thornback.placement.attempt import Attempt, LeaseState
 from thornback.placement.bundles import (
     GangRequest,
     Lease,
+    NodeType,
     Supply,
-    describe,
-    explain_unplaceable,
-    largest_memory_bytes,
     resources_of,
-    show_resources,
     strategy_of,
     without,
 )
 from thornback.placement.errors import AllocatorClosed, PlacementTimedOut, Unschedulable
+from thornback.placement.explain import (
+    Diagnosis,
+    describe,
+    diagnose,
+    largest_memory_bytes,
+    show_resources,
+)
 from thornback.placement.params import (
     AllocatorParams,
     Explainer,
@@ -308,25 +312,31 @@ class Allocator:
             if attempt.error is not None:
                 raise attempt.error
             snapshot, now = self._watcher.snapshot, anyio.current_time()
-            text = self._unplaceable(attempt, snapshot)
-            since = None if text is None else now if since is None else since
+            found = self._unplaceable(attempt, snapshot)
+            since = None if found is None else now if since is None else since
             until = judge(
-                _supply(attempt, snapshot), since, deadline, self._params.infeasible_after_s
+                _supply(attempt, snapshot),
+                since,
+                deadline,
+                self._params.infeasible_after_s,
+                hopeless=found is not None and found.hopeless,
             )
-            if text is not None and not attempt.avoid:
-                self._explainer.tell(attempt.request, text, until - now)
+            if found is not None and not attempt.avoid:
+                self._explainer.tell(attempt.request, found.text, until - now)
             if now >= until:
-                raise _failure(attempt, snapshot, text, now - started)
+                raise _failure(attempt, snapshot, found, now - started)
             with anyio.move_on_after(until - now if until < math.inf else None):
                 await news.wait()
 
-    def _unplaceable(self, attempt: Attempt, snapshot: Snapshot | None) -> str | None:
+    def _unplaceable(self, attempt: Attempt, snapshot: Snapshot | None) -> Diagnosis | None:
         if snapshot is None:
             return None
-        text = explain_unplaceable(attempt.request, without(snapshot.nodes, attempt.avoid))
-        if text is None and not attempt.avoid:
+        found = diagnose(
+            attempt.request, without(snapshot.nodes, attempt.avoid), _may_come(attempt, snapshot)
+        )
+        if found is None and not attempt.avoid:
             self._explainer.forget(attempt.request)
-        return text
+        return found
 
     async def _retire(self, attempt: Attempt, timeout_s: float) -> bool:
         """End the attempt; wait for it, shielded and bounded. True: confirmed."""
@@ -346,11 +356,18 @@ def _supply(attempt: Attempt, snapshot: Snapshot | None) -> Supply:
     return Supply.CHANGING if snapshot is None else snapshot.supply
 
 
+def _may_come(attempt: Attempt, snapshot: Snapshot) -> tuple[NodeType, ...]:
+    return snapshot.node_types if _supply(attempt, snapshot) is Supply.ELASTIC else ()
+
+
 def _failure(
-    attempt: Attempt, snapshot: Snapshot | None, text: str | None, waited_s: float
+    attempt: Attempt, snapshot: Snapshot | None, found: Diagnosis | None, waited_s: float
 ) -> Unschedulable | PlacementTimedOut:
-    if text is not None and snapshot is not None:
-        return Unschedulable(text, largest_memory_bytes(attempt.request, snapshot.nodes))
+    if found is not None and snapshot is not None:
+        types = _may_come(attempt, snapshot)
+        return Unschedulable(
+            found.text, largest_memory_bytes(attempt.request, snapshot.nodes, types)
+        )
     return PlacementTimedOut(
         f"{describe(attempt.request)} was not placed within {waited_s:.1f} s: the nodes could "
         "hold it, but were not free, or the cluster did not answer",

@@ -1,7 +1,4 @@
-"""What a gang asks for and what a cluster has, as values, and whether the one fits the other. Pure.
-
-Amounts are compared in units of 1/10,000, as Ray does, so that ten times 0.1 is 1.
-"""
+"""What a gang asks for and what a cluster has, as values. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +9,13 @@ from typing import Any
 
 import attrs
 
+from thornback.placement.labels import Selectors, normal
+
+ACCELERATOR = "accelerator_type:"
+"""Begins the name of the resource that nodes with an accelerator of a type have."""
+TRACE = 0.001
+"""How much of it a bundle takes, so that it is only a mark. Source: ray 2.60 `_common/utils.py`."""
 _RESERVED = ("CPU", "GPU", "memory")
-_PLENTY = 1_000_000_000
 
 
 class Strategy(enum.Enum):
@@ -65,6 +67,32 @@ def _count(_: object, attribute: attrs.Attribute[Any], value: int) -> None:
         raise ValueError(f"{attribute.name}={value!r}: a gang has at least one node; expected >= 1")
 
 
+def _accelerator(_: object, __: attrs.Attribute[Any], value: str) -> None:
+    if value != value.strip() or value.startswith(ACCELERATOR):
+        raise ValueError(f"accelerator={value!r}: expected the bare name of a type, like 'A100'")
+
+
+def _selectors(
+    labels: Selectors | Sequence[Selectors],
+) -> tuple[Selectors, ...]:
+    each = (labels,) if isinstance(labels, Mapping) else tuple(labels)
+    for selectors in each:
+        if not isinstance(selectors, Mapping):
+            raise ValueError(
+                f"labels={labels!r}: expected selectors by label, like {{'zone': 'a'}}, once for "
+                "all bundles or once per bundle"
+            )
+    return tuple(normal(selectors) for selectors in each)
+
+
+def _one_or_each(request: GangRequest, _: object, value: tuple[Selectors, ...]) -> None:
+    if len(value) not in {0, 1, request.nodes}:
+        raise ValueError(
+            f"labels=...: {len(value)} mappings for {request.nodes} bundles; expected one for "
+            "all of them, or one per bundle"
+        )
+
+
 @attrs.frozen(kw_only=True, slots=True)
 class Bundle:
     """Resources on one node.
@@ -82,6 +110,9 @@ class Bundle:
     """0: memory is not reserved."""
     resources: Mapping[str, float] = attrs.field(factory=dict, validator=_custom)
     """Custom resources by name."""
+    accelerator: str = attrs.field(default="", validator=_accelerator)
+    """The type that the node's accelerators must have, by Ray's name (`A100`); empty: any, or none.
+    Says nothing of how many: `gpus` does."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -89,7 +120,8 @@ class GangRequest:
     """Bundles that are reserved together, all or nothing.
 
     Raises:
-        ValueError: `nodes` is less than 1.
+        ValueError: `nodes` is less than 1; or `labels` are not written as expected, or neither one
+            for all bundles nor one per bundle.
     """
 
     bundle: Bundle
@@ -100,6 +132,11 @@ class GangRequest:
     """None: STRICT_SPREAD for several nodes, PACK for one."""
     name: str = ""
     """For people: shows in the backend's own tools."""
+    labels: tuple[Selectors, ...] = attrs.field(
+        default=(), converter=_selectors, validator=_one_or_each
+    )
+    """Selectors by label that the node must match: one mapping for all bundles, or a sequence with
+    one per bundle. `"v"`, `"!v"` (also where the label is missing), `"in(a,b)"`, `"!in(a,b)"`."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -123,10 +160,26 @@ class NodeView:
     """Unique in its cluster."""
     resources: Mapping[str, float]
     """All it has, free or not, by resource: `CPU`, `GPU`, `memory` (bytes), and custom names."""
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+    """What `GangRequest.labels` select by."""
     draining: bool = False
     """It will go away and takes nothing new."""
     left_s: float | None = None
     """Seconds until then, when draining; None: no deadline was given."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class NodeType:
+    """Nodes of one kind that an autoscaler may add."""
+
+    name: str
+    """For people."""
+    resources: Mapping[str, float]
+    """What each of them has, as in `NodeView.resources`."""
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+    """Those that are known before it comes; one that is missing here may be anything."""
+    more: int | None = None
+    """How many may come besides those that are there; None: no limit is known."""
 
 
 def strategy_of(request: GangRequest) -> Strategy:
@@ -144,146 +197,25 @@ def resources_of(bundle: Bundle) -> dict[str, float]:
         "memory": bundle.memory_bytes,
         **bundle.resources,
     }
+    if bundle.accelerator:
+        amounts[ACCELERATOR + bundle.accelerator] = TRACE
     return {name: amount for name, amount in amounts.items() if amount > 0}
 
 
-def units(amount: float) -> int:
-    """Return the amount in units of 1/10,000. Source: ray `fixed_point.h`."""
-    return round(amount * 10_000)
+def selectors_of(request: GangRequest) -> tuple[Selectors, ...]:
+    """Return the selectors of each bundle, in the order of the bundles."""
+    if len(request.labels) == request.nodes:
+        return request.labels
+    return (request.labels or ({},)) * request.nodes
 
 
-def copies(need: Mapping[str, float], free: Mapping[str, float]) -> int:
-    """Return how many times `need` fits into `free`."""
-    return min(
-        (units(free.get(name, 0.0)) // max(1, units(need[name])) for name in need), default=_PLENTY
-    )
-
-
-def fit(
-    request: GangRequest, free: Sequence[tuple[str, Mapping[str, float]]]
-) -> tuple[str, ...] | None:
-    """Return a node for each bundle, or None when they do not fit. Exact, since bundles are equal.
-
-    Args:
-        request: what to place.
-        free: (node, what it has free), in order of preference.
-    """
-    need, count, strategy = resources_of(request.bundle), request.nodes, strategy_of(request)
-    room = [(node, copies(need, amounts)) for node, amounts in free]
-    if strategy is Strategy.STRICT_PACK:
-        return next(((node,) * count for node, copy in room if copy >= count), None)
-    if strategy is Strategy.STRICT_SPREAD:
-        chosen = tuple(node for node, copy in room if copy >= 1)[:count]
-        return chosen if len(chosen) == count else None
-    if sum(copy for _, copy in room) < count:
-        return None
-    if strategy is Strategy.PACK:
-        return _packed(room, count)
-    return _spread(room, count)
-
-
-def _packed(room: Sequence[tuple[str, int]], count: int) -> tuple[str, ...]:
-    """As few nodes as possible: the first that takes all, else the roomiest first."""
-    for node, copy in room:
-        if copy >= count:
-            return (node,) * count
-    chosen: list[str] = []
-    for node, copy in sorted(room, key=lambda item: -item[1]):
-        chosen.extend([node] * min(copy, count - len(chosen)))
-    return tuple(chosen)
-
-
-def _spread(room: Sequence[tuple[str, int]], count: int) -> tuple[str, ...]:
-    """Round after round, one bundle on each node that has room."""
-    chosen: list[str] = []
-    taken = 0
-    while len(chosen) < count:
-        chosen.extend(node for node, copy in room if copy > taken)
-        taken += 1
-    return tuple(chosen[:count])
-
-
-def describe(request: GangRequest) -> str:
-    """Return the request for people: `2 x {GPU: 8} on different nodes`."""
-    where = {Strategy.STRICT_SPREAD: " on different nodes", Strategy.STRICT_PACK: " on one node"}
-    text = f"{request.nodes} x {show_resources(resources_of(request.bundle))}"
-    return text + (where.get(strategy_of(request), "") if request.nodes > 1 else "")
-
-
-def show_resources(amounts: Mapping[str, float]) -> str:
-    """Return amounts for people: `{CPU: 2, memory: 3 GiB}`."""
-    return "{" + ", ".join(f"{name}: {_show(name, amounts[name])}" for name in amounts) + "}"
-
-
-def _show(name: str, amount: float) -> str:
-    if name == "memory":
-        for size, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-            if amount >= size:
-                return f"{round(amount / size, 2):g} {unit}"
-    return f"{amount:.10g}"
-
-
-def explain_unplaceable(request: GangRequest, nodes: Sequence[NodeView]) -> str | None:
-    """Return why the request fits the nodes not even when all is free; None: it does fit.
-
-    Nodes that drain do not count. The text has numbers: `needs 2 x {GPU: 8} on different nodes;
-    largest node has {GPU: 4}; 1 node draining`.
-    """
-    staying = [node for node in nodes if not node.draining]
-    everything = [(node.name, node.resources) for node in staying]
-    if fit(request, everything) is not None:
-        return None
-    parts = [f"needs {describe(request)}", _shortage(request, staying)]
-    if len(staying) < len(nodes):
-        parts.append(f"{_nodes(len(nodes) - len(staying))} draining")
-    packed = attrs.evolve(request, strategy=Strategy.PACK)
-    if strategy_of(request) is not Strategy.PACK and fit(packed, everything) is not None:
-        parts.append("with strategy=Strategy.PACK it would fit")
-    return "; ".join(parts)
-
-
-def _shortage(request: GangRequest, nodes: Sequence[NodeView]) -> str:
-    if not nodes:
-        return "there is no node"
-    need = resources_of(request.bundle)
-    rooms = [copies(need, node.resources) for node in nodes]
-    if max(rooms) == 0:
-        closest = max(nodes, key=lambda node: _closeness(need, node.resources))
-        has = {name: closest.resources.get(name, 0.0) for name in need}
-        return f"largest node has {show_resources(has)}"
-    if strategy_of(request) is Strategy.STRICT_PACK:
-        return f"the largest of {_nodes(len(nodes))} has room for {max(rooms)}"
-    if strategy_of(request) is Strategy.STRICT_SPREAD:
-        return f"{sum(room > 0 for room in rooms)} of {_nodes(len(nodes))} can hold one"
-    return f"{_nodes(len(nodes))} can hold {sum(rooms)} together"
-
-
-def _closeness(need: Mapping[str, float], has: Mapping[str, float]) -> tuple[float, float]:
-    """Order nodes by how much of what is needed they have: the scarcest resource first, then
-    all."""
-    shares = [min(1.0, has.get(name, 0.0) / need[name]) for name in need]
-    return (min(shares, default=1.0), sum(shares))
-
-
-def _nodes(count: int) -> str:
-    return f"{count} node" if count == 1 else f"{count} nodes"
-
-
-def largest_memory_bytes(request: GangRequest, nodes: Sequence[NodeView]) -> int | None:
-    """Return the most memory that a bundle of this request could have on the present nodes.
-
-    Only nodes that stay and that hold the bundle apart from its memory count; for a gang on
-    different nodes it is what the smallest of the `nodes` largest ones has. None: there is no such
-    level.
-    """
-    bare = attrs.evolve(request, bundle=attrs.evolve(request.bundle, memory_bytes=0))
-    staying = [node for node in nodes if not node.draining]
-    levels = sorted({int(node.resources.get("memory", 0.0)) for node in staying}, reverse=True)
-    for level in levels:
-        room = [(n.name, n.resources) for n in staying if n.resources.get("memory", 0.0) >= level]
-        if level > 0 and fit(bare, room) is not None:
-            return level
-    return None
+def kinds_of(request: GangRequest) -> tuple[tuple[Selectors, tuple[int, ...]], ...]:
+    """Return the bundles by selectors: (selectors, which bundles), in the order of the bundles."""
+    kinds: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    each = selectors_of(request)
+    for index, selectors in enumerate(each):
+        kinds.setdefault(tuple(sorted(selectors.items())), []).append(index)
+    return tuple((each[indexes[0]], tuple(indexes)) for indexes in kinds.values())
 
 
 def without(nodes: Sequence[NodeView], avoid: Sequence[str]) -> tuple[NodeView, ...]:

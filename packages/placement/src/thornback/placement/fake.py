@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import anyio
 import attrs
 
-from thornback.placement.bundles import GangRequest, NodeView, Strategy, Supply
+from thornback.placement.bundles import GangRequest, NodeType, NodeView, Strategy, Supply
 from thornback.placement.errors import PlacementRemoved
 from thornback.placement.ledger import Ledger
 from thornback.placement.ports import Grant, Reservation, Snapshot
@@ -62,6 +62,8 @@ class FakeCluster:
     Args:
         nodes: resources by node name.
         supply: whether other nodes may come, as the allocator is told.
+        labels: of the nodes, by node name.
+        node_types: what may come, as the allocator is told.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class FakeCluster:
         nodes: Mapping[str, Mapping[str, float]] | None = None,
         *,
         supply: Supply = Supply.CHANGING,
+        labels: Mapping[str, Mapping[str, str]] | None = None,
+        node_types: Sequence[NodeType] = (),
     ) -> None:
         self.creations = Gate()
         """Close it to let `reserve` hang. It has taken place then: only the answer is late."""
@@ -90,23 +94,31 @@ class FakeCluster:
         """How often it was looked at."""
         self.supply = supply
         """As the allocator is told."""
+        self.node_types = tuple(node_types)
+        """As the allocator is told."""
         self.ledger: Ledger[FakeReservation] = Ledger(FakeReservation.grant)
         """What is held, and who waits."""
         self._views: dict[str, NodeView] = {}
         self._version = 0
         self._moved = anyio.Event()
         for name, resources in (nodes or {}).items():
-            self.add_node(name, resources)
+            self.add_node(name, resources, (labels or {}).get(name))
 
     @property
     def reserved(self) -> int:
         """How many reservations there are, waiting or granted: 0 when nothing leaks."""
         return len(self.ledger.waiting) + len(self.ledger.held)
 
-    def add_node(self, name: str, resources: Mapping[str, float]) -> None:
+    def add_node(
+        self,
+        name: str,
+        resources: Mapping[str, float],
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         """A node joins."""
-        self._views[name] = NodeView(name=name, resources=dict(resources))
-        self.ledger.add_node(name, resources)
+        view = NodeView(name=name, resources=dict(resources), labels=dict(labels or {}))
+        self._views[name] = view
+        self.ledger.add_node(name, resources, view.labels)
         self._move()
 
     def drain_node(self, name: str, left_s: float | None = None) -> None:
@@ -147,7 +159,10 @@ class FakeCluster:
         await self.looks.passed()
         self.look_faults.raise_next()
         return Snapshot(
-            nodes=tuple(self._views.values()), supply=self.supply, version=self._version
+            nodes=tuple(self._views.values()),
+            supply=self.supply,
+            version=self._version,
+            node_types=self.node_types,
         )
 
     async def changed(self, since: Snapshot, /) -> None:

@@ -14,7 +14,8 @@ from typing import Generic, TypeVar
 
 import attrs
 
-from thornback.placement.bundles import GangRequest, fit, resources_of, units
+from thornback.placement.bundles import GangRequest, NodeView, resources_of
+from thornback.placement.fit import fit, units
 
 Ticket = TypeVar("Ticket", bound=Hashable)
 
@@ -32,6 +33,7 @@ class _Node:
     total: dict[str, int]
     """In units of 1/10,000, like all amounts here: sums of floats would drift."""
     free: dict[str, int]
+    labels: Mapping[str, str]
     open: bool = True
 
 
@@ -48,6 +50,7 @@ class Ledger(Generic[Ticket]):
             raise.
         nodes: what each node has, by name, as in `NodeView.resources`.
         patience: so many times a request may be overtaken; then what becomes free collects for it.
+        labels: of the nodes, by name, as in `NodeView.labels`; those of a node may be left out.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Ledger(Generic[Ticket]):
         nodes: Mapping[str, Mapping[str, float]] | None = None,
         *,
         patience: int = 8,
+        labels: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self._granted = granted
         self._nodes: dict[str, _Node] = {}
@@ -64,12 +68,17 @@ class Ledger(Generic[Ticket]):
         """What is taken, once from each of the nodes that there still are."""
         self._patience = patience
         for name, resources in (nodes or {}).items():
-            self.add_node(name, resources)
+            self.add_node(name, resources, (labels or {}).get(name))
 
-    def add_node(self, name: str, resources: Mapping[str, float]) -> None:
-        """A node has come, with these resources."""
+    def add_node(
+        self,
+        name: str,
+        resources: Mapping[str, float],
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """A node has come, with these resources and labels."""
         total = {key: units(amount) for key, amount in resources.items()}
-        self._nodes[name] = _Node(total=total, free=dict(total))
+        self._nodes[name] = _Node(total=total, free=dict(total), labels=dict(labels or {}))
         self._serve()
 
     def close_node(self, name: str) -> None:
@@ -120,13 +129,13 @@ class Ledger(Generic[Ticket]):
         granted: list[tuple[Ticket, tuple[str, ...]]] = []
         passed: list[_Waiting[Ticket]] = []
         for waiting in list(self._waiting.values()):
-            nodes = fit(waiting.request, self._amounts(waiting, total=False))
+            nodes = fit(waiting.request, self._views(waiting, total=False))
             if nodes is not None:
                 self._grant(waiting, nodes)
                 granted.append((waiting.ticket, nodes))
                 for earlier in passed:
                     earlier.overtaken += 1
-            elif fit(waiting.request, self._amounts(waiting, total=True)) is not None:
+            elif fit(waiting.request, self._views(waiting, total=True)) is not None:
                 passed.append(waiting)
             if any(earlier.overtaken >= self._patience for earlier in passed):
                 break
@@ -153,11 +162,15 @@ class Ledger(Generic[Ticket]):
             assert all(node.free[key] == node.total[key] - used[key] for key in node.total), name
         assert not set(self._waiting) & set(self._held)
 
-    def _amounts(
-        self, waiting: _Waiting[Ticket], *, total: bool
-    ) -> list[tuple[str, dict[str, float]]]:
+    def _views(self, waiting: _Waiting[Ticket], *, total: bool) -> list[NodeView]:
         return [
-            (name, {key: n / 10_000 for key, n in (node.total if total else node.free).items()})
+            NodeView(
+                name=name,
+                resources={
+                    key: n / 10_000 for key, n in (node.total if total else node.free).items()
+                },
+                labels=node.labels,
+            )
             for name, node in self._nodes.items()
             if node.open and name not in waiting.avoid
         ]

@@ -28,8 +28,9 @@ class LocalCluster:
         gpus: default none.
         memory_bytes: default: the machine's memory, or the limit of its control group if that is
             less.
-        resources: custom resources by name.
+        resources: custom resources by name; an accelerator is `{"accelerator_type:A100": 1}`.
         node: the name of the node.
+        labels: of the node, for requests that select by them.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class LocalCluster:
         memory_bytes: int | None = None,
         resources: Mapping[str, float] | None = None,
         node: str = "local",
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         amounts = {
             "CPU": float(os.cpu_count() or 1) if cpus is None else cpus,
@@ -47,8 +49,10 @@ class LocalCluster:
             "memory": float(machine_memory_bytes() if memory_bytes is None else memory_bytes),
             **(resources or {}),
         }
-        self._view = NodeView(name=node, resources=amounts)
-        self._ledger: Ledger[_LocalReservation] = Ledger(_LocalReservation.grant, {node: amounts})
+        self._view = NodeView(name=node, resources=amounts, labels=dict(labels or {}))
+        self._ledger: Ledger[_LocalReservation] = Ledger(
+            _LocalReservation.grant, {node: amounts}, labels={node: self._view.labels}
+        )
 
     @property
     def node(self) -> str:

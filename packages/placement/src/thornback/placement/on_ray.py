@@ -2,8 +2,10 @@
 
 Theory of operation. A reservation is a non-detached placement group (it dies with its driver).
 Readiness comes by a callback on `pg.ready()`, which is free of tasks and threads since ray 2.60; on
-an older one a single table call per tick serves all groups that wait. Every call that talks to the
-GCS blocks, so it runs in one of four threads.
+an older one a single table call per tick serves all groups that wait. Ray can call a group ready
+though its node has died: what the GCS knows of that is asked before it is granted; what it does not
+know yet is for the workers to find. Every call that talks to the GCS blocks, so it runs in one of
+four threads.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ import logging
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -30,21 +33,32 @@ from ray.util.placement_group import (
 )
 
 from thornback.placement.bridge import LoopBridge
-from thornback.placement.bundles import GangRequest, NodeView, Strategy, Supply, resources_of
+from thornback.placement.bundles import (
+    GangRequest,
+    NodeType,
+    NodeView,
+    Strategy,
+    Supply,
+    resources_of,
+    selectors_of,
+)
 from thornback.placement.errors import PlacementError, PlacementRemoved
+from thornback.placement.labels import leaving_out
 from thornback.placement.ports import Grant, Reservation, Snapshot
 
 __all__ = ["RayCluster", "RayParams"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_NODE_ID = "ray.io/node-id"  # these are the labels' names since ray 2.49
+_NODE_GROUP = "ray.io/node-group"
 
 
 @attrs.frozen(kw_only=True, slots=True)
 class RayParams:
     """How a `RayCluster` talks to Ray."""
 
-    look_every_s: float = 1.5
+    look_every_s: float = 1.0
     """Ray has no notices of drains in Python: this is the interval while somebody waits for
     them."""
     poll_every_s: float = 0.5
@@ -88,9 +102,8 @@ class RayCluster:
         self._limiter = anyio.CapacityLimiter(self.params.threads)
         self._looking = False
         self._told_no_drains = False
-        self._poll = anyio.Lock()
-        self._polled_at = float("-inf")
-        self._rows: Mapping[str, Mapping[str, Any]] = {}
+        self._table = _Shared(self, _table)
+        self._alive = _Shared(self, _alive)
 
     async def reserve(
         self, request: GangRequest, strategy: Strategy, avoid: Sequence[str], /
@@ -103,7 +116,7 @@ class RayCluster:
             bundles=[ray_bundle(request)] * request.nodes,
             strategy=strategy.value,
             name=f"thornback-{request.name or 'gang'}-{uuid.uuid4().hex[:12]}",
-            selector=self._selector(request, avoid),
+            selector=ray_selectors(request, avoid),
             callbacks=self.callbacks,
         )
         try:
@@ -134,29 +147,22 @@ class RayCluster:
             function, abandon_on_cancel=True, limiter=self._limiter
         )
 
-    async def _table_row(self, group_id: str) -> Mapping[str, Any]:
+    async def _row_of(self, group_id: str) -> Mapping[str, Any]:
         """Return the group's row of a table at most `poll_every_s` old; one call serves all."""
-        async with self._poll:
-            if anyio.current_time() - self._polled_at >= self.params.poll_every_s:
-                self._rows = await self.call(placement_group_table)
-                self._polled_at = anyio.current_time()
-            return self._rows.get(group_id, {})
+        return (await self._table.get(self.params.poll_every_s)).get(group_id, {})
 
-    def _selector(self, request: GangRequest, avoid: Sequence[str]) -> list[dict[str, str]] | None:
-        if not avoid:
-            return None
-        # The label's name since ray 2.49: an older one takes this, and avoids nothing.
-        return [{"ray.io/node-id": f"!in({','.join(avoid)})"}] * request.nodes
+    async def _all_alive(self, nodes: Sequence[str]) -> bool:
+        """Return whether the GCS takes all these nodes for alive, not a moment ago, but now."""
+        return set(nodes) <= await self._alive.get()
 
     def _look(self) -> Snapshot:
         self._looking = True
         try:
             drains = self._draining()
-            nodes = ray.nodes()  # type: ignore[no-untyped-call]  # ray has no types here
-            return Snapshot(
-                nodes=tuple(_view(node, drains, time.time()) for node in nodes if node["Alive"]),
-                supply=self._supply or _supply(),
-            )
+            nodes = tuple(_view(node, drains, time.time()) for node in _live_nodes())
+            types = _node_types(nodes)
+            supply = Supply.ELASTIC if types else Supply.CHANGING
+            return Snapshot(nodes=nodes, supply=self._supply or supply, node_types=types)
         finally:
             self._looking = False
 
@@ -172,6 +178,26 @@ class RayCluster:
             self._told_no_drains = True
             _log.warning("this Ray cannot tell which nodes drain: preemptions come unannounced")
         return {}
+
+
+class _Shared(Generic[_T]):
+    """A blocking call to Ray whose result serves all who ask at about the same time."""
+
+    def __init__(self, cluster: RayCluster, function: Callable[[], _T]) -> None:
+        self._cluster = cluster
+        self._function = function
+        self._lock = anyio.Lock()
+        self._last: tuple[float, _T] | None = None
+        """When the newest call began, and what it returned."""
+
+    async def get(self, age_s: float = 0.0) -> _T:
+        """Return what a call returned that began no more than `age_s` before this one."""
+        asked = anyio.current_time()
+        async with self._lock:
+            if self._last is None or self._last[0] < asked - age_s:
+                began = anyio.current_time()
+                self._last = (began, await self._cluster.call(self._function))
+            return self._last[1]
 
 
 @attrs.define(kw_only=True)
@@ -237,14 +263,16 @@ class _RayReservation:
                 await self._settled.wait()
                 row = await self._cluster.call(self._row)
             else:
-                row = await self._cluster._table_row(self._group.id.hex())
+                row = await self._cluster._row_of(self._group.id.hex())
             state = row.get("state", "REMOVED" if self._cluster.callbacks else "PENDING")
             if state == "CREATED":
-                nodes = row["bundles_to_node_id"]
-                return Grant(nodes=tuple(nodes[i] for i in sorted(nodes)), handle=self._group)
+                # A group that lost a bundle names no node for it, and is CREATED for some moments.
+                nodes = tuple(node for _, node in sorted(row["bundles_to_node_id"].items()))
+                if await self._cluster._all_alive(nodes):
+                    return Grant(nodes=nodes, handle=self._group)
             if state == "REMOVED":
                 raise PlacementRemoved(f"placement group {self._group.id.hex()} was removed")
-            # Not yet, or again not (RESCHEDULING: a node died between ready and the look).
+            # Not yet, or again not: a node died, so that it is, or will be, RESCHEDULING.
             await anyio.sleep(self._cluster.params.poll_every_s)
             if self._cluster.callbacks:
                 self._settled = anyio.Event()
@@ -291,6 +319,16 @@ def ray_bundle(request: GangRequest) -> dict[str, float]:
     return resources_of(request.bundle) or {"CPU": 0.001}
 
 
+def ray_selectors(request: GangRequest, avoid: Sequence[str]) -> list[dict[str, str]] | None:
+    """Return the selectors of each bundle, which leave out the nodes to avoid; None: there are
+    none."""
+    each = [dict(selectors) for selectors in selectors_of(request)]
+    if avoid:
+        for selectors in each:
+            selectors[_NODE_ID] = leaving_out(selectors.get(_NODE_ID), avoid)
+    return each if any(each) else None
+
+
 def _require_ray() -> None:
     from ray.util.client import ray as client
 
@@ -309,14 +347,40 @@ def _view(node: Mapping[str, Any], drains: Mapping[str, int], wall_s: float) -> 
     return NodeView(
         name=name,
         resources=dict(node["Resources"]),
+        labels=dict(node.get("Labels") or {}),
         draining=name in drains,
         left_s=max(0.0, until_ms / 1000 - wall_s) if until_ms else None,
     )
 
 
-def _supply() -> Supply:
-    """Source: ray 2.60 `_private/state.py` `get_cluster_config`: what an autoscaler set."""
+def _node_types(nodes: Sequence[NodeView]) -> tuple[NodeType, ...]:
+    """Return what an autoscaler told Ray that it may add; empty: it told nothing.
+
+    Source: ray 2.60 `_private/state.py` `get_cluster_config`, `autoscaler.proto` NodeGroupConfig.
+    """
     config = ray._private.state.state.get_cluster_config()
-    if config is not None and len(config.node_group_configs) > 0:
-        return Supply.ELASTIC
-    return Supply.CHANGING
+    there = Counter(node.labels.get(_NODE_GROUP) for node in nodes if not node.draining)
+    return tuple(
+        NodeType(
+            name=group.name,
+            resources={name: float(amount) for name, amount in group.resources.items()},
+            # A new node has none of the ids that there are.
+            labels={_NODE_GROUP: group.name, _NODE_ID: ""},
+            more=None if group.max_count < 0 else max(0, group.max_count - there[group.name]),
+        )
+        for group in (() if config is None else config.node_group_configs)
+    )
+
+
+def _live_nodes() -> list[Mapping[str, Any]]:
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]  # ray has no types here
+    return [node for node in nodes if node["Alive"]]
+
+
+def _alive() -> set[str]:
+    return {node["NodeID"] for node in _live_nodes()}
+
+
+def _table() -> Mapping[str, Mapping[str, Any]]:
+    rows: Mapping[str, Mapping[str, Any]] = placement_group_table()
+    return rows

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import attrs
 
-from thornback.placement.bundles import GangRequest, Supply, describe
+from thornback.placement.bundles import GangRequest, Supply
+from thornback.placement.explain import describe
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ class AllocatorParams:
     """A request that was not granted by then fails."""
     infeasible_after_s: float = 30.0
     """A request that the nodes could not hold even when free fails after that long, unless an
-    autoscaler may help (then `place_s` counts) or the nodes never change (then it fails at
-    once)."""
+    autoscaler may add nodes that hold it (then `place_s` counts) or the nodes never change (then it
+    fails at once)."""
     avoid_s: float = 30.0
     """Nodes to avoid are avoided for so long; then they are as good as any."""
     release_s: float = 30.0
@@ -47,7 +48,12 @@ class AllocatorParams:
 
 
 def judge(
-    supply: Supply, unplaceable_since: float | None, deadline: float, infeasible_after_s: float
+    supply: Supply,
+    unplaceable_since: float | None,
+    deadline: float,
+    infeasible_after_s: float,
+    *,
+    hopeless: bool = False,
 ) -> float:
     """Return until when (on the clock of `deadline`) to wait for a grant. Pure.
 
@@ -56,8 +62,9 @@ def judge(
         unplaceable_since: since when the nodes could not hold the request; None: they could.
         deadline: of the placement.
         infeasible_after_s: patience with a request that does not fit.
+        hopeless: what the autoscaler may add is known, and could not hold the request either.
     """
-    if unplaceable_since is None or supply is Supply.ELASTIC:
+    if unplaceable_since is None or (supply is Supply.ELASTIC and not hopeless):
         return deadline
     if supply is Supply.FIXED:
         return min(deadline, unplaceable_since)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import attrs
 
-from thornback.placement.bundles import GangRequest, NodeView, Strategy, Supply
+from thornback.placement.bundles import GangRequest, NodeType, NodeView, Strategy, Supply
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -23,6 +23,8 @@ class Snapshot:
     """Whether others may come."""
     version: int = 0
     """The backend's own mark, so that `Cluster.changed` misses nothing."""
+    node_types: tuple[NodeType, ...] = ()
+    """What may come where the supply is ELASTIC; empty: unknown, so it may be anything."""
 
 
 @attrs.frozen(kw_only=True, slots=True)

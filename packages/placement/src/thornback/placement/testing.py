@@ -13,8 +13,9 @@ import anyio
 import attrs
 
 from thornback.placement.allocator import Allocator
-from thornback.placement.bundles import GangRequest, Lease, explain_unplaceable, strategy_of
+from thornback.placement.bundles import GangRequest, Lease, strategy_of
 from thornback.placement.errors import AllocatorClosed, PlacementRemoved, Unschedulable
+from thornback.placement.explain import explain_unplaceable
 from thornback.placement.fake import FakeCluster, FakeReservation, Faults, Gate
 from thornback.placement.params import AllocatorParams
 from thornback.placement.ports import Cluster, Grant, Reservation
