@@ -27,7 +27,10 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 @asynccontextmanager
 async def fake_case() -> AsyncIterator[ClusterCase]:
-    fake = FakeCluster({"a": {"CPU": 2}, "b": {"CPU": 2}})
+    fake = FakeCluster(
+        {"a": {"CPU": 2}, "b": {"CPU": 2}, "c": {"CPU": 2}},
+        labels={"b": {"zone": "z"}, "c": {"zone": "y"}},
+    )
 
     async def reserved() -> int:
         fake.ledger.check_invariants()
@@ -36,15 +39,19 @@ async def fake_case() -> AsyncIterator[ClusterCase]:
     yield ClusterCase(
         cluster=fake,
         fits=GangRequest(bundle=Bundle(cpus=1)),
-        fills=GangRequest(bundle=Bundle(cpus=2), nodes=2),
+        fills=GangRequest(bundle=Bundle(cpus=2), nodes=3),
         never=GangRequest(bundle=Bundle(cpus=3)),
         reserved=reserved,
+        labelled=GangRequest(
+            bundle=Bundle(cpus=1), nodes=2, labels=[{"zone": "!z"}, {"zone": "in(y,z)"}]
+        ),
+        mislabelled=GangRequest(bundle=Bundle(cpus=1), labels={"zone": "x"}),
     )
 
 
 @asynccontextmanager
 async def local_case() -> AsyncIterator[ClusterCase]:
-    local = LocalCluster(cpus=2, memory_bytes=2**30)
+    local = LocalCluster(cpus=2, memory_bytes=2**30, labels={"zone": "here"})
 
     async def reserved() -> int:
         return local.reserved
@@ -55,6 +62,8 @@ async def local_case() -> AsyncIterator[ClusterCase]:
         fills=GangRequest(bundle=Bundle(cpus=2)),
         never=GangRequest(bundle=Bundle(cpus=1), nodes=2),
         reserved=reserved,
+        labelled=GangRequest(bundle=Bundle(cpus=1), labels={"zone": "in(here,there)"}),
+        mislabelled=GangRequest(bundle=Bundle(cpus=1), labels={"zone": "!here"}),
     )
 
 

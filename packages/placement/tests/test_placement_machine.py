@@ -14,12 +14,17 @@ from thornback.placement import (
     GangRequest,
     Lease,
     LeaseState,
+    NodeType,
     PlacementError,
     RemovalParams,
     Strategy,
+    Supply,
+    matches,
 )
+from thornback.placement.bundles import selectors_of
 from thornback.placement.testing import FakeCluster
 
+LABELS = {"n0": {"zone": "a"}, "n2": {"zone": "b"}}
 PARAMS = AllocatorParams(
     infeasible_after_s=0.0,
     avoid_s=0.0,
@@ -33,6 +38,10 @@ requests = st.builds(
     bundle=st.builds(Bundle, cpus=st.sampled_from([0.0, 0.5, 1.0, 2.0, 9.0])),
     nodes=st.integers(1, 2),
     strategy=st.sampled_from(Strategy),
+    labels=st.one_of(
+        st.just({}),
+        st.fixed_dictionaries({"zone": st.sampled_from(["a", "!a", "in(a,b)", "nowhere"])}),
+    ),
 )
 picks = st.integers(0, 3)
 steps = st.one_of(
@@ -50,6 +59,7 @@ steps = st.one_of(
                 "remove behind",
                 "drain",
                 "add node",
+                "know node types",
                 "settle",
             ]
         ),
@@ -78,6 +88,8 @@ class World:
             except (PlacementError, OSError):
                 return
             assert len(lease.nodes) == request.nodes
+            for selectors, node in zip(selectors_of(request), lease.nodes, strict=True):
+                assert matches(selectors, LABELS.get(node, {}))
             self.held[lease.lease_id] = lease
 
     async def step(self, tasks: anyio.abc.TaskGroup, name: str, detail: object) -> None:
@@ -102,8 +114,12 @@ class World:
                 self.fake.remove_reservations()
             case "drain":
                 self.fake.drain_node(f"n{self.nodes - 1}", 60.0)
+            case "know node types":
+                self.fake.supply = Supply.ELASTIC
+                self.fake.node_types = (NodeType(name="small", resources={"CPU": 1.0}, more=1),)
             case "add node":
-                self.fake.add_node(f"n{self.nodes}", {"CPU": 2.0})
+                name = f"n{self.nodes}"
+                self.fake.add_node(name, {"CPU": 2.0}, LABELS.get(name))
                 self.nodes += 1
             case _:
                 await anyio.wait_all_tasks_blocked()
@@ -126,7 +142,7 @@ class World:
 
 
 async def live(program: list[tuple[str, object]]) -> None:
-    fake = FakeCluster({"n0": {"CPU": 2.0}, "n1": {"CPU": 2.0}})
+    fake = FakeCluster({"n0": {"CPU": 2.0}, "n1": {"CPU": 2.0}}, labels=LABELS)
     async with Allocator(fake, params=PARAMS, observe=lambda _: None) as leases:
         world = World(fake, leases)
         async with anyio.create_task_group() as tasks:

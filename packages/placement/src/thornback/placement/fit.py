@@ -150,12 +150,10 @@ class Matching:
             # At first one on each node: a node that is used stays used when others are added.
             room, self._room = self._room, [min(1, room) for room in self._room]
             left = [kind for kind in left if not self._add(kind, self._order)]
-            if strategy is Strategy.SPREAD:
-                self._room = room
-        for kind in left:
-            if strategy is not Strategy.STRICT_SPREAD:
-                used_first = sorted(self._order, key=lambda node: self._used[node] == 0)
-                self._add(kind, used_first if strategy is Strategy.PACK else self._order)
+            self._room = room
+        for kind in left if strategy is not Strategy.STRICT_SPREAD else ():
+            used_first = sorted(self._order, key=lambda node: self._used[node] == 0)
+            self._add(kind, used_first if strategy is Strategy.PACK else self._order)
         return sum(self._used)
 
     def _reach(self, node: int) -> int:

@@ -13,10 +13,11 @@ import anyio
 import attrs
 
 from thornback.placement.allocator import Allocator
-from thornback.placement.bundles import GangRequest, Lease, strategy_of
+from thornback.placement.bundles import GangRequest, Lease, selectors_of, strategy_of
 from thornback.placement.errors import AllocatorClosed, PlacementRemoved, Unschedulable
 from thornback.placement.explain import explain_unplaceable
 from thornback.placement.fake import FakeCluster, FakeReservation, Faults, Gate
+from thornback.placement.labels import matches
 from thornback.placement.params import AllocatorParams
 from thornback.placement.ports import Cluster, Grant, Reservation
 
@@ -48,6 +49,11 @@ class ClusterCase:
     """How many reservations the cluster itself knows of, waiting or granted."""
     bound_s: float = 20.0
     """No step that must end may take longer."""
+    labelled: GangRequest | None = None
+    """As `fits`, on nodes that it selects by labels; None: the nodes have none, and nothing is
+    checked."""
+    mislabelled: GangRequest | None = None
+    """As `fits`, but no node has the labels that it selects by."""
 
 
 MakeCase = Callable[[], AbstractAsyncContextManager[ClusterCase]]
@@ -61,7 +67,16 @@ async def check_cluster(make: MakeCase) -> None:
         AssertionError: it does not.
         TimeoutError: something hung for `ClusterCase.bound_s`.
     """
-    for check in (_looks, _grants, _waits_and_wakes, _removes_pending, _obeys_avoidance):
+    checks = (
+        _looks,
+        _grants,
+        _waits_and_wakes,
+        _removes_pending,
+        _obeys_avoidance,
+        _obeys_labels,
+        _grants_no_other_labels,
+    )
+    for check in checks:
         async with make() as case:
             with anyio.fail_after(case.bound_s):
                 await check(case)
@@ -75,7 +90,8 @@ async def check_leases(make: MakeCase) -> None:
         AssertionError: it does not.
         TimeoutError: something hung for `ClusterCase.bound_s`.
     """
-    for check in (_leases, _cancels, _refuses, _prefers, _closes):
+    checks = (_leases, _cancels, _refuses, _refuses_labels, _prefers, _closes)
+    for check in checks:
         async with make() as case:
             with anyio.fail_after(case.bound_s):
                 await check(case)
@@ -177,6 +193,38 @@ async def _obeys_avoidance(case: ClusterCase) -> None:
     assert await second.remove()
 
 
+async def _obeys_labels(case: ClusterCase) -> None:
+    request = case.labelled
+    if request is None:
+        return
+    nodes = {node.name: node for node in (await case.cluster.look()).nodes}
+    assert explain_unplaceable(request, list(nodes.values())) is None, "what fits is not explained"
+    for avoid in ((), tuple(nodes)[:1]):
+        others = [node for name, node in nodes.items() if name not in avoid]
+        if explain_unplaceable(request, others) is not None:
+            continue
+        reservation = await _reserve(case, request, avoid)
+        chosen = (await reservation.granted()).nodes
+        for selectors, name in zip(selectors_of(request), chosen, strict=True):
+            assert matches(selectors, nodes[name].labels), f"{name} matches {selectors}"
+            assert name not in avoid, f"{name} is avoided, also when labels are selected by"
+        assert await reservation.remove()
+
+
+async def _grants_no_other_labels(case: ClusterCase) -> None:
+    if case.mislabelled is None:
+        return
+    assert explain_unplaceable(case.mislabelled, (await case.cluster.look()).nodes)
+    reservation = await _reserve(case, case.mislabelled)
+    following = await _reserve(case, case.fits)
+    with anyio.move_on_after(0.05) as scope:
+        await reservation.granted()
+    assert scope.cancelled_caught, "nothing is granted on nodes without the labels"
+    await following.granted()
+    assert await following.remove()
+    assert await reservation.remove()
+
+
 async def _leases(case: ClusterCase) -> None:
     async with Allocator(case.cluster) as leases:
         lease = await leases.acquire(case.fits)
@@ -207,6 +255,15 @@ async def _cancels(case: ClusterCase) -> None:
 
 
 async def _refuses(case: ClusterCase) -> None:
+    await _refused(case, case.never)
+
+
+async def _refuses_labels(case: ClusterCase) -> None:
+    if case.mislabelled is not None:
+        await _refused(case, case.mislabelled)
+
+
+async def _refused(case: ClusterCase, request: GangRequest) -> None:
     params = AllocatorParams(infeasible_after_s=0.0)
     said: list[str] = []
     async with Allocator(
@@ -214,7 +271,7 @@ async def _refuses(case: ClusterCase) -> None:
     ) as leases:
         refusal = ""
         try:
-            await leases.acquire(case.never)
+            await leases.acquire(request)
         except Unschedulable as error:
             refusal = str(error)
         assert "needs" in refusal, f"what never fits is refused, with numbers: {refusal!r}"
