@@ -29,12 +29,21 @@ def make_case(request: pytest.FixtureRequest) -> MakeCase:
         async def reserved() -> int:
             return await cluster.call(live_groups)
 
+        nodes = (await cluster.look()).nodes
+        node = next(node.name for node in nodes if node.resources.get("CPU"))
+
         yield ClusterCase(
             cluster=cluster,
             fits=GangRequest(bundle=Bundle(cpus=1), name="fits"),
             fills=GangRequest(bundle=Bundle(cpus=2), nodes=2, name="fills"),
             never=GangRequest(bundle=Bundle(cpus=3), name="never"),
             reserved=reserved,
+            labelled=GangRequest(
+                bundle=Bundle(cpus=1),
+                nodes=2,
+                labels=[{"ray.io/node-id": f"!{node}"}, {"ray.io/node-id": f"in({node}, none)"}],
+            ),
+            mislabelled=GangRequest(bundle=Bundle(cpus=1), labels={"ray.io/node-id": "none"}),
         )
 
     return make

@@ -23,6 +23,7 @@ from thornback.placement import (
     LeaseState,
     LeaseView,
     Ledger,
+    NodeType,
     NodeView,
     PlacementError,
     PlacementRemoved,
@@ -34,6 +35,7 @@ from thornback.placement import (
     Supply,
     Unschedulable,
     explain_unplaceable,
+    matches,
 )
 
 
@@ -56,8 +58,15 @@ class Batch:
         return Booking()
 
     async def look(self) -> Snapshot:
-        node = NodeView(name="a", resources={"CPU": 8, "GPU": 0.5}, draining=True, left_s=30.0)
-        return Snapshot(nodes=(node,), supply=Supply.ELASTIC, version=1)
+        node = NodeView(
+            name="a",
+            resources={"CPU": 8, "GPU": 0.5},
+            labels={"zone": "a"},
+            draining=True,
+            left_s=30.0,
+        )
+        types = (NodeType(name="gpu", resources={"GPU": 8}, labels={"zone": "b"}, more=4),)
+        return Snapshot(nodes=(node,), supply=Supply.ELASTIC, version=1, node_types=types)
 
     async def changed(self, seen: Snapshot, /) -> None:
         assert_type(seen.nodes, tuple[NodeView, ...])
@@ -76,6 +85,20 @@ def requests() -> None:
     assert_type(request.strategy, Strategy | None)
     nodes = [NodeView(name="a", resources={"CPU": 1}), NodeView(name="b", resources={})]
     assert_type(explain_unplaceable(request, nodes), str | None)
+    types = [NodeType(name="gpu", resources={"GPU": 8})]
+    assert_type(types[0].more, int | None)
+    assert_type(explain_unplaceable(request, nodes, types), str | None)
+
+
+def labels() -> None:
+    bundle = Bundle(gpus=1, accelerator="A100")
+    assert_type(bundle.accelerator, str)
+    for_all = GangRequest(bundle=bundle, nodes=2, labels={"zone": "in(a,b)", "market": "!spot"})
+    for_each = GangRequest(bundle=bundle, nodes=2, labels=[{"zone": "a"}, {}])
+    for request in (for_all, for_each):
+        for selectors in request.labels:
+            assert_type(selectors["zone"], str)
+            assert_type(matches(selectors, {"zone": "a"}), bool)
 
 
 def told(explanation: Explanation) -> None:
@@ -143,9 +166,10 @@ def accounts() -> None:
     def granted(ticket: str, nodes: tuple[str, ...]) -> None:
         print(ticket, nodes)
 
-    ledger = Ledger(granted, {"a": {"CPU": 1}}, patience=4)
+    ledger = Ledger(granted, {"a": {"CPU": 1}}, patience=4, labels={"a": {"zone": "a"}})
     assert_type(ledger, Ledger[str])
     ledger.add_node("b", {"CPU": 2.5})
+    ledger.add_node("c", {"CPU": 2.5}, {"zone": "b"})
     ledger.ask("first", GangRequest(bundle=Bundle()), avoid=["a"])
     assert_type(ledger.waiting, tuple[str, ...])
     assert_type(ledger.held, tuple[str, ...])
@@ -159,7 +183,12 @@ async def local() -> None:
     from thornback.placement.on_local import LocalCluster, machine_memory_bytes
 
     here = LocalCluster(
-        cpus=2, gpus=1, memory_bytes=machine_memory_bytes() // 2, resources={"disk": 1}, node="here"
+        cpus=2,
+        gpus=1,
+        memory_bytes=machine_memory_bytes() // 2,
+        resources={"disk": 1},
+        node="here",
+        labels={"zone": "a"},
     )
     as_cluster: Cluster = here
     assert_type(await as_cluster.look(), Snapshot)
@@ -187,9 +216,16 @@ async def conformance() -> None:
         check_leases,
     )
 
-    fake = FakeCluster({"a": {"CPU": 1}}, supply=Supply.FIXED)
+    fake = FakeCluster(
+        {"a": {"CPU": 1}},
+        supply=Supply.FIXED,
+        labels={"a": {"zone": "a"}},
+        node_types=[NodeType(name="big", resources={"CPU": 64})],
+    )
     as_cluster: Cluster = fake
+    assert_type(fake.node_types, tuple[NodeType, ...])
     fake.add_node("b", {"CPU": 1})
+    fake.add_node("c", {"CPU": 1}, {"zone": "b"})
     fake.drain_node("b", 30)
     fake.remove_node("b")
     fake.supply = Supply.CHANGING
@@ -223,6 +259,8 @@ async def conformance() -> None:
             never=request,
             reserved=reserved,
             bound_s=5,
+            labelled=request,
+            mislabelled=None,
         )
 
     as_make: MakeCase = make
