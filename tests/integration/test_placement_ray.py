@@ -1,4 +1,8 @@
-"""The allocator on a real Ray: latency, deadlines, cancellation, avoidance, drains."""
+"""The allocator on a real Ray: latency, deadlines, cancellation, avoidance, drains, labels, dead
+nodes, autoscalers.
+
+Longer than other files: each test here holds the one cluster, and checks that it leaves nothing.
+"""
 
 from __future__ import annotations
 
@@ -534,15 +538,17 @@ async def test_cancelled_or_late_while_the_gcs_is_slow_nothing_is_held(
 
     slow = RayCluster(params=RayParams(threads=1))
     params = AllocatorParams(place_s=0.05, release_s=0.05)
-    async with Allocator(slow, params=params) as leases:
-        async with busy(slow):
-            with pytest.raises(PlacementTimedOut):
-                await leases.acquire(ONE)
-    async with Allocator(slow, params=AllocatorParams(release_s=0.05)) as leases:
-        async with busy(slow), anyio.create_task_group() as tasks:
-            tasks.start_soon(leases.acquire, ONE)
-            await anyio.wait_all_tasks_blocked()
-            tasks.cancel_scope.cancel()
+    async with Allocator(slow, params=params) as leases, busy(slow):
+        with pytest.raises(PlacementTimedOut):
+            await leases.acquire(ONE)
+    async with (
+        Allocator(slow, params=AllocatorParams(release_s=0.05)) as leases,
+        busy(slow),
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(leases.acquire, ONE)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
     async with Allocator(slow) as leases:
         lease = await leases.acquire(ONE)
         async with busy(slow):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import attrs
 import pytest
 
 from thornback.placement import (
@@ -9,10 +12,11 @@ from thornback.placement import (
     GangRequest,
     NodeType,
     NodeView,
+    Snapshot,
     Strategy,
     explain_unplaceable,
 )
-from thornback.placement.explain import diagnose, largest_memory_bytes
+from thornback.placement.explain import Diagnoses, diagnose, largest_memory_bytes
 
 NODES = [NodeView(name="a", resources={"CPU": 4}), NodeView(name="b", resources={"CPU": 4})]
 GPU = NodeType(name="gpu", resources={"CPU": 8, "GPU": 4}, labels={"group": "gpu"}, more=2)
@@ -96,6 +100,36 @@ def test_a_node_type_that_is_used_up_does_not_help() -> None:
     assert found is not None
     assert found.hopeless
     assert found.text.endswith("may add ('gpu': 0)")
+
+
+class Counted(dict[str, float]):
+    """Counts how often it is looked at."""
+
+    looks = 0
+
+    def get(self, *args: Any) -> Any:
+        self.looks += 1
+        return super().get(*args)
+
+
+def test_what_many_ask_for_alike_is_found_once_in_a_snapshot() -> None:
+    resources = Counted({"CPU": 4})
+    snapshot = Snapshot(nodes=(NodeView(name="a", resources=resources),))
+    diagnoses = Diagnoses()
+    first = diagnoses.of(gpus(8), snapshot)
+    looks = resources.looks
+    assert looks
+    named = GangRequest(bundle=Bundle(cpus=0, gpus=8), name="called otherwise")
+    assert all(diagnoses.of(named, snapshot) is first for _ in range(100))
+    assert resources.looks == looks
+    others = [gpus(7), gpus(8, 2), gpus(8, zone="a"), attrs.evolve(named, nodes=3)]
+    texts = {getattr(diagnoses.of(other, snapshot), "text", "") for other in others}
+    assert len(texts) == 4, "what is asked for otherwise is found otherwise"
+    avoiding = diagnoses.of(gpus(8), snapshot, ["a"])
+    assert avoiding is not None
+    assert avoiding.text.endswith("there is no node")
+    better = Snapshot(nodes=(NodeView(name="a", resources={"GPU": 8}),))
+    assert diagnoses.of(gpus(8), better) is None
 
 
 def test_the_largest_memory_counts_what_may_come() -> None:

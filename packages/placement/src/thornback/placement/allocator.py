@@ -24,18 +24,17 @@ from thornback.placement.attempt import Attempt, LeaseState
 from thornback.placement.bundles import (
     GangRequest,
     Lease,
-    NodeType,
     Supply,
     resources_of,
     strategy_of,
-    without,
 )
 from thornback.placement.errors import AllocatorClosed, PlacementTimedOut, Unschedulable
 from thornback.placement.explain import (
+    Diagnoses,
     Diagnosis,
     describe,
-    diagnose,
     largest_memory_bytes,
+    may_come,
     show_resources,
 )
 from thornback.placement.params import (
@@ -95,6 +94,7 @@ class Allocator:
         self._params = params or AllocatorParams()
         self._explainer = Explainer(observe or log_explanation)
         self._tracer = tracer or trace.get_tracer("thornback.placement")
+        self._diagnoses = Diagnoses()
         self._tasks: TaskGroup | None = None
         self._watcher = Watcher(
             cluster, look_s=self._params.look_s, look_again_s=self._params.look_again_s
@@ -331,9 +331,7 @@ class Allocator:
     def _unplaceable(self, attempt: Attempt, snapshot: Snapshot | None) -> Diagnosis | None:
         if snapshot is None:
             return None
-        found = diagnose(
-            attempt.request, without(snapshot.nodes, attempt.avoid), _may_come(attempt, snapshot)
-        )
+        found = self._diagnoses.of(attempt.request, snapshot, attempt.avoid)
         if found is None and not attempt.avoid:
             self._explainer.forget(attempt.request)
         return found
@@ -356,17 +354,13 @@ def _supply(attempt: Attempt, snapshot: Snapshot | None) -> Supply:
     return Supply.CHANGING if snapshot is None else snapshot.supply
 
 
-def _may_come(attempt: Attempt, snapshot: Snapshot) -> tuple[NodeType, ...]:
-    return snapshot.node_types if _supply(attempt, snapshot) is Supply.ELASTIC else ()
-
-
 def _failure(
     attempt: Attempt, snapshot: Snapshot | None, found: Diagnosis | None, waited_s: float
 ) -> Unschedulable | PlacementTimedOut:
     if found is not None and snapshot is not None:
-        types = _may_come(attempt, snapshot)
         return Unschedulable(
-            found.text, largest_memory_bytes(attempt.request, snapshot.nodes, types)
+            found.text,
+            largest_memory_bytes(attempt.request, snapshot.nodes, may_come(snapshot)),
         )
     return PlacementTimedOut(
         f"{describe(attempt.request)} was not placed within {waited_s:.1f} s: the nodes could "

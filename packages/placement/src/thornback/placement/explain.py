@@ -13,9 +13,12 @@ from thornback.placement.bundles import (
     NodeType,
     NodeView,
     Strategy,
+    Supply,
     kinds_of,
     resources_of,
+    selectors_of,
     strategy_of,
+    without,
 )
 from thornback.placement.fit import copies, fit, most_together
 from thornback.placement.labels import (
@@ -24,6 +27,7 @@ from thornback.placement.labels import (
     holds,
     show_selectors,
 )
+from thornback.placement.ports import Snapshot
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -67,6 +71,42 @@ def diagnose(
     elif node_types:
         parts.append(_no_help(request, node_types))
     return Diagnosis(text="; ".join(parts), hopeless=bool(node_types) and not help_)
+
+
+class Diagnoses:
+    """What is wrong with requests in one snapshot: found once for all that ask for the same.
+
+    Hundreds of gangs may wait in vain for many nodes, and each look wakes them all.
+    """
+
+    def __init__(self) -> None:
+        self._snapshot: Snapshot | None = None
+        self._found: dict[tuple[object, ...], Diagnosis | None] = {}
+
+    def of(
+        self, request: GangRequest, snapshot: Snapshot, avoid: Sequence[str] = ()
+    ) -> Diagnosis | None:
+        """As `diagnose`, with the node types of the snapshot where they may come, and without the
+        nodes to avoid: nothing that comes is waited for where these could be used."""
+        if snapshot is not self._snapshot:
+            self._snapshot, self._found = snapshot, {}
+        key = (*_key(request), tuple(avoid))
+        if key not in self._found:
+            types = () if avoid else may_come(snapshot)
+            self._found[key] = diagnose(request, without(snapshot.nodes, avoid), types)
+        return self._found[key]
+
+
+def may_come(snapshot: Snapshot) -> tuple[NodeType, ...]:
+    """Return the node types that an autoscaler may add; empty: none, or not known."""
+    return snapshot.node_types if snapshot.supply is Supply.ELASTIC else ()
+
+
+def _key(request: GangRequest) -> tuple[object, ...]:
+    """Equal for requests that are placed alike, whatever they are called."""
+    labels = tuple(tuple(sorted(selectors.items())) for selectors in selectors_of(request))
+    needs = tuple(resources_of(request.bundle).items())
+    return needs, request.nodes, strategy_of(request), labels
 
 
 def _help(request: GangRequest, nodes: Sequence[NodeView], types: Sequence[NodeType]) -> str:

@@ -1,0 +1,184 @@
+"""Waiting that ends early, in vain, or hopes for an autoscaler: in every phase, 200 at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from thornback.placement import (
+    Allocator,
+    AllocatorParams,
+    Bundle,
+    Explanation,
+    GangRequest,
+    NodeType,
+    PlacementTimedOut,
+    Supply,
+    Unschedulable,
+)
+from thornback.placement.testing import FakeCluster
+
+pytestmark = pytest.mark.anyio
+
+ONE = GangRequest(bundle=Bundle(cpus=1))
+TWO = GangRequest(bundle=Bundle(cpus=2), nodes=2)
+HUGE = GangRequest(bundle=Bundle(cpus=100), name="huge")
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def cluster(supply: Supply = Supply.CHANGING) -> FakeCluster:
+    return FakeCluster({"a": {"CPU": 2}, "b": {"CPU": 2}}, supply=supply)
+
+
+SMALL = NodeType(name="small", resources={"CPU": 8}, more=4)
+BIG = NodeType(name="big", resources={"CPU": 200, "memory": 2**40}, more=2)
+
+
+async def test_what_fits_when_nodes_come_is_told_and_waited_for() -> None:
+    fake, said = cluster(Supply.ELASTIC), list[Explanation]()
+    fake.node_types = (SMALL, BIG)
+    pair = GangRequest(bundle=Bundle(cpus=100), nodes=2)
+    params = AllocatorParams(infeasible_after_s=0.0)
+    async with (
+        Allocator(fake, observe=said.append, params=params) as leases,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(leases.acquire, pair)
+        await anyio.wait_all_tasks_blocked()
+        assert [e.text for e in said] == [
+            "needs 2 x {CPU: 100} on different nodes; largest node has {CPU: 2}; "
+            "would fit on 2 more nodes of type 'big'; waiting for the autoscaler"
+        ]
+        assert said[0].fails_in_s == pytest.approx(600, abs=5)
+        fake.add_node("c", {"CPU": 1})
+        await anyio.wait_all_tasks_blocked()
+        assert len(said) == 1, "the reason is the same"
+        fake.add_node("d", {"CPU": 200})
+        await anyio.wait_all_tasks_blocked()
+        assert said[-1].text.endswith(
+            "would fit on 1 more node of type 'big'; waiting for the autoscaler"
+        )
+        fake.add_node("e", {"CPU": 200})
+    assert len(said) == 2
+    assert fake.reserved == 0
+
+
+async def test_what_no_node_type_can_hold_is_refused_soon() -> None:
+    fake, said = cluster(Supply.ELASTIC), list[Explanation]()
+    fake.node_types = (SMALL,)
+    params = AllocatorParams(infeasible_after_s=0.0, place_s=math.inf)
+    async with Allocator(fake, params=params, observe=said.append) as leases:
+        with pytest.raises(Unschedulable, match=r"no node type .*: largest has {CPU: 8}"):
+            await leases.acquire(HUGE)
+    (explanation,) = said
+    assert explanation.text == (
+        "needs 1 x {CPU: 100}; largest node has {CPU: 2}; "
+        "no node type of the autoscaler can hold it: largest has {CPU: 8}"
+    )
+
+
+async def test_node_types_do_not_count_where_nothing_comes() -> None:
+    fake = cluster(Supply.CHANGING)
+    fake.node_types = (BIG,)
+    params = AllocatorParams(infeasible_after_s=0.0)
+    async with Allocator(fake, params=params, observe=lambda _: None) as leases:
+        with pytest.raises(Unschedulable) as caught:
+            await leases.acquire(HUGE)
+    assert "autoscaler" not in str(caught.value)
+
+
+async def test_a_preference_does_not_wait_for_the_autoscaler() -> None:
+    fake = cluster(Supply.ELASTIC)
+    fake.node_types = (NodeType(name="same", resources={"CPU": 2}),)
+    async with Allocator(fake) as leases:
+        assert (await leases.acquire(TWO, avoid=["a"])).nodes == ("a", "b")
+
+
+@asynccontextmanager
+async def in_phase(phase: str, fake: FakeCluster) -> AsyncGenerator[None, None]:
+    """Let an `acquire` of ONE within come to this phase, and no further."""
+    async with Allocator(fake) as others:
+        if phase == "creating":
+            fake.creations.close()
+        if phase == "pending":
+            await others.acquire(TWO)
+        yield
+        fake.creations.open()
+        fake.removals.open()
+
+
+PHASES = pytest.mark.parametrize("phase", ["creating", "pending", "granted", "removing"])
+
+
+@PHASES
+async def test_cancelled_in_every_phase_nothing_is_held(phase: str) -> None:
+    fake = cluster()
+    async with in_phase(phase, fake), Allocator(fake) as leases:
+        before = fake.reserved
+
+        async def use() -> None:
+            async with leases.lease(ONE):
+                if phase == "removing":
+                    fake.removals.close()
+                    return
+                await anyio.sleep_forever()
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(use)
+                await anyio.wait_all_tasks_blocked()
+                assert fake.reserved == before + 1
+                tasks.cancel_scope.cancel()
+                fake.creations.open()
+                fake.removals.open()
+        assert fake.reserved == before
+        assert leases.leases() == ()
+
+
+@PHASES
+async def test_out_of_time_in_every_phase_nothing_is_held(phase: str) -> None:
+    fake = cluster()
+    params = AllocatorParams(place_s=0.01, release_s=0.01)
+    async with in_phase(phase, fake), Allocator(fake, params=params) as leases:
+        before = fake.reserved
+        with anyio.fail_after(10):
+            if phase in {"creating", "pending"}:
+                with pytest.raises(PlacementTimedOut):
+                    await leases.acquire(ONE)
+            else:
+                lease = await leases.acquire(ONE)
+                if phase == "removing":
+                    fake.removals.close()
+                confirmed = await leases.release(lease, timeout_s=0.01)
+                assert confirmed is (phase == "granted")
+        fake.creations.open()
+        fake.removals.open()
+        await anyio.wait_all_tasks_blocked()
+        assert fake.reserved == before
+        assert leases.leases() == ()
+
+
+async def test_200_that_never_fit_delay_nobody() -> None:
+    fake = cluster()
+    async with (
+        Allocator(fake, observe=lambda _: None) as leases,
+        anyio.create_task_group() as tasks,
+    ):
+        for _ in range(200):
+            tasks.start_soon(leases.acquire, HUGE)
+        await anyio.wait_all_tasks_blocked()
+        assert fake.reserved == 200
+        with anyio.fail_after(5):
+            lease = await leases.acquire(ONE)
+        assert lease.nodes == ("a",)
+        assert fake.look_count < 10, "nobody looks by himself"
+        tasks.cancel_scope.cancel()
+    assert fake.reserved == 0
