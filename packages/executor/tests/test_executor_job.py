@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 from thornback.executor import Job, RankContext, Stage, UsageError
 from thornback.executor.job import function_name, identity_of, parse_memory
 from thornback.executor.plan import RunPlan, Settings, merge_ranks
+from thornback.placement import Strategy
+from thornback.pool import Assignment, FinishedWhen
 from thornback.scheduler.commands import Dispatch, ShapeKey
 
 SETTINGS = Settings(state_url="/state", cwd="/home")
@@ -45,6 +48,33 @@ def other(ctx: RankContext) -> int:
         (lambda: Stage("a", work, cpus=-1), "cpus=-1"),
         (lambda: Stage("a", work, nodes=2, processes=2), "processes must be 1"),
         (lambda: Stage("a", work, max_gangs=0), "expected 1 or more"),
+        (lambda: Stage("a", work, teardown=cast(Any, 1)), "teardown=1 is not callable"),
+        (lambda: Stage("a", work, fresh=True, max_ranks_per_child=3), "give one of them"),
+        (lambda: Stage("a", work, fresh=cast(Any, "no")), "expected True or False"),
+        (lambda: Stage("a", work, max_ranks_per_child=0), "None means no limit"),
+        (lambda: Stage("a", work, max_ranks_per_child=cast(Any, True)), "expected 1 or more"),
+        (lambda: Stage("a", work, max_growth="a lot"), "max_growth='a lot': expected bytes"),
+        (lambda: Stage("a", work, max_growth=0), "max_growth=0: expected a positive"),
+        (lambda: Stage("a", work, resources={"GPU": 1}), "use gpus="),
+        (lambda: Stage("a", work, resources={"memory": 1}), "use memory="),
+        (lambda: Stage("a", work, resources={"tape": 0}), "a finite number above 0"),
+        (lambda: Stage("a", work, resources={"tape": math.inf}), "a finite number above 0"),
+        (lambda: Stage("a", work, resources={"": 1}), "expected a name"),
+        (lambda: Stage("a", work, resources=cast(Any, ["tape"])), "expected a mapping"),
+        (
+            lambda: Stage("a", work, resources={"accelerator_type:A100": 1}),
+            "use accelerator='A100'",
+        ),
+        (lambda: Stage("a", work, accelerator=cast(Any, None)), "a kind such as 'A100'"),
+        (lambda: Stage("a", work, accelerator="accelerator_type:A100"), "a kind such as 'A100'"),
+        (lambda: Stage("a", work, labels={"no label!": "x"}), "expected a label of nodes"),
+        (lambda: Stage("a", work, labels={"zone": "in(a"}), "'in(a,b)' or '!in(a,b)'"),
+        (lambda: Stage("a", work, labels={"zone": ""}), "expected a value"),
+        (lambda: Stage("a", work, strategy=cast(Any, "TIGHT")), "'STRICT_PACK'"),
+        (lambda: Stage("a", work, rendezvous=cast(Any, "mpi")), "expected one of '', 'torch'"),
+        (lambda: Stage("a", work, finished_when=cast(Any, "one")), "'all', 'leader'"),
+        (lambda: Stage("a", work, grace_s=-1), "grace_s=-1"),
+        (lambda: Stage("a", work, grace_s=math.inf), "grace_s=inf, expected seconds"),
         (lambda: Job("j", []), "has no stages"),
         (lambda: Job("j", cast(Any, [work])), "is not a Stage"),
     ],
@@ -171,3 +201,77 @@ def test_the_digest_of_items_is_the_same_in_every_process() -> None:
         for seed in ("1", "2")
     }
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("value", ["eu", "!spot", "in(A100, H100)", "!in(a,b-c)"])
+def test_every_kind_of_selector_is_accepted(value: str) -> None:
+    stage = Stage("a", work, labels={"ray.io/market-type": value, "zone": value})
+    assert stage.labels == {"ray.io/market-type": value, "zone": value}
+
+
+def test_stages_share_gangs_only_if_all_that_makes_a_gang_is_equal() -> None:
+    def shapes(*stages: Stage) -> int:
+        plan = RunPlan(Job("j", stages), SETTINGS)
+        return len({stage.shape for stage in plan.scheduler_stages(plan.policies())})
+
+    plain = Stage("plain", work)
+    for number, other_one in enumerate(
+        [
+            Stage("b", work, resources={"tape": 1}),
+            Stage("b", work, accelerator="A100"),
+            Stage("b", work, labels={"zone": "eu"}),
+            Stage("b", work, nodes=2),
+        ]
+    ):
+        assert shapes(plain, other_one) == 2, number
+    two = Stage("two", work, nodes=2)
+    assert shapes(two, Stage("b", work, nodes=2, strategy="PACK")) == 2
+    assert shapes(two, Stage("b", work, nodes=2, strategy="STRICT_SPREAD")) == 1
+    same = [
+        Stage("b", work, fresh=True, teardown=print, rendezvous="torch", finished_when="leader"),
+        Stage("c", work, strategy="PACK"),
+    ]
+    assert shapes(plain, *same) == 1
+    turned = [Stage(name, work, resources=dict(pairs)) for name, pairs in _both_ways()]
+    assert shapes(*turned) == 1
+
+
+def _both_ways() -> list[tuple[str, list[tuple[str, float]]]]:
+    pairs = [("tape", 1.0), ("disk", 2.0)]
+    return [("a", pairs), ("b", pairs[::-1])]
+
+
+def test_custom_resources_are_leased_per_rank_and_asked_for_by_the_worker() -> None:
+    plan = RunPlan(Job("j", [Stage("a", work, processes=3, resources={"tape": 0.5})]), SETTINGS)
+    key = ShapeKey(base=0)
+    assert plan.request(key).bundle.resources == {"tape": 1.5}
+    assert plan.worker_spec(key).resources == {"tape": 1.5}
+
+
+def test_strategy_reaches_the_lease() -> None:
+    def strategy(**fields: Any) -> Strategy | None:
+        plan = RunPlan(Job("j", [Stage("a", work, **fields)]), SETTINGS)
+        return plan.request(ShapeKey(base=0)).strategy
+
+    assert strategy(nodes=2) is Strategy.STRICT_SPREAD
+    assert strategy(nodes=2, strategy="PACK") is Strategy.PACK
+    assert strategy(strategy="PACK") is None
+
+
+def test_what_a_stage_says_of_its_processes_reaches_the_assignment() -> None:
+    def assignment(**fields: Any) -> Assignment:
+        plan = RunPlan(Job("j", [Stage("a", work, **fields)]), SETTINGS)
+        command = Dispatch(
+            gang=1, assignment=2, stage=0, ranks=(range(1),), attempt=1, timeout_factor=1.0
+        )
+        return plan.assignment(command, "e", "", (b"saved",))
+
+    plain = assignment()
+    assert plain.restored == (b"saved",)
+    assert (plain.max_ranks_per_child, plain.max_growth_bytes) == (None, None)
+    assert (plain.rendezvous, plain.finished_when) == ("", FinishedWhen.ALL)
+    assert assignment(fresh=True).max_ranks_per_child == 1
+    assert assignment(max_ranks_per_child=5).max_ranks_per_child == 5
+    assert assignment(max_growth="500MB").max_growth_bytes == 500_000_000
+    gang = assignment(nodes=2, rendezvous="torch", finished_when="leader", grace_s=3)
+    assert (gang.rendezvous, gang.finished_when, gang.grace_s) == ("torch", FinishedWhen.LEADER, 3)

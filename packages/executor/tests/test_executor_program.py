@@ -6,14 +6,22 @@ import json
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from thornback.executor.program import BadResult, RankContext, StageProgram
+from thornback.executor.program import (
+    MAX_CHECKPOINT_BYTES,
+    BadResult,
+    RankContext,
+    StageProgram,
+    decode_checkpoint,
+    encode_checkpoint,
+)
 from thornback.pool import RankCall
 
 
-def call(rank: int = 0, args: bytes | None = None) -> RankCall:
+def call(rank: int = 0, args: bytes | None = None, **more: Any) -> RankCall:
     return RankCall(
         rank=rank,
         attempt=1,
@@ -24,6 +32,7 @@ def call(rank: int = 0, args: bytes | None = None) -> RankCall:
         args=args,
         traceparent="",
         inputs=lambda key: json.dumps([key, 1, None]).encode(),
+        **more,
     )
 
 
@@ -34,6 +43,7 @@ def program(fn: object, staging: str = "/none", **more: object) -> StageProgram:
         fn=fn,  # type: ignore[arg-type]  # a test helper
         has_items=bool(more.get("has_items")),
         setup_fn=more.get("setup_fn"),  # type: ignore[arg-type]  # a test helper
+        teardown_fn=more.get("teardown_fn"),  # type: ignore[arg-type]  # a test helper
         staging=staging,
         cwd="/home/me",
         parents={"before": "results:0"},
@@ -123,3 +133,73 @@ def test_a_final_name_that_cannot_be_is_the_rank_s_error(tmp_path: Path) -> None
 def test_what_a_rank_does_to_its_results_does_not_reach_the_next() -> None:
     made = program(lambda ctx: ctx.results("before").append("more") or len(ctx.results("before")))
     assert [made.run(call(rank)).result for rank in range(3)] == ["3", "3", "3"]
+
+
+def test_teardown_gets_what_setup_returned_once() -> None:
+    seen: list[object] = []
+    made = program(lambda ctx: None, setup_fn=lambda ctx: "model", teardown_fn=seen.append)
+    made.teardown()
+    assert seen == [], "a process that was never set up has nothing to tear down"
+    made.setup(call())
+    made.teardown()
+    made.teardown()
+    assert seen == ["model"]
+
+
+def test_teardown_is_not_called_where_setup_failed() -> None:
+    def broken(ctx: RankContext) -> None:
+        raise RuntimeError("no model")
+
+    seen: list[object] = []
+    made = program(lambda ctx: None, setup_fn=broken, teardown_fn=seen.append)
+    with pytest.raises(RuntimeError, match="no model"):
+        made.setup(call())
+    made.teardown()
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"j1", b"\x00\xff", "b", "", 1, None, {"at": [1, 2.5, None]}, "\u2028\ud800"]
+)
+def test_a_checkpoint_comes_back_as_it_was_given(value: object) -> None:
+    saved: list[bytes] = []
+    program(lambda ctx: ctx.checkpoint(value)).run(call(checkpoint=saved.append))
+    got: list[object] = []
+    program(lambda ctx: got.append(ctx.restored)).run(call(restored=saved[0]))
+    assert got == [value]
+    assert type(got[0]) is type(value)
+
+
+def test_what_a_rank_does_to_what_was_restored_does_not_reach_its_next_look() -> None:
+    def fn(ctx: RankContext) -> object:
+        ctx.restored.append(2)
+        return ctx.restored
+
+    assert program(fn).run(call(restored=encode_checkpoint([1]))).result == "[1]"
+
+
+def test_without_a_checkpoint_nothing_is_restored() -> None:
+    assert decode_checkpoint(None) is None
+    assert program(lambda ctx: [ctx.restored]).run(call()).result == "[null]"
+
+
+def test_a_checkpoint_that_cannot_be_kept_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"ctx\.staging.* checkpoint its path"):
+        encode_checkpoint(b"x" * MAX_CHECKPOINT_BYTES)
+    assert len(encode_checkpoint(b"x" * (MAX_CHECKPOINT_BYTES - 1))) == MAX_CHECKPOINT_BYTES
+    with pytest.raises(TypeError, match="a set that is not JSON"):
+        encode_checkpoint({1})
+
+
+def test_progress_and_drain_pass_through() -> None:
+    told: list[tuple[float, float | None]] = []
+
+    def fn(ctx: RankContext) -> object:
+        ctx.progress(1)
+        ctx.progress(2, 4)
+        return ctx.draining
+
+    made = call(progress=lambda done, total: told.append((done, total)), draining=lambda: 7.5)
+    assert program(fn).run(made).result == "7.5"
+    assert told == [(1.0, None), (2.0, 4.0)]
+    assert program(lambda ctx: ctx.draining).run(call()).result is None

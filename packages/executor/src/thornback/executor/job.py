@@ -7,11 +7,12 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import attrs
 
+from thornback.executor.checks import check_stage
 from thornback.executor.errors import UsageError
 from thornback.executor.ports import Identity, StageIdentity
 from thornback.executor.program import RankContext
@@ -19,22 +20,42 @@ from thornback.executor.program import RankContext
 RankFunction: TypeAlias = Callable[..., Any]
 """`fn(ctx)` with `ranks=`, `fn(ctx, item)` with `items=`. Its value must be JSON."""
 
+T = TypeVar("T")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
-def parse_memory(value: int | str | None) -> int | None:
-    """Return bytes for `3221225472`, `"3GiB"` or `"500MB"`; None stays None."""
+def parse_memory(value: int | str | None, field: str = "memory") -> int | None:
+    """Return bytes for `3221225472`, `"3GiB"` or `"500MB"`; None stays None. `field` is named in
+    errors."""
     if value is None:
         return None
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", value.upper())
         if match is None or match[2] not in _UNITS:
-            raise UsageError(f"memory={value!r}: expected bytes or text like '3GiB' or '500MB'")
+            raise UsageError(f"{field}={value!r}: expected bytes or text like '3GiB' or '500MB'")
         value = int(float(match[1]) * _UNITS[match[2]])
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise UsageError(f"memory={value!r}: expected a positive number of bytes or '3GiB'")
+        raise UsageError(f"{field}={value!r}: expected a positive number of bytes or '3GiB'")
     return value
+
+
+def _growth(value: int | str | None) -> int | None:
+    return parse_memory(value, "max_growth")
+
+
+def _resources(value: Mapping[str, float]) -> dict[str, float]:
+    return _by_name(value, "resources")
+
+
+def _labels(value: Mapping[str, str]) -> dict[str, str]:
+    return _by_name(value, "labels")
+
+
+def _by_name(value: Mapping[str, T], field: str) -> dict[str, T]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{field}={value!r}: expected a mapping by name")
+    return dict(value)
 
 
 def _names(after: str | Sequence[str]) -> tuple[str, ...]:
@@ -75,8 +96,30 @@ class Stage:
     memory: int | None = attrs.field(default=None, kw_only=True, converter=parse_memory)
     """Bytes (or '3GiB') reserved for a rank, and its limit: a rank over it is killed as OOM and
     tried with more."""
+    resources: Mapping[str, float] = attrs.field(factory=dict, kw_only=True, converter=_resources)
+    """Custom resources by name, as the cluster's nodes declare them."""
+    accelerator: str = attrs.field(default="", kw_only=True)
+    """Only nodes with this kind of accelerator, such as 'A100', in Ray's words; empty: any."""
+    labels: Mapping[str, str] = attrs.field(factory=dict, kw_only=True, converter=_labels)
+    """Only nodes with these labels: by name, 'value', '!value', 'in(a,b)' or '!in(a,b)' (the
+    grammar is Ray's)."""
     nodes: int = attrs.field(default=1, kw_only=True)
-    """Nodes that run one rank together, each with these resources; then `processes` is 1."""
+    """Nodes that run one rank together, each with these resources; then `processes` is 1. Each has
+    THORNBACK_ADDRESSES (of all of them, in order, with commas) and THORNBACK_MASTER_PORT (free on
+    the first)."""
+    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] | None = attrs.field(
+        default=None, kw_only=True
+    )
+    """How the bundles of several nodes are spread, in Ray's words; None: STRICT_SPREAD, each on a
+    node of its own."""
+    rendezvous: Literal["", "torch"] = attrs.field(default="", kw_only=True)
+    """'torch': the rank has RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment, as
+    `torch.distributed` wants them; the ranks there are nodes."""
+    finished_when: Literal["all", "leader"] = attrs.field(default="all", kw_only=True)
+    """When a rank of several nodes is finished: 'all' have returned, or the 'leader' (node 0) has:
+    the others are ended then, and what they come to does not count."""
+    grace_s: float = attrs.field(default=30.0, kw_only=True)
+    """With 'leader': seconds that the others may go on after it."""
     processes: int = attrs.field(default=1, kw_only=True)
     """Ranks that one worker runs at the same time; its bundle is that much larger."""
     timeout_s: float | None = attrs.field(default=None, kw_only=True)
@@ -93,49 +136,23 @@ class Stage:
     """Called once per process before its first rank; its value is `ctx.setup_value`."""
     setup_timeout_s: float = attrs.field(default=900.0, kw_only=True)
     """Seconds, from the start of the process to the end of `setup`."""
+    teardown: Callable[[Any], None] | None = attrs.field(default=None, kw_only=True)
+    """Called with what `setup` returned, once per process that ends in order (not one that dies or
+    is killed); what it raises goes to the log."""
+    fresh: bool = attrs.field(default=False, kw_only=True)
+    """A process of its own for each rank, forked from a clean one: for functions that leave
+    something behind."""
+    max_ranks_per_child: int | None = attrs.field(default=None, kw_only=True)
+    """A process is replaced after so many ranks; None: no limit."""
+    max_growth: int | None = attrs.field(default=None, kw_only=True, converter=_growth)
+    """A process is replaced after a rank that leaves it larger by more bytes (or '500MB') than it
+    was after `setup`: for functions that leak. None: no limit."""
     version: str = attrs.field(default="", kw_only=True)
     """Change it when the function changes so that recorded results are void."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse what can never run, naming the mend."""
-        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
-            raise UsageError(
-                f"stage name {self.name!r}: expected letters, digits, '_', '-' and '.', "
-                "since it names folders"
-            )
-        if not callable(self.fn):
-            raise UsageError(f"Stage {self.name!r}: fn={self.fn!r} is not callable")
-        if self.ranks is not None and (
-            not isinstance(self.ranks, int) or isinstance(self.ranks, bool)
-        ):
-            raise UsageError(f"Stage {self.name!r}: ranks={self.ranks!r}, expected a whole number")
-        if self.ranks is not None and self.items is not None:
-            raise UsageError(f"Stage {self.name!r} has ranks= and items=: give one of them")
-        if self.world_size < 1:
-            what = "items= is empty" if self.items is not None else f"ranks={self.ranks!r}"
-            raise UsageError(f"Stage {self.name!r}: {what}, but a stage needs at least one rank")
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
-        for field in ("nodes", "processes"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(f"Stage {self.name!r}: {field}={value!r}, expected 1 or more")
-        if self.nodes > 1 and self.processes > 1:
-            raise UsageError(
-                f"Stage {self.name!r}: nodes={self.nodes} and processes={self.processes}: "
-                "a gang of several nodes runs one rank at a time, so processes must be 1"
-            )
-        for field in ("cpus", "gpus", "retries", "max_failed", "max_retries", "timeout_s"):
-            value = getattr(self, field)
-            if value is not None and not value >= 0:
-                raise UsageError(f"Stage {self.name!r}: {field}={value!r}, expected 0 or more")
-        if self.timeout_s == 0:
-            raise UsageError(
-                f"Stage {self.name!r}: timeout_s=0 leaves no time; None means no limit"
-            )
-        if self.max_gangs is not None and self.max_gangs < 1:
-            raise UsageError(f"Stage {self.name!r}: max_gangs={self.max_gangs}, expected 1 or more")
+        check_stage(self)
 
     @property
     def world_size(self) -> int:

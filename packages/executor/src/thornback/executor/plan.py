@@ -15,8 +15,8 @@ from thornback.executor.ports import Ranks
 from thornback.executor.program import StageProgram
 from thornback.faults import Fault, RetryPolicy
 from thornback.graph import Dag, GraphError, Node, depths, resolve
-from thornback.placement import Bundle, GangRequest
-from thornback.pool import Assignment, WorkerSpec
+from thornback.placement import Bundle, GangRequest, Strategy
+from thornback.pool import Assignment, FinishedWhen, WorkerSpec
 from thornback.scheduler import StagePlan, ports
 from thornback.scheduler.commands import Dispatch, ShapeKey
 
@@ -36,19 +36,34 @@ class Settings:
     retry_failed: bool = True
 
 
-@attrs.frozen(slots=True)
+@attrs.frozen(kw_only=True, slots=True)
 class _Shape:
     """Stages that are equal in these share warm gangs."""
 
     cpus: float
     gpus: float
     memory: int | None
+    resources: tuple[tuple[str, float], ...]
+    accelerator: str
+    labels: tuple[tuple[str, str], ...]
     nodes: int
     slots: int
+    strategy: Strategy | None
 
 
 def _shape(stage: Stage) -> _Shape:
-    return _Shape(stage.cpus, stage.gpus, stage.memory, stage.nodes, stage.slots)
+    strategy = Strategy(stage.strategy) if stage.strategy else Strategy.STRICT_SPREAD
+    return _Shape(
+        cpus=stage.cpus,
+        gpus=stage.gpus,
+        memory=stage.memory,
+        resources=tuple(sorted(stage.resources.items())),
+        accelerator=stage.accelerator,
+        labels=tuple(sorted(stage.labels.items())),
+        nodes=stage.nodes,
+        slots=stage.slots,
+        strategy=strategy if stage.nodes > 1 else None,  # one bundle cannot be spread
+    )
 
 
 class RunPlan:
@@ -115,8 +130,10 @@ class RunPlan:
                 cpus=shape.cpus * slots,
                 gpus=shape.gpus * slots,
                 memory_bytes=(key.memory_bytes or shape.memory or 0) * slots,
+                resources={name: amount * slots for name, amount in shape.resources},
             ),
             nodes=shape.nodes,
+            strategy=shape.strategy,
             name=f"thornback-{self.job.name}",
         )
 
@@ -138,14 +155,24 @@ class RunPlan:
             cpus=request.bundle.cpus,
             gpus=request.bundle.gpus,
             memory_bytes=request.bundle.memory_bytes,
+            resources=dict(request.bundle.resources),
             rank_memory_bytes=limit,
             env=self.settings.env,
             preload=self._preload(),
             runtime_env=self.settings.runtime_env,
         )
 
-    def assignment(self, command: Dispatch, epoch: str, traceparent: str) -> Assignment:
-        """Return the work that a command asks for."""
+    def assignment(
+        self,
+        command: Dispatch,
+        epoch: str,
+        traceparent: str,
+        restored: tuple[bytes | None, ...] = (),
+    ) -> Assignment:
+        """Return the work that a command asks for.
+
+        `restored`: what each of its ranks saved in an earlier attempt, or nothing at all.
+        """
         stage = self.stages[command.stage]
         timeout_s = stage.timeout_s and stage.timeout_s * command.timeout_factor
         return Assignment(
@@ -160,6 +187,12 @@ class RunPlan:
             timeout_s=timeout_s,
             setup_timeout_s=stage.setup_timeout_s,
             traceparent=traceparent,
+            restored=restored,
+            max_ranks_per_child=1 if stage.fresh else stage.max_ranks_per_child,
+            max_growth_bytes=stage.max_growth,
+            rendezvous=stage.rendezvous,
+            finished_when=FinishedWhen(stage.finished_when),
+            grace_s=stage.grace_s,
         )
 
     def _args(self, stage: int, ranks: Ranks) -> tuple[bytes, ...]:
@@ -187,6 +220,7 @@ class RunPlan:
             fn=stage.fn,
             has_items=stage.items is not None,
             setup_fn=stage.setup,
+            teardown_fn=stage.teardown,
             staging=f"{self.settings.state_url}/staging",
             cwd=self.settings.cwd,
             parents={name: f"results:{self.index[name]}" for name in stage.after},

@@ -19,6 +19,9 @@ from thornback.pool import ProgramResult, RankCall
 
 T = TypeVar("T")
 MAX_RESULT_BYTES = 64 * 1024
+MAX_CHECKPOINT_BYTES = 1024 * 1024
+_BYTES, _JSON = b"b", b"j"
+"""First byte of a checkpoint: what the rest is."""
 
 
 class BadResult(TypeError):
@@ -63,6 +66,7 @@ class RankContext:
     _staging: str
     _cwd: str
     _results: Callable[[str], list[Any]]
+    _call: RankCall
     _outputs: list[tuple[str, str]] = attrs.field(factory=list)
     _published: int = 0
 
@@ -73,6 +77,44 @@ class RankContext:
         if "://" not in self._staging:
             os.makedirs(self._staging, exist_ok=True)
         return self._staging
+
+    @property
+    def draining(self) -> float | None:
+        """Seconds until this rank's node goes away, as far as is known: `math.inf` if soon but
+        without a deadline, 0.0 if at any moment. None: nothing is known of that.
+
+        Cheap: ask as often as you like, and checkpoint when it is not None.
+        """
+        return self._call.draining()
+
+    @property
+    def restored(self) -> Any:
+        """What an earlier attempt of this rank saved last with `checkpoint`: bytes, or JSON, read
+        anew each time; None: nothing. Kept by the driver, so not over the end of a run."""
+        return decode_checkpoint(self._call.restored)
+
+    def checkpoint(self, value: Any) -> None:
+        """Save a value for the next attempt of this rank, should this one fail or be lost. Replaces
+        what was saved before; gone when the rank is recorded or given up.
+
+        Returns when the worker has it, which sends it on at once: what is lost with a node is at
+        most what was on the way. In a gang of several nodes, that of node 0 counts.
+
+        Args:
+            value: bytes, or JSON (None, too), of at most 1 MiB.
+
+        Raises:
+            TypeError: it is neither.
+            ValueError: it is too large.
+        """
+        self._call.checkpoint(encode_checkpoint(value))
+
+    def progress(self, done: float, total: float | None = None) -> None:
+        """Tell how much of this rank is done, of how much: shows in the progress of the run.
+
+        Cheap: more often than once a second is left out. Never fails the rank.
+        """
+        self._call.progress(float(done), None if total is None else float(total))
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
         """Return every `world_size`-th item, starting with this rank's."""
@@ -111,6 +153,33 @@ class RankContext:
         self._outputs.append((staged, target))
 
 
+def encode_checkpoint(value: object) -> bytes:
+    """Return bytes that tell what they hold, text or bytes."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        data = _BYTES + bytes(value)
+    else:
+        try:
+            data = _JSON + json.dumps(value).encode()
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"ctx.checkpoint: a {type(value).__qualname__} that is not JSON ({error}): give "
+                "lists, dicts, text and numbers, or bytes"
+            ) from error
+    if len(data) > MAX_CHECKPOINT_BYTES:
+        raise ValueError(
+            f"ctx.checkpoint: {len(data)} bytes, at most {MAX_CHECKPOINT_BYTES} are kept: write "
+            "them to a file in ctx.staging, which stays until the run ends, and checkpoint its path"
+        )
+    return data
+
+
+def decode_checkpoint(data: bytes | None) -> Any:
+    """Return what was given to `encode_checkpoint`; None for None."""
+    if data is None:
+        return None
+    return data[1:] if data[:1] == _BYTES else json.loads(data[1:])
+
+
 def _check_target(target: str) -> None:
     """Let a final name that cannot be be this rank's failure, not the journal's."""
     folder = os.path.dirname(target)
@@ -147,18 +216,27 @@ class StageProgram:
     fn: Callable[..., Any]
     has_items: bool
     setup_fn: Callable[[RankContext], Any] | None
+    teardown_fn: Callable[[Any], None] | None
     staging: str
     """URL of the folder for staged outputs of all stages."""
     cwd: str
     parents: Mapping[str, str]
     """Name of a parent stage -> key of the blob with its results."""
     _setup_value: Any = None
+    _is_set_up: bool = False
     _loaded: dict[str, bytes] = attrs.field(factory=dict)
 
     def setup(self, context: RankCall, /) -> None:
         """Call the user's `setup`, once per process."""
         if self.setup_fn is not None:
             self._setup_value = self.setup_fn(self._context(context))
+        self._is_set_up = True
+
+    def teardown(self) -> None:
+        """Call the user's `teardown`, once per process that was set up and ends in order."""
+        if self.teardown_fn is not None and self._is_set_up:
+            self._is_set_up = False
+            self.teardown_fn(self._setup_value)
 
     def run(self, context: RankCall, /) -> ProgramResult:
         """Call the user's function and encode what it returned."""
@@ -187,6 +265,7 @@ class StageProgram:
             staging=posixpath.join(self.staging, self.stage, call.epoch, str(call.rank)),
             cwd=self.cwd,
             results=lambda stage: self._results(stage, call),
+            call=call,
         )
 
     def _results(self, stage: str, call: RankCall) -> list[Any]:

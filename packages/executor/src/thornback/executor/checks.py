@@ -1,0 +1,157 @@
+"""Refuses stages that can never run: every message names the stage, the field and the mend. Pure.
+
+Apart from `job.py`, which would grow beyond what one file should hold."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from thornback.executor.errors import UsageError
+from thornback.placement import Strategy
+
+if TYPE_CHECKING:
+    from thornback.executor.job import Stage
+
+_OWN_FIELDS = {"CPU": "cpus", "GPU": "gpus", "memory": "memory"}
+_ACCELERATOR = "accelerator_type:"
+_WORD = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+_LABEL = re.compile(rf"(?:{_WORD}(?:\.{_WORD})*/)?{_WORD}")
+_SELECTOR = re.compile(rf"!?{_WORD}|!?in\({_WORD}(?:, ?{_WORD})*\)")
+"""Source: ray 2.60 `_private/label_utils.py`, without what it allows and nobody means."""
+
+
+def check_stage(stage: Stage) -> None:
+    """Return if the stage can run.
+
+    Raises:
+        UsageError: it cannot, whatever the cluster is like.
+    """
+    for check in (_world, _numbers, _nodes, _processes, _placement, _words):
+        check(stage)
+
+
+def _world(stage: Stage) -> None:
+    if not isinstance(stage.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", stage.name):
+        raise UsageError(
+            f"stage name {stage.name!r}: expected letters, digits, '_', '-' and '.', "
+            "since it names folders"
+        )
+    if not callable(stage.fn):
+        raise UsageError(f"Stage {stage.name!r}: fn={stage.fn!r} is not callable")
+    for name in ("setup", "teardown"):
+        hook: Callable[..., object] | None = getattr(stage, name)
+        if hook is not None and not callable(hook):
+            raise UsageError(f"Stage {stage.name!r}: {name}={hook!r} is not callable")
+    if stage.ranks is not None and not _is_whole(stage.ranks):
+        raise UsageError(f"Stage {stage.name!r}: ranks={stage.ranks!r}, expected a whole number")
+    if stage.ranks is not None and stage.items is not None:
+        raise UsageError(f"Stage {stage.name!r} has ranks= and items=: give one of them")
+    if stage.world_size < 1:
+        what = "items= is empty" if stage.items is not None else f"ranks={stage.ranks!r}"
+        raise UsageError(f"Stage {stage.name!r}: {what}, but a stage needs at least one rank")
+
+
+def _numbers(stage: Stage) -> None:
+    for field in ("nodes", "processes"):
+        if not _is_whole(getattr(stage, field), least=1):
+            raise UsageError(
+                f"Stage {stage.name!r}: {field}={getattr(stage, field)!r}, expected 1 or more"
+            )
+    fields = ("cpus", "gpus", "retries", "max_failed", "max_retries", "timeout_s", "grace_s")
+    for field in fields:
+        value = getattr(stage, field)
+        if value is not None and not value >= 0:
+            raise UsageError(f"Stage {stage.name!r}: {field}={value!r}, expected 0 or more")
+    if not math.isfinite(stage.grace_s):
+        raise UsageError(f"Stage {stage.name!r}: grace_s={stage.grace_s!r}, expected seconds")
+    if stage.timeout_s == 0:
+        raise UsageError(f"Stage {stage.name!r}: timeout_s=0 leaves no time; None means no limit")
+    if stage.max_gangs is not None and stage.max_gangs < 1:
+        raise UsageError(f"Stage {stage.name!r}: max_gangs={stage.max_gangs}, expected 1 or more")
+
+
+def _nodes(stage: Stage) -> None:
+    if stage.nodes > 1 and stage.processes > 1:
+        raise UsageError(
+            f"Stage {stage.name!r}: nodes={stage.nodes} and processes={stage.processes}: "
+            "a gang of several nodes runs one rank at a time, so processes must be 1"
+        )
+
+
+def _processes(stage: Stage) -> None:
+    most = stage.max_ranks_per_child
+    if most is not None and not _is_whole(most, least=1):
+        raise UsageError(
+            f"Stage {stage.name!r}: max_ranks_per_child={most!r}, expected 1 or more; None means "
+            "no limit"
+        )
+    if not isinstance(stage.fresh, bool):
+        raise UsageError(f"Stage {stage.name!r}: fresh={stage.fresh!r}, expected True or False")
+    if stage.fresh and most not in (None, 1):
+        raise UsageError(
+            f"Stage {stage.name!r} has fresh=True and max_ranks_per_child={most}: give one of "
+            "them, since fresh=True is one rank per process"
+        )
+
+
+def _placement(stage: Stage) -> None:
+    for name, amount in stage.resources.items():
+        if not isinstance(name, str) or not name:
+            raise UsageError(f"Stage {stage.name!r}: resources={{{name!r}: ...}}: expected a name")
+        if own := _OWN_FIELDS.get(name):
+            raise UsageError(f"Stage {stage.name!r}: resources={{{name!r}: ...}}: use {own}=")
+        if name.startswith(_ACCELERATOR):
+            kind = name.removeprefix(_ACCELERATOR)
+            raise UsageError(
+                f"Stage {stage.name!r}: resources={{{name!r}: ...}}: use accelerator={kind!r}"
+            )
+        if not _is_amount(amount):
+            raise UsageError(
+                f"Stage {stage.name!r}: resources={{{name!r}: {amount!r}}}, expected a finite "
+                "number above 0"
+            )
+    for label, selector in stage.labels.items():
+        if not isinstance(label, str) or not _LABEL.fullmatch(label):
+            raise UsageError(
+                f"Stage {stage.name!r}: labels={{{label!r}: ...}}, expected a label of nodes such "
+                "as 'market-type' or 'ray.io/node-id'"
+            )
+        if not isinstance(selector, str) or not _SELECTOR.fullmatch(selector):
+            raise UsageError(
+                f"Stage {stage.name!r}: labels={{{label!r}: {selector!r}}}, expected a value, "
+                "'!value', 'in(a,b)' or '!in(a,b)'"
+            )
+    if not isinstance(stage.accelerator, str) or stage.accelerator.startswith(_ACCELERATOR):
+        raise UsageError(
+            f"Stage {stage.name!r}: accelerator={stage.accelerator!r}, expected a kind such as "
+            "'A100', or '' for any"
+        )
+
+
+def _words(stage: Stage) -> None:
+    known: Mapping[str, tuple[object, ...]] = {
+        "strategy": (None, *(strategy.value for strategy in Strategy)),
+        "rendezvous": ("", "torch"),
+        "finished_when": ("all", "leader"),
+    }
+    for field, words in known.items():
+        if getattr(stage, field) not in words:
+            raise UsageError(
+                f"Stage {stage.name!r}: {field}={getattr(stage, field)!r}, expected one of "
+                f"{', '.join(map(repr, words))}"
+            )
+
+
+def _is_whole(value: object, *, least: int | None = None) -> bool:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return least is None or value >= least
+
+
+def _is_amount(value: object) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return value > 0 and math.isfinite(value)
