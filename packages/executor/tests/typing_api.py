@@ -67,7 +67,15 @@ from thornback.executor.ports import (
 from thornback.executor.testing import Chaos, Kill
 from thornback.faults import ErrorData, Fault, FaultKind, Origin
 from thornback.placement import GangRequest, Lease
-from thornback.pool import Assignment, Beat, Blobs, GangLostError, Report, WorkerSpec
+from thornback.pool import (
+    Assignment,
+    Beat,
+    Blobs,
+    GangLostError,
+    PoolObserver,
+    Report,
+    WorkerSpec,
+)
 
 # -- ranks ---------------------------------------------------------------------------------------
 
@@ -92,6 +100,9 @@ def clean(ctx: RankContext, path: str) -> dict[str, Json]:
 
 
 def total(ctx: RankContext) -> int:
+    ctx.progress(1, 2)
+    if assert_type(ctx.draining, float | None) is not None and ctx.restored is None:
+        ctx.checkpoint({"at": 3})
     return len(ctx.results("clean"))
 
 
@@ -108,11 +119,14 @@ class Watch:
             assert_type(each.name, str)
             print(each.total, each.done, each.failed, each.skipped, each.running, each.gangs)
             print(each.recorded_before)
+            assert_type(each.partial, float)
 
     def failed(self, attempt: AttemptReport, /) -> None:
         assert_type(attempt.fault, Fault)
         assert_type(attempt.rank, int | None)
         assert_type(attempt.lost_ranks, Ranks)
+        assert_type(attempt.log_slice, tuple[int, int])
+        print(attempt.log_path, attempt.log_url)
         assert_type(attempt.as_json(), dict[str, Json])
 
     def finished(self, report: RunReport, /) -> None:
@@ -141,6 +155,17 @@ def make() -> tuple[Job, Executor]:
         Stage("total", total, after="clean", timeout_s=60, max_failed=0.5, version="2"),
         Stage("ranks", total, ranks=8, after=["clean", "total"], cpus=0.5, gpus=1, processes=2),
         Stage("nodes", total, nodes=2, max_gangs=1, max_retries=3, setup_timeout_s=5.0),
+        Stage("own", total, fresh=True, teardown=print, resources={"tape": 1}, labels={"a": "!b"}),
+        Stage("leaky", total, max_ranks_per_child=100, max_growth="1GiB", accelerator="A100"),
+        Stage(
+            "train",
+            total,
+            nodes=2,
+            strategy="PACK",
+            rendezvous="torch",
+            finished_when="leader",
+            grace_s=5,
+        ),
     ]
     assert_type(stages[0].world_size, int)
     assert_type(stages[0].failed_allowed, int)
@@ -157,6 +182,7 @@ def make() -> tuple[Job, Executor]:
         params=ExecutorParams(place_s=60),
         seed=1,
         retry_failed=False,
+        logs=False,
     )
     Executor.on_ray(state="runs/clean", address="host:6379", local_cpus=2, runtime_env={"pip": []})
     return Job("clean", stages), executor
@@ -197,6 +223,7 @@ async def arun() -> None:
     assert_type(report.attempts, tuple[AttemptReport, ...])
     assert_type(report.results("clean"), Mapping[int, Json])
     assert_type(report.unconfirmed_gangs, tuple[int, ...])
+    print(report.logs_url, report.logs_lost_bytes)
     for given_up in report.given_up:
         assert_type(given_up, GivenUp)
         assert_type(given_up.last, AttemptReport | None)
@@ -272,6 +299,9 @@ class NoWorkers:
     async def beat(self, gang: int, /) -> Sequence[Beat]:
         return []
 
+    async def drain(self, node: str, left_s: float | None, /) -> None:
+        return None
+
     async def close(self, gang: int, /, *, kill: bool, timeout_s: float) -> bool:
         return True
 
@@ -299,7 +329,9 @@ class Nowhere:
         raise BackendUnavailable("nowhere")
 
     @asynccontextmanager
-    async def connect(self, blobs: Blobs, tracers: TracerProvider, /) -> AsyncIterator[Connection]:
+    async def connect(
+        self, blobs: Blobs, tracers: TracerProvider, observer: PoolObserver | None, /
+    ) -> AsyncIterator[Connection]:
         yield Connection(name="nowhere", leases=OneLease(), workers=NoWorkers())
 
 

@@ -9,11 +9,11 @@ import attrs
 
 from thornback.executor.chronicle import Chronicle
 from thornback.executor.plan import RunPlan
-from thornback.executor.ports import Json, Ranks
+from thornback.executor.ports import Attribute, Classifier, Json, Ranks
 from thornback.executor.report import AttemptReport, GivenUp
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers
-from thornback.faults import Fault
+from thornback.faults import ErrorData, Fault
 from thornback.pool import Outcome
 from thornback.scheduler import commands as cmd
 from thornback.scheduler import events as ev
@@ -34,14 +34,45 @@ class LiveAssignment:
     """Its last report is in the inbox, or will never come."""
 
 
-class Certifier:
-    """Keeps the chronicle of a run."""
+def no_logs(gang: int, log_path: str, /) -> str:
+    """Say that a log was not shipped."""
+    return ""
 
-    def __init__(self, plan: RunPlan, tracer: RunTracer, watchers: Watchers) -> None:
+
+def fault_of(classifier: Classifier, outcome: Outcome, *, only_node: bool) -> Fault:
+    """Classify a failed outcome; `only_node`: there is no other node to try it on."""
+    error: BaseException | ErrorData = outcome.error or RuntimeError("failed without an error")
+    facts: dict[str, Attribute] = {
+        "origin": outcome.seen_by.value,
+        "phase": outcome.phase,
+        "peak_rss_bytes": outcome.peak_rss_bytes,
+        "node": outcome.node,
+        "only_node": only_node,
+    }
+    if outcome.error is not None:
+        told = ("signal", "exit_code", "oom_kill", "memory_limit_exceeded")
+        facts |= {k: v for k, v in outcome.error.attributes.items() if k in told}
+    return classifier.classify(error, facts)
+
+
+class Certifier:
+    """Keeps the chronicle of a run.
+
+    `log_url` says where the log of a gang with that path on its node is kept; empty: nowhere.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        tracer: RunTracer,
+        watchers: Watchers,
+        log_url: Callable[[int, str], str],
+    ) -> None:
         self.chronicle = Chronicle()
         self._plan = plan
         self._tracer = tracer
         self._watchers = watchers
+        self._log_url = log_url
         self._wanted_by: dict[int, str] = {}
 
     def gang_asked(self, command: cmd.OpenGang) -> None:
@@ -74,6 +105,8 @@ class Certifier:
                 peak_rss_bytes=outcome.peak_rss_bytes,
                 log_tail=outcome.log_tail,
                 log_path=outcome.log_path,
+                log_url=self._log_url(live.command.gang, outcome.log_path),
+                log_slice=outcome.log_slice,
             )
         )
 

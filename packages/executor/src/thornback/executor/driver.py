@@ -11,20 +11,22 @@ does not has been moved out (`gangs`, `certifier`, `watching`).
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeAlias, assert_never
 
 import anyio
 import attrs
 
-from thornback.executor.certifier import Certifier, LiveAssignment
+from thornback.executor.certifier import Certifier, LiveAssignment, fault_of, no_logs
+from thornback.executor.checkpoints import CheckpointKeeper
 from thornback.executor.chronicle import Witness
+from thornback.executor.drains import DrainTeller
 from thornback.executor.gangs import GangKeeper, Loss
 from thornback.executor.inbox import Inbox
 from thornback.executor.params import ExecutorParams
+from thornback.executor.partials import Partials
 from thornback.executor.plan import RunPlan, merge_ranks
 from thornback.executor.ports import (
-    Attribute,
     Classifier,
     Clock,
     Completion,
@@ -35,11 +37,12 @@ from thornback.executor.ports import (
     Ranks,
     Workers,
 )
+from thornback.executor.records import RecordDesk
 from thornback.executor.report import StageProgress
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import DispatchFeed, Teller, Watchers
-from thornback.faults import ErrorData, Fault
-from thornback.pool import Beat, GangLostError, Outcome, Report
+from thornback.faults import Fault
+from thornback.pool import Beat, Checkpoint, GangLostError, Outcome, Report
 from thornback.scheduler import Scheduler
 from thornback.scheduler import commands as cmd
 from thornback.scheduler import events as ev
@@ -73,6 +76,7 @@ class Driver:
         tracer: RunTracer,
         watchers: Watchers,
         params: ExecutorParams,
+        log_url: Callable[[int, str], str] = no_logs,
     ) -> None:
         self._plan = plan
         self._parts = parts
@@ -85,7 +89,7 @@ class Driver:
             plan.dag(),
             seed=plan.settings.seed,
         )
-        self.certifier = Certifier(plan, tracer, watchers)
+        self.certifier = Certifier(plan, tracer, watchers, log_url)
         self.end: cmd.FinishRun | None = None
         self.unconfirmed: list[int] = []
         self._inbox: Inbox[Posted] = Inbox()
@@ -93,7 +97,10 @@ class Driver:
             plan, parts.leases, parts.workers, tracer, params, self._inbox.post, self._reports_in
         )
         self._assignments: dict[int, LiveAssignment] = {}
-        self._payloads: dict[int, dict[int, Outcome]] = {}
+        self._records = RecordDesk(plan, self.certifier, opened.term)
+        self._checkpoints = CheckpointKeeper()
+        self._partials = Partials()
+        self._drains = DrainTeller(parts.workers, parts.clock, params.drain_s)
         self._nodes: dict[str, None] = {}
         """Every node that a gang of this run was on; with one only, there is no other node."""
         self._recorded_before = [
@@ -139,7 +146,11 @@ class Driver:
             if stage.done + stage.failed + stage.skipped == stage.total:
                 self._tracer.stage_ended(number, stage.done, stage.failed, stage.skipped)
         if records:
-            completions = [self._completion(record) for record in records]
+            reason = self.scheduler.reason
+            completions = [
+                self._records.completion(record, reason(record.stage, record.ranks[0].start))
+                for record in records
+            ]
             group.start_soon(self._record, records, completions)
         self._teller.tell(progress)
 
@@ -148,6 +159,10 @@ class Driver:
         lost = self._held_by(event.gang) if isinstance(event, ev.GangLost) else []
         commands = self.scheduler.handle(event, self._parts.clock.monotonic())
         self._certify(event, commands, lost)
+        if isinstance(event, ev.NodeDraining):
+            self._drains.draining(event.node, event.left_s, group)
+        elif isinstance(event, ev.GangReady):
+            self._drains.gang_ready(event.nodes, group)
         for command in commands:
             match command:
                 case cmd.OpenGang():
@@ -161,7 +176,7 @@ class Driver:
                 case cmd.Recall():
                     group.start_soon(self._recall, command)
                 case cmd.Record():
-                    self._keep_payload(command)
+                    self._settle(command)
                     records.append(command)
                 case cmd.FinishRun():
                     self.end = command
@@ -197,7 +212,8 @@ class Driver:
         """Carry out a `Dispatch`: hand it over and turn its reports into events."""
         command, loss = live.command, None
         try:
-            work = self._plan.assignment(command, live.epoch, traceparent)
+            restored = self._checkpoints.of(command.stage, command.ranks)
+            work = self._plan.assignment(command, live.epoch, traceparent, restored)
             reports = self._parts.workers.run(command.gang, work)
             live.handed.set()
             async for report in reports:
@@ -229,10 +245,12 @@ class Driver:
         live = self._assignments.get(assignment)
         if live is None:
             return  # everything it was given is settled: a repeated report
+        if report.checkpoint is not None:  # before its rank ends by an outcome of the same report
+            self._keep_checkpoint(live, report.checkpoint)
         now_ns = self._parts.clock.time_ns()
         good = [outcome for outcome in report.outcomes if outcome.ok]
         for outcome in report.outcomes:
-            fault = None if outcome.ok else self._fault_of(outcome)
+            fault = None if outcome.ok else self._fault(outcome)
             self._tracer.outcome(assignment, outcome, fault, now_ns)
             if outcome.spans:  # told, and not kept until the record
                 outcome = attrs.evolve(outcome, spans=())
@@ -254,19 +272,17 @@ class Driver:
         if report.returned:
             self._inbox.post(ev.RanksReturned(assignment=assignment, ranks=report.returned))
 
-    def _fault_of(self, outcome: Outcome) -> Fault:
-        error: BaseException | ErrorData = outcome.error or RuntimeError("failed without an error")
-        facts: dict[str, Attribute] = {
-            "origin": outcome.seen_by.value,
-            "phase": outcome.phase,
-            "peak_rss_bytes": outcome.peak_rss_bytes,
-            "node": outcome.node,
-            "only_node": len(self._nodes) < 2,
-        }
-        if outcome.error is not None:
-            told = ("signal", "exit_code", "oom_kill", "memory_limit_exceeded")
-            facts |= {k: v for k, v in outcome.error.attributes.items() if k in told}
-        return self._parts.classifier.classify(error, facts)
+    def _fault(self, outcome: Outcome) -> Fault:
+        return fault_of(self._parts.classifier, outcome, only_node=len(self._nodes) < 2)
+
+    def _keep_checkpoint(self, live: LiveAssignment, checkpoint: Checkpoint) -> None:
+        """Keep it for the rank's next attempt, unless the assignment holds the rank no more."""
+        if self._holds(live, checkpoint.rank):
+            command = live.command
+            self._checkpoints.keep(command.stage, command.assignment, checkpoint)
+
+    def _holds(self, live: LiveAssignment, rank: int) -> bool:
+        return any(rank in piece for piece in self.scheduler.outstanding(live.command.assignment))
 
     async def _recall(self, command: cmd.Recall) -> None:
         live = self._assignments.get(command.assignment)
@@ -283,40 +299,11 @@ class Driver:
 
     # -- records
 
-    def _keep_payload(self, command: cmd.Record) -> None:
-        """Move the outcomes that are to be recorded out of the assignment; the fence has let them
-        pass."""
-        live = self._assignments.get(command.assignment) if command.assignment is not None else None
-        if live is None or command.state is not cmd.RecordState.DONE:
-            return
-        kept = self._payloads.setdefault(live.command.assignment, {})
-        for rank in (rank for piece in command.ranks for rank in piece):
-            kept[rank] = live.outcomes.pop(rank)
-
-    def _completion(self, command: cmd.Record) -> Completion:
-        stage = self._plan.stages[command.stage].name
-        if command.state is not cmd.RecordState.DONE:
-            reason = self.scheduler.reason(command.stage, command.ranks[0].start)
-            certificate = self.certifier.given_up(command, reason)
-            return Completion(
-                stage=stage,
-                ranks=command.ranks,
-                state=command.state.value,
-                certificate=certificate,
-            )
-        assignment = command.assignment or 0
-        kept = self._payloads[assignment]
-        outcomes = [kept.pop(rank) for piece in command.ranks for rank in piece]
-        if not kept:
-            del self._payloads[assignment]
-        return Completion(
-            stage=stage,
-            ranks=command.ranks,
-            state="done",
-            epoch=f"{self._opened.term:06d}.{assignment:09d}",
-            results={o.rank: o.result for o in outcomes if o.result is not None},
-            outputs=[pair for outcome in outcomes for pair in outcome.outputs],
-        )
+    def _settle(self, command: cmd.Record) -> None:
+        """Ranks end: keep what is to be recorded, and forget what they saved."""
+        number = command.assignment
+        self._records.keep(command, None if number is None else self._assignments.get(number))
+        self._checkpoints.drop(command.stage, command.ranks)
 
     async def _record(
         self, commands: Sequence[cmd.Record], completions: Sequence[Completion]
@@ -380,11 +367,15 @@ class Driver:
                     if isinstance(event, ev.RankFailed)
                     else event.ranks
                 )
+                self._partials.ended(event.assignment, ranks)
                 for rank in (rank for piece in ranks for rank in piece):
                     live.outcomes.pop(rank, None)
                 if not self.scheduler.outstanding(event.assignment) and not live.outcomes:
                     del self._assignments[event.assignment]
+        elif isinstance(event, ev.GangLost):
+            self._partials.gang_ended(event.gang)
         elif isinstance(event, ev.GangClosed):
+            self._partials.gang_ended(event.gang)
             for number, live in list(self._assignments.items()):
                 if live.command.gang == event.gang:
                     del self._assignments[number]
@@ -405,6 +396,14 @@ class Driver:
     def outstanding(self, assignment: int, /) -> Ranks:
         """Return the ranks of an assignment that were not reported yet."""
         return self.scheduler.outstanding(assignment)
+
+    def saw(self, gang: int, beat: Beat) -> None:
+        """Note how far ranks are; what an assignment does not hold any more does not count."""
+        for running in beat.running:
+            live = self._assignments.get(running.assignment)
+            if live is not None and live.command.gang == gang and self._holds(live, running.rank):
+                self._partials.saw(live.command.stage, gang, beat.node, running)
+        self._inbox.wake()  # to tell it
 
     async def beat(self, gang: int, /) -> Sequence[Beat]:
         """Ask the workers of a gang what they run now; nothing for a gang that is gone."""
@@ -429,4 +428,5 @@ class Driver:
             running=counts.running + counts.recording,
             gangs=counts.gangs,
             recorded_before=self._recorded_before[number],
+            partial=self._partials.sums().get(number, 0.0),
         )

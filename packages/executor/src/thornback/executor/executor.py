@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextvars
-import json
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -22,16 +20,18 @@ from opentelemetry import trace
 from opentelemetry.trace import TracerProvider
 
 from thornback.executor.blobs import RunBlobs
+from thornback.executor.certifier import no_logs
 from thornback.executor.driver import Driver, Parts
-from thornback.executor.errors import RankFailure, RunCancelled, RunFailed
+from thornback.executor.endings import checked, make_report
 from thornback.executor.job import Job, identity_of
-from thornback.executor.journal.filejournal import FileJournal, read_run
+from thornback.executor.journal.filejournal import FileJournal
+from thornback.executor.logs import LOGS, LogStore
 from thornback.executor.params import ExecutorParams
 from thornback.executor.plan import RunPlan, Settings
-from thornback.executor.ports import Classifier, Clock, Companion, Json, Opened, Platform
-from thornback.executor.report import GivenUp, Observer, RunInfo, RunReport
+from thornback.executor.ports import Classifier, Clock, Companion, Platform
+from thornback.executor.report import Observer, RunInfo, RunReport
 from thornback.executor.tracing import RunTracer
-from thornback.executor.watching import Watchers
+from thornback.executor.watching import Watchers, WorkerNews
 from thornback.faults import Classifier as FaultClassifier
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class ExecutorOptions(TypedDict, total=False):
     params: ExecutorParams
     seed: int
     retry_failed: bool
+    logs: bool
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -108,6 +109,9 @@ class Executor:
     """Of the jitter between retries."""
     retry_failed: bool = True
     """Try ranks that an earlier run gave up again, with fresh budgets; False leaves them failed."""
+    logs: bool = True
+    """Keep what rank processes write under `<state>/logs/<term>`, and ask them how far they are
+    (`RankContext.progress`). False: neither is sent to the driver; logs go with the workers."""
 
     @staticmethod
     def on_local(
@@ -180,7 +184,7 @@ class Executor:
         async def main() -> RunReport:
             return await self._run(plan, remote=remote)
 
-        return _checked(_outside_of_any_loop(main, remote.cancel), check=check)
+        return checked(_outside_of_any_loop(main, remote.cancel), check=check)
 
     async def arun(self, job: Job, *, check: bool = True) -> RunReport:
         """As `run`, under asyncio or trio, and without its handling of signals.
@@ -193,7 +197,7 @@ class Executor:
         """
         plan = self._plan(job)
         self.platform.prepare()
-        return _checked(await self._run(plan, remote=None), check=check)
+        return checked(await self._run(plan, remote=None), check=check)
 
     def _plan(self, job: Job) -> RunPlan:
         state = self.state if "://" in self.state else os.path.abspath(self.state)
@@ -237,8 +241,12 @@ class Executor:
         async with AsyncExitStack() as stack:
             journal = await stack.enter_async_context(FileJournal(url))
             opened = await journal.open(identity_of(plan.job), on_mismatch=self.on_mismatch)
+            logs = await self._logs(stack, url, opened.term)
+            news = None if logs is None else WorkerNews(logs.put)
             blobs = RunBlobs(plan, journal)
-            connection = await stack.enter_async_context(self.platform.connect(blobs, provider))
+            connection = await stack.enter_async_context(
+                self.platform.connect(blobs, provider, news)
+            )
             tracer.started(opened.term, url, connection.name)
             parts = Parts(
                 leases=connection.leases,
@@ -248,8 +256,16 @@ class Executor:
                 clock=self.clock,
             )
             driver = Driver(
-                plan, parts, opened, tracer=tracer, watchers=watchers, params=self.params
+                plan,
+                parts,
+                opened,
+                tracer=tracer,
+                watchers=watchers,
+                params=self.params,
+                log_url=no_logs if logs is None else logs.url_of,
             )
+            if news is not None:
+                news.aim(driver.saw)
             info = RunInfo(
                 job=plan.job.name,
                 state_url=url,
@@ -258,18 +274,30 @@ class Executor:
                 stages=driver.progress(),
             )
             watchers.tell(lambda observer: observer.started(info))
-            async with anyio.create_task_group() as group:
-                for companion in self.companions:
-                    group.start_soon(_accompany, companion, driver)
-                if remote is not None:
-                    remote.aim(driver)
-                    if threading.current_thread() is threading.main_thread():
-                        group.start_soon(_watch_signals, driver)
-                await driver.run()
-                group.cancel_scope.cancel()
-        report = _report(plan, driver, opened, info, self.clock.monotonic() - started_s)
+            await self._accompanied(driver, remote)
+        seconds = self.clock.monotonic() - started_s
+        report = make_report(plan, driver, opened, info, seconds, logs)
         watchers.tell(lambda observer: observer.finished(report))
         return report
+
+    async def _logs(self, stack: AsyncExitStack, url: str, term: int) -> LogStore | None:
+        """Return the store for logs. It ends after the platform, which sends the last of them."""
+        if not self.logs:
+            return None
+        folder = f"{url}/{LOGS}/{term:06d}"
+        return await stack.enter_async_context(LogStore(folder, flush_s=self.params.logs_s))
+
+    async def _accompanied(self, driver: Driver, remote: _RemoteCancel | None) -> None:
+        """Run the driver, with the companions and what listens for signals beside it."""
+        async with anyio.create_task_group() as group:
+            for companion in self.companions:
+                group.start_soon(_accompany, companion, driver)
+            if remote is not None:
+                remote.aim(driver)
+                if threading.current_thread() is threading.main_thread():
+                    group.start_soon(_watch_signals, driver)
+            await driver.run()
+            group.cancel_scope.cancel()
 
 
 def _outside_of_any_loop(main: Callable[[], Awaitable[T]], cancel: Callable[[], None]) -> T:
@@ -357,63 +385,3 @@ def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
-
-
-def _report(
-    plan: RunPlan, driver: Driver, opened: Opened, info: RunInfo, seconds: float
-) -> RunReport:
-    end = driver.end
-    assert end is not None  # Driver.run returns only then
-    url = plan.settings.state_url
-    names = [stage.name for stage in plan.stages]  # the scheduler knows stages by number
-
-    return RunReport(
-        job=plan.job.name,
-        state=end.state.value,
-        reason=re.sub(r"\bstage (\d+)", partial(_named, names), end.reason),
-        state_url=url,
-        term=opened.term,
-        backend=info.backend,
-        stages={stage.name: stage for stage in driver.progress()},
-        attempts=tuple(driver.certifier.chronicle.attempts),
-        given_up=driver.certifier.chronicle.all_given_up(),
-        seconds=seconds,
-        unconfirmed_gangs=tuple(driver.unconfirmed),
-        read_results=partial(_read_results, url),
-    )
-
-
-def _named(names: Sequence[str], match: re.Match[str]) -> str:
-    number = int(match[1])
-    return f"stage {names[number]!r}" if number < len(names) else match[0]
-
-
-def _read_results(url: str, stage: str) -> Mapping[int, Json]:
-    return {rank: json.loads(text) for rank, text in read_run(url).results(stage).items()}
-
-
-def _checked(report: RunReport, *, check: bool) -> RunReport:
-    if not check or report.state == "succeeded":
-        return report
-    if report.state == "cancelled":
-        raise RunCancelled(report)
-    failed = RunFailed(f"job {report.job!r} failed: {report.reason}", _failures(report))
-    failed.report = report
-    raise failed
-
-
-def _failures(report: RunReport) -> list[RankFailure]:
-    """Return one failure per stage and cause."""
-    causes: dict[tuple[str, str], list[GivenUp]] = {}
-    for ended in report.given_up:
-        cause = ended.reason if ended.last is None else str(ended.last.fault)
-        causes.setdefault((ended.stage, cause), []).append(ended)
-    return [
-        RankFailure(
-            stage,
-            sorted(rank for each in ended for piece in each.ranks for rank in piece),
-            cause,
-            ended[0].last.fault.traceback or ended[0].last.log_tail if ended[0].last else "",
-        )
-        for (stage, cause), ended in causes.items()
-    ] or [RankFailure(next(iter(report.stages)), (), report.reason)]

@@ -27,13 +27,17 @@ class Inbox(Generic[T]):
         self._items.append(item)
         self._arrived.set()
 
+    def wake(self) -> None:
+        """End the wait, without an item: there is something to be told. As `post`."""
+        self._arrived.set()
+
     def pop(self) -> T:
         """Return the oldest item. Raises `IndexError` when empty."""
         return self._items.popleft()
 
     async def wait(self, timeout_s: float | None) -> None:
-        """Return when there is an item, or after `timeout_s` seconds (None: no limit, somebody owes
-        an answer)."""
+        """Return when there is an item, at a `wake`, or after `timeout_s` seconds (None: no limit,
+        somebody owes an answer)."""
         if self._items:
             await anyio.lowlevel.checkpoint()
             return

@@ -11,7 +11,7 @@ from opentelemetry.trace import TracerProvider
 from thornback.executor.ports import Connection
 from thornback.placement import Allocator
 from thornback.placement.on_local import LocalCluster
-from thornback.pool import Blobs, WorkerPool
+from thornback.pool import Blobs, PoolObserver, WorkerPool
 from thornback.pool.on_local import LocalBackend
 
 __all__ = ["LocalPlatform"]
@@ -28,7 +28,9 @@ class LocalPlatform:
         """Nothing to do."""
 
     @asynccontextmanager
-    async def connect(self, blobs: Blobs, tracers: TracerProvider, /) -> AsyncIterator[Connection]:
+    async def connect(
+        self, blobs: Blobs, tracers: TracerProvider, observer: PoolObserver | None, /
+    ) -> AsyncIterator[Connection]:
         """Return an allocator and a pool of local processes; they end with the context, also when
         it is cancelled."""
         cluster = LocalCluster(cpus=self.cpus)

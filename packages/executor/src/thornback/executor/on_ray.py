@@ -16,7 +16,7 @@ from opentelemetry.trace import TracerProvider
 from thornback.executor.errors import BackendUnavailable
 from thornback.executor.ports import Connection
 from thornback.placement import Allocator
-from thornback.pool import Blobs, WorkerPool
+from thornback.pool import Blobs, PoolObserver, WorkerPool
 
 __all__ = ["RayPlatform"]
 
@@ -87,7 +87,9 @@ class RayPlatform:
         init(address="local", num_cpus=self.local_cpus, include_dashboard=False)
 
     @asynccontextmanager
-    async def connect(self, blobs: Blobs, tracers: TracerProvider, /) -> AsyncIterator[Connection]:
+    async def connect(
+        self, blobs: Blobs, tracers: TracerProvider, observer: PoolObserver | None, /
+    ) -> AsyncIterator[Connection]:
         """Return an allocator and a pool on the cluster; placement groups and actors end with the
         context, also when it is cancelled."""
         import ray

@@ -20,7 +20,11 @@ class ExecutorParams:
     """For the workers of a gang to die; then the run goes on and the report names the gang."""
     release_s: float = 30.0
     """For a lease to be given back."""
+    drain_s: float = 10.0
+    """For the workers of a node to be told that it drains; later it is of little use to them."""
     progress_s: float = 0.2
     """At most one progress call to observers in this time."""
     cancel_s: float = 60.0
     """For everything to be closed when the driver itself is cancelled or fails."""
+    logs_s: float = 15.0
+    """For what ranks have written to be stored, at the end of a run; the rest is lost."""

@@ -20,7 +20,15 @@ from opentelemetry.trace import TracerProvider
 
 from thornback.faults import ErrorData, Fault
 from thornback.placement import GangRequest, Lease
-from thornback.pool import Assignment, Beat, Blobs, GangLostError, Report, WorkerSpec
+from thornback.pool import (
+    Assignment,
+    Beat,
+    Blobs,
+    GangLostError,
+    PoolObserver,
+    Report,
+    WorkerSpec,
+)
 
 __all__ = [
     "Attribute",
@@ -165,6 +173,15 @@ class Workers(Protocol):
         """Ask the workers what they run now; a worker that does not answer is left out."""
         ...
 
+    async def drain(self, node: str, left_s: float | None, /) -> None:
+        """Tell what runs on a node, and what follows there in gangs that are open now, that it goes
+        away in so many seconds (None: soon, without a deadline). Another notice replaces it;
+        unknown nodes are a no-op.
+
+        Cancellation: some may have been told.
+        """
+        ...
+
     async def close(self, gang: int, /, *, kill: bool, timeout_s: float) -> bool:
         """End the workers within `timeout_s` seconds, with `kill` at once. Idempotent, never
         raises; True: all deaths are confirmed."""
@@ -304,13 +321,15 @@ class Platform(Protocol):
         ...
 
     def connect(
-        self, blobs: Blobs, tracers: TracerProvider, /
+        self, blobs: Blobs, tracers: TracerProvider, observer: PoolObserver | None, /
     ) -> AbstractAsyncContextManager[Connection]:
         """Return leases and workers; the end of the context closes whatever they still hold.
 
         Args:
             blobs: gives programs and inputs by key, for `Workers`.
             tracers: of the run: spans of leases and workers lie below their gang's.
+            observer: is told what workers send beside their reports: signs of life, and what ranks
+                write to their logs. None: that is not wanted, and costs nothing.
 
         Cancellation: as the end of the context.
         """

@@ -31,6 +31,9 @@ class StageProgress:
     """Open now, or opening."""
     recorded_before: int = 0
     """Of `done`: recorded by earlier runs."""
+    partial: float = 0.0
+    """How far the running ranks are, added up: one that has told `ctx.progress(3, 4)` counts 0.75.
+    From `running` and not from `done`; 0.0 where `Executor.logs` is off."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -61,7 +64,13 @@ class AttemptReport:
     log_tail: str = ""
     """The last lines that the rank wrote."""
     log_path: str = ""
-    """Of the log of the rank process, on the node."""
+    """Of the log of the rank process, on the node: gone with the worker."""
+    log_url: str = ""
+    """Where that log is kept with the state; a folder of pieces named by their first offset, where
+    the store is no file system of this machine. It comes a little later than this, and what
+    exceeds the bounds is left out. Empty: nowhere."""
+    log_slice: tuple[int, int] = (0, 0)
+    """Offsets of this attempt in the log: first byte, and the one after the last."""
     lost_ranks: Ranks = ()
     """For a lost gang: the ranks it had not reported."""
 
@@ -85,6 +94,8 @@ class AttemptReport:
             "peak_rss_bytes": self.peak_rss_bytes,
             "traceback": fault.traceback[-4000:],
             "log_tail": self.log_tail[-4000:],
+            "log_url": self.log_url,
+            "log_slice": [*self.log_slice],
         }
 
 
@@ -141,6 +152,10 @@ class RunReport:
     """The ranks that failed in this run, with the reason."""
     unconfirmed_gangs: tuple[int, ...] = ()
     """Gangs whose end could not be confirmed in time."""
+    logs_url: str = ""
+    """Folder of what the rank processes of this run have written; empty: it was not kept."""
+    logs_lost_bytes: int = 0
+    """Of that: what was left out, since it was too much, or could not be stored."""
     _read_results: Callable[[str], Mapping[int, Any]] = attrs.field(eq=False, repr=False)
 
     def results(self, stage: str) -> Mapping[int, Json]:

@@ -9,6 +9,7 @@ import anyio
 
 from thornback.executor.ports import Clock, Dispatched
 from thornback.executor.report import Observer, StageProgress
+from thornback.pool import Beat, LogChunk
 
 logger = logging.getLogger(__name__)
 FEED_BUFFER = 1000
@@ -29,6 +30,26 @@ class Watchers:
             except Exception:  # foreign code: whatever it raises ends its watching, not the run
                 logger.exception("an observer raised and is not called again: %r", observer)
                 self._observers.remove(observer)
+
+
+class WorkerNews:
+    """Hands on what workers send beside their reports (fulfils `thornback.pool.PoolObserver`)."""
+
+    def __init__(self, logs: Callable[[Sequence[LogChunk]], None]) -> None:
+        self._logs = logs
+        self._beat: Callable[[int, Beat], None] = lambda gang, beat: None
+
+    def aim(self, beat: Callable[[int, Beat], None]) -> None:
+        """Say who is told of signs of life: the driver, which is made after the workers."""
+        self._beat = beat
+
+    def beat(self, gang: int, beat: Beat, /) -> None:
+        """Tell the driver."""
+        self._beat(gang, beat)
+
+    def logs(self, chunks: Sequence[LogChunk], /) -> None:
+        """Tell the log store."""
+        self._logs(chunks)
 
 
 class Teller:

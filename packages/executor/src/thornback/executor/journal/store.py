@@ -31,7 +31,7 @@ CONTROL = "control"
 STAGING = "staging"
 LOCK = "lock"
 _TEMPORARY = ".tmp-"
-_FLAT = {"abfs", "az", "gcs", "gs", "hf", "memory", "s3", "s3a"}
+FLAT = {"abfs", "az", "gcs", "gs", "hf", "memory", "s3", "s3a"}
 """Protocols without folders of their own: nothing to make, and `makedirs` might create a bucket."""
 
 
@@ -221,7 +221,7 @@ class RemoteStore:
         try:
             self.fs.pipe_file(self._path(name), data)
         except FileNotFoundError:
-            if self.protocol in _FLAT:
+            if self.protocol in FLAT:
                 raise
             self.fs.makedirs(f"{self.root}/{CONTROL}", exist_ok=True)
             self.fs.pipe_file(self._path(name), data)
