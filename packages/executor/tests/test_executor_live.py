@@ -1,4 +1,7 @@
-"""What happens between two reports, led by the test: checkpoints, drains, progress, logs."""
+"""What happens between two reports, led by the test: checkpoints, drains, progress, logs.
+
+Longer than 400 lines: its led leases and workers serve all of these.
+"""
 
 from __future__ import annotations
 
@@ -149,6 +152,7 @@ class World:
     workers: Workers = attrs.field(init=False)
     driver: Driver = attrs.field(init=False)
     open_at_once: bool = True
+    gang: int = -1
 
     def __attrs_post_init__(self) -> None:
         self.workers = Workers(self.script)
@@ -455,18 +459,30 @@ async def test_running_ranks_count_in_part_until_they_end() -> None:
 
 
 async def test_what_a_lost_gang_had_done_does_not_count() -> None:
+    class CloseLate(Workers):
+        async def close(self, gang: int, /, *, kill: bool, timeout_s: float) -> bool:
+            if gang == world.gang:
+                await world.watch.until(0.125)
+            return True
+
     async def script(workers: Workers, gang: int, work: Assignment) -> AsyncIterator[Report]:
         if len(workers.dispatched) == 1:
-            world.driver.saw(gang, seen(work, 0, (1, 2)))
+            world.gang = gang
+            world.driver.saw(gang, seen(work, work.ranks[0].start, (1, 2)))
             await world.watch.until(0.5)
             raise GangLostError(ConnectionResetError("gone"), "n1")
-        first = workers.dispatched[0]
-        world.driver.saw(gang - 1, seen(first, 0, (2, 2)))  # its worker is heard of again
-        assert world.driver.progress()[0].partial == 0.0
+        rank, first = work.ranks[0].start, workers.dispatched[0]
+        if rank == first.ranks[0].start:  # the lost gang is not closed yet, and is heard of again
+            world.driver.saw(world.gang, seen(first, rank, (2, 2)))
+            world.driver.saw(gang, seen(work, rank, (1, 8)))
+            await world.watch.until(0.125)
         yield ok(work)
 
-    world = World(script)
+    world = World(script, Stage("a", work, ranks=2, max_gangs=2))
+    world.workers = CloseLate(script)
+    world.workers.may_open.set()
     assert await world.run() == "succeeded"
+    assert set(world.watch.partials) == {0.0, 0.5, 0.125}
 
 
 async def test_of_several_nodes_the_furthest_counts() -> None:

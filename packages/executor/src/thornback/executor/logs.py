@@ -137,10 +137,8 @@ class LogStore:
                     last = self._closing
                     self._news = anyio.Event()
                     batch = self._buffer.due(anyio.current_time(), everything=last)
-                    if batch:
-                        written = await self._write(batch)
-                        if written or not last:
-                            continue
+                    if batch and await self._write(batch):
+                        continue
                     if last:
                         return
                     await self._wait()
