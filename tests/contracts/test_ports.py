@@ -16,6 +16,7 @@ from thornback.executor.journal.filejournal import FileJournal
 from thornback.executor.on_local import LocalPlatform
 from thornback.executor.on_ray import RayPlatform
 from thornback.executor.program import StageProgram
+from thornback.executor.watching import WorkerNews
 from thornback.faults import Classifier, ErrorData, Fault, Origin, RetryPolicy, RetryVerdict
 from thornback.graph import Dag
 from thornback.placement import Allocator
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # never run: mypy refuses the line whose class no longer matc
         program: StageProgram,
         caught: CaughtError,
         witness: Witness,
+        news: WorkerNews,
     ) -> None:
         _leases: ports.Leases = allocator
         _workers: ports.Workers = pool
@@ -46,6 +48,7 @@ if TYPE_CHECKING:  # never run: mypy refuses the line whose class no longer matc
         _witness: scheduler_ports.RetryPolicy[Fault] = witness
         _verdict: scheduler_ports.Verdict = verdict
         _program: pool_ports.Program = program
+        _observer: pool_ports.PoolObserver = news
         _error: ErrorData = caught
         _clock: ports.Clock = SystemClock()
         _local: ports.Platform = LocalPlatform()
@@ -65,6 +68,7 @@ PAIRS: list[tuple[type, type]] = [
     (scheduler_ports.RetryPolicy, Witness),
     (scheduler_ports.Verdict, RetryVerdict),
     (pool_ports.Program, StageProgram),
+    (pool_ports.PoolObserver, WorkerNews),
     (ErrorData, CaughtError),
 ]
 

@@ -223,3 +223,21 @@ def test_a_reader_that_went_away_ends_the_display_not_the_run() -> None:
     display.line("one")
     display.line("two")
     assert console.quiet
+
+
+def test_how_far_running_ranks_are_is_shown_where_they_tell(screen: Screen) -> None:
+    screen.display.progressed([index(done=12, running=4)])
+    screen.now_s += 10.0
+    screen.display.progressed([attrs.evolve(index(done=12, running=4), partial=1.5)])
+    plain, told = screen.lines()
+    assert plain.endswith("index 12/32 done, 4 running")
+    assert told.endswith("index 12/32 done, 4 running (38%)")
+
+
+def test_the_log_of_a_rank_that_is_given_up_is_named(screen: Screen) -> None:
+    kept = attrs.evolve(attempt(), log_url="/state/logs/000001/2-r.log", log_slice=(10, 25))
+    screen.display.failed(kept)
+    assert len(screen.lines()) == 1
+    screen.display.failed(attrs.evolve(kept, retried=False))
+    _, where = screen.lines()
+    assert where.strip() == "its log: /state/logs/000001/2-r.log, bytes 10 to 25"

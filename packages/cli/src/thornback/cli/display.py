@@ -91,8 +91,12 @@ class Display:
             self._stamped(going)
 
     def failed(self, attempt: AttemptReport) -> None:
-        """Print a fault: kind, rule, what happened, what is done about it."""
+        """Print a fault: kind, rule, what happened, what is done about it; where the log is of a
+        rank that is given up."""
         self._stamped(fault_text(attempt), "yellow" if attempt.retried else "red")
+        if attempt.log_url and not attempt.retried:
+            start, end = attempt.log_slice
+            self.line(f"           its log: {attempt.log_url}, bytes {start} to {end}", "red")
 
     def finished(self, report: RunReport) -> None:
         """Print how the run ended."""
@@ -109,6 +113,8 @@ class Display:
             f"{_count(now, 'rank')} recorded now{earlier}, {_count(len(report.attempts), 'fault')}",
             "bold" if report.state == "succeeded" else "bold red",
         )
+        if report.logs_url and report.state != "succeeded":
+            self.line(f"logs     {report.logs_url}")
 
     def _stamped(self, text: str, style: str = "") -> None:
         self.line(f"[{self._clock() - self._started_at:6.1f} s] {text}", style)
@@ -120,12 +126,15 @@ def has_ended(stage: StageProgress) -> bool:
 
 
 def stage_counts(stage: StageProgress) -> str:
-    """Return `12/32 done, 4 running, 4 gangs`, without what is zero."""
+    """Return `12/32 done, 4 running (37%), 4 gangs`, without what is zero; the share is of what the
+    running ranks told."""
     parts = [f"{stage.done}/{stage.total} done"]
     for number, word in ((stage.failed, "failed"), (stage.skipped, "skipped")):
         parts += [f"{number} {word}"] if number else []
     if not has_ended(stage):
-        parts += [f"{stage.running} running"] if stage.running else []
+        if stage.running:
+            share = min(1.0, stage.partial / stage.running)
+            parts += [f"{stage.running} running" + (f" ({share:.0%})" if share > 0 else "")]
         parts += [_count(stage.gangs, "gang")] if stage.gangs else []
     return ", ".join(parts)
 
