@@ -67,9 +67,9 @@ def other(ctx: RankContext) -> int:
         ),
         (lambda: Stage("a", work, accelerator=cast(Any, None)), "a kind such as 'A100'"),
         (lambda: Stage("a", work, accelerator="accelerator_type:A100"), "a kind such as 'A100'"),
-        (lambda: Stage("a", work, labels={"no label!": "x"}), "expected a label of nodes"),
+        (lambda: Stage("a", work, labels={"no label!": "x"}), "expected the name of a label"),
         (lambda: Stage("a", work, labels={"zone": "in(a"}), "'in(a,b)' or '!in(a,b)'"),
-        (lambda: Stage("a", work, labels={"zone": ""}), "expected a value"),
+        (lambda: Stage("a", work, labels={"zone": ""}), "expected 'v'"),
         (lambda: Stage("a", work, strategy=cast(Any, "TIGHT")), "'STRICT_PACK'"),
         (lambda: Stage("a", work, rendezvous=cast(Any, "mpi")), "expected one of '', 'torch'"),
         (lambda: Stage("a", work, finished_when=cast(Any, "one")), "'all', 'leader'"),
@@ -246,6 +246,15 @@ def test_custom_resources_are_leased_per_rank_and_asked_for_by_the_worker() -> N
     key = ShapeKey(base=0)
     assert plan.request(key).bundle.resources == {"tape": 1.5}
     assert plan.worker_spec(key).resources == {"tape": 1.5}
+
+
+def test_labels_and_accelerator_reach_the_lease_and_the_worker() -> None:
+    stage = Stage("a", work, processes=2, accelerator="A100", labels={"zone": "!eu"})
+    plan = RunPlan(Job("j", [stage]), SETTINGS)
+    request = plan.request(ShapeKey(base=0))
+    assert [dict(selectors) for selectors in request.labels] == [{"zone": "!eu"}]
+    assert request.bundle.accelerator == "A100"
+    assert plan.worker_spec(ShapeKey(base=0)).resources == {"accelerator_type:A100": 0.001}
 
 
 def test_strategy_reaches_the_lease() -> None:

@@ -10,17 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from thornback.executor.errors import UsageError
-from thornback.placement import Strategy
+from thornback.placement import Strategy, matches
 
 if TYPE_CHECKING:
     from thornback.executor.job import Stage
 
 _OWN_FIELDS = {"CPU": "cpus", "GPU": "gpus", "memory": "memory"}
 _ACCELERATOR = "accelerator_type:"
-_WORD = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
-_LABEL = re.compile(rf"(?:{_WORD}(?:\.{_WORD})*/)?{_WORD}")
-_SELECTOR = re.compile(rf"!?{_WORD}|!?in\({_WORD}(?:, ?{_WORD})*\)")
-"""Source: ray 2.60 `_private/label_utils.py`, without what it allows and nobody means."""
 
 
 def check_stage(stage: Stage) -> None:
@@ -113,17 +109,10 @@ def _placement(stage: Stage) -> None:
                 f"Stage {stage.name!r}: resources={{{name!r}: {amount!r}}}, expected a finite "
                 "number above 0"
             )
-    for label, selector in stage.labels.items():
-        if not isinstance(label, str) or not _LABEL.fullmatch(label):
-            raise UsageError(
-                f"Stage {stage.name!r}: labels={{{label!r}: ...}}, expected a label of nodes such "
-                "as 'market-type' or 'ray.io/node-id'"
-            )
-        if not isinstance(selector, str) or not _SELECTOR.fullmatch(selector):
-            raise UsageError(
-                f"Stage {stage.name!r}: labels={{{label!r}: {selector!r}}}, expected a value, "
-                "'!value', 'in(a,b)' or '!in(a,b)'"
-            )
+    try:
+        matches(stage.labels, {})
+    except ValueError as error:
+        raise UsageError(f"Stage {stage.name!r}: {error}") from error
     if not isinstance(stage.accelerator, str) or stage.accelerator.startswith(_ACCELERATOR):
         raise UsageError(
             f"Stage {stage.name!r}: accelerator={stage.accelerator!r}, expected a kind such as "

@@ -16,6 +16,7 @@ from thornback.executor.program import StageProgram
 from thornback.faults import Fault, RetryPolicy
 from thornback.graph import Dag, GraphError, Node, depths, resolve
 from thornback.placement import Bundle, GangRequest, Strategy
+from thornback.placement.bundles import resources_of
 from thornback.pool import Assignment, FinishedWhen, WorkerSpec
 from thornback.scheduler import StagePlan, ports
 from thornback.scheduler.commands import Dispatch, ShapeKey
@@ -131,7 +132,9 @@ class RunPlan:
                 gpus=shape.gpus * slots,
                 memory_bytes=(key.memory_bytes or shape.memory or 0) * slots,
                 resources={name: amount * slots for name, amount in shape.resources},
+                accelerator=shape.accelerator,
             ),
+            labels=(dict(shape.labels),),
             nodes=shape.nodes,
             strategy=shape.strategy,
             name=f"thornback-{self.job.name}",
@@ -155,7 +158,7 @@ class RunPlan:
             cpus=request.bundle.cpus,
             gpus=request.bundle.gpus,
             memory_bytes=request.bundle.memory_bytes,
-            resources=dict(request.bundle.resources),
+            resources=_custom(request.bundle),
             rank_memory_bytes=limit,
             env=self.settings.env,
             preload=self._preload(),
@@ -232,6 +235,13 @@ class RunPlan:
             _pickled(item, f"Stage {stage.name!r}: item {rank} does not pickle")
             for rank, item in enumerate(stage.items or ())
         ]
+
+
+def _custom(bundle: Bundle) -> dict[str, float]:
+    """Return what the bundle reserves and a `WorkerSpec` has no field for: the worker has to ask
+    for it, too."""
+    own = ("CPU", "GPU", "memory")
+    return {name: amount for name, amount in resources_of(bundle).items() if name not in own}
 
 
 def _pickled(value: object, what: str) -> bytes:
