@@ -35,6 +35,6 @@ class LocalPlatform:
         it is cancelled."""
         cluster = LocalCluster(cpus=self.cpus)
         leases = Allocator(cluster, tracer=tracers.get_tracer("thornback.placement"))
-        workers = WorkerPool(LocalBackend(), blobs, tracer_provider=tracers)
+        workers = WorkerPool(LocalBackend(), blobs, tracer_provider=tracers, observer=observer)
         async with leases, workers:
             yield Connection(name="this machine", leases=leases, workers=workers)

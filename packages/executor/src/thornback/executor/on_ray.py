@@ -100,7 +100,7 @@ class RayPlatform:
         address = ray.get_runtime_context().gcs_address
         cluster, backend = RayCluster(), RayBackend()
         leases = Allocator(cluster, tracer=tracers.get_tracer("thornback.placement"))
-        workers = WorkerPool(backend, blobs, tracer_provider=tracers)
+        workers = WorkerPool(backend, blobs, tracer_provider=tracers, observer=observer)
         async with leases, workers:
             yield Connection(
                 name=f"Ray {ray.__version__} at {address}", leases=leases, workers=workers
