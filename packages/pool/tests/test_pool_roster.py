@@ -7,14 +7,21 @@ import itertools
 import attrs
 import pytest
 
-from thornback.pool import CaughtError, Outcome, Report, SeenBy, SpanData
+from thornback.pool import (
+    CaughtError,
+    Checkpoint,
+    FinishedWhen,
+    Outcome,
+    Report,
+    SeenBy,
+    SpanData,
+)
+from thornback.pool.members import TRANSITIONS, MemberNews, MemberState
 from thornback.pool.roster import (
-    TRANSITIONS,
     Deliver,
     GangGone,
+    Grace,
     KillRank,
-    MemberNews,
-    MemberState,
     Roster,
 )
 from thornback.pool.severity import Loss, Severity, severity_of
@@ -270,3 +277,110 @@ def test_a_member_that_starts_is_not_silent() -> None:
     roster = Roster(["n0"], silence_s=1.0)
     roster.ticked(0.0)
     assert roster.ticked(10.0) == ()
+
+
+def led(nodes: int) -> Roster:
+    roster = gang(nodes)
+    assert roster.assigned(1, [range(1)], finished_when=FinishedWhen.LEADER)
+    return roster
+
+
+def test_the_success_of_node_0_gives_the_others_a_grace_and_their_outputs_count() -> None:
+    roster = led(4)
+    assert roster.reported(3, 1, final(ok(0, outputs=(("s3", "f3"),)))) == ()
+    news = roster.reported(0, 1, final(ok(0, result="a", ran_s=1.0, outputs=(("s0", "f0"),))))
+    assert news == (Grace(assignment=1),)
+    assert roster.reported(1, 1, final(failed(0))) == (), "their faults are ignored"
+    assert roster.grace_over(1) == (KillRank(member=2, assignment=1),)
+    assert roster.grace_over(1) == (), "once"
+    (last,) = roster.reported(2, 1, Report(returned=(range(1),), final=True))
+    expected = ok(0, node="n0", result="a", ran_s=1.0, outputs=(("s0", "f0"), ("s3", "f3")))
+    assert last == Deliver(assignment=1, report=final(expected))
+    assert roster.grace_over(1) == ()
+
+
+def test_no_grace_is_needed_when_the_others_have_ended_before_node_0() -> None:
+    roster = led(2)
+    roster.reported(1, 1, final(ok(0)))
+    (last,) = roster.reported(0, 1, final(ok(0)))
+    assert last == Deliver(assignment=1, report=final(ok(0, node="n0")))
+
+
+def test_a_failure_before_node_0_has_succeeded_fails_the_rank() -> None:
+    roster = led(2)
+    assert roster.reported(1, 1, final(failed(0))) == (KillRank(member=0, assignment=1),)
+    (last,) = roster.reported(0, 1, final(ok(0)))
+    assert last == Deliver(assignment=1, report=final(attrs.evolve(failed(0), node="n1")))
+
+
+def test_a_rank_handed_back_before_node_0_has_succeeded_is_returned() -> None:
+    roster = led(2)
+    returned = Report(returned=(range(1),), final=True)
+    assert roster.reported(1, 1, returned) == (KillRank(member=0, assignment=1),)
+    assert roster.reported(0, 1, final(ok(0))) == (Deliver(assignment=1, report=returned),)
+
+
+def test_a_death_after_node_0_has_succeeded_costs_the_gang_and_not_the_rank() -> None:
+    roster = led(3)
+    roster.reported(0, 1, final(ok(0)))
+    assert roster.died(1, loss()) == (KillRank(member=2, assignment=1),), "the grace is over"
+    deliver, gone = roster.reported(2, 1, Report(returned=(range(1),), final=True))
+    assert deliver == Deliver(assignment=1, report=final(ok(0, node="n0")))
+    assert gone == GangGone(loss=attrs.evolve(loss(), node="n1"))
+
+
+def test_a_death_before_node_0_has_succeeded_fails_the_rank_with_the_gang() -> None:
+    roster = led(2)
+    assert roster.died(1, loss()) == (KillRank(member=0, assignment=1),)
+    (gone,) = roster.reported(0, 1, final(ok(0)))
+    assert isinstance(gone, GangGone)
+
+
+def saved(rank: int, version: int) -> Checkpoint:
+    return Checkpoint(rank=rank, version=version, data=b"x")
+
+
+def test_checkpoints_are_passed_on_once_and_never_back() -> None:
+    roster = gang()
+    roster.assigned(1, [range(3)])
+    (deliver,) = roster.reported(0, 1, Report(running=1, checkpoint=saved(1, 2)))
+    assert deliver == Deliver(
+        assignment=1,
+        report=Report(running=1, checkpoint=saved(1, 2)),
+    )
+    for stale in (saved(1, 2), saved(1, 1), saved(9, 5)):
+        assert roster.reported(0, 1, Report(checkpoint=stale)) == ()
+    (deliver,) = roster.reported(0, 1, Report(outcomes=(ok(1),), checkpoint=saved(1, 6)))
+    assert isinstance(deliver, Deliver)
+    assert deliver.report.checkpoint is None, "a rank that has succeeded needs none"
+    (last,) = roster.reported(
+        0, 1, Report(outcomes=(ok(0), failed(2)), checkpoint=saved(2, 7), final=True)
+    )
+    assert isinstance(last, Deliver)
+    assert last.report.checkpoint == saved(2, 7), "what failed goes on from there"
+    assert roster.reported(0, 1, Report(checkpoint=saved(2, 8))) == ()
+
+
+def test_of_several_nodes_the_checkpoints_of_node_0_are_passed_on() -> None:
+    roster = gang(2)
+    roster.assigned(1, [range(4, 5)])
+    assert roster.reported(1, 1, Report(running=4, checkpoint=saved(4, 1))) == ()
+    news = roster.reported(0, 1, Report(running=4, checkpoint=saved(4, 1)))
+    assert news == (Deliver(assignment=1, report=Report(running=4, checkpoint=saved(4, 1))),)
+    roster.reported(1, 1, final(failed(4)))
+    deliver, last = roster.reported(
+        0, 1, Report(returned=(range(4, 5),), checkpoint=saved(4, 2), final=True)
+    )
+    assert isinstance(deliver, Deliver)
+    assert deliver.report.checkpoint == saved(4, 2)
+    assert isinstance(last, Deliver)
+    assert last.report.final
+
+
+def test_an_outcome_that_names_its_node_is_passed_on_as_it_is() -> None:
+    roster = gang()
+    roster.assigned(1, [range(1)])
+    outcome = ok(0, node="n0")
+    (last,) = roster.reported(0, 1, final(outcome))
+    assert isinstance(last, Deliver)
+    assert last.report.outcomes[0] is outcome

@@ -1,4 +1,5 @@
-"""The roster under any order of news: every rank once, one verdict, nobody waits for nothing."""
+"""The roster under any order of news: every rank once, one verdict, node 0's word where it counts, no
+checkpoint twice, nobody waits for nothing."""
 
 from __future__ import annotations
 
@@ -9,13 +10,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from thornback.pool import CaughtError, Outcome, Report, SeenBy
+from thornback.pool import CaughtError, Checkpoint, FinishedWhen, Outcome, Report, SeenBy
+from thornback.pool.members import MemberState
 from thornback.pool.roster import (
     Deliver,
     GangGone,
+    Grace,
     Instruction,
     KillRank,
-    MemberState,
     Roster,
 )
 from thornback.pool.severity import Loss, Severity, severity_of
@@ -37,6 +39,12 @@ class RosterMachine(RuleBasedStateMachine):
         self.final: dict[int, Report] = {}
         self.losses: list[Loss] = []
         self.gone: list[Loss] = []
+        self.by_leader: dict[int, bool] = {}
+        self.undecided: dict[int, bool] = {}
+        """By assignment of several nodes, while nothing but successes of others has been seen."""
+        self.led: dict[int, bool] = {}
+        self.graces: dict[int, int] = {}
+        self.versions: dict[int, int] = {}
 
     @initialize(nodes=st.integers(1, 3))
     def start(self, nodes: int) -> None:
@@ -51,22 +59,35 @@ class RosterMachine(RuleBasedStateMachine):
             match instruction:
                 case Deliver(assignment=number, report=report):
                     assert number not in self.final
+                    if (saved := report.checkpoint) is not None:
+                        assert saved.version > self.versions.get(number, 0), "an older checkpoint"
+                        assert saved.data == b"0", "only node 0's count"
+                        assert saved.rank in self.asked[number]
+                        assert saved.rank not in self.delivered[number]
+                        self.versions[number] = saved.version
                     got = [outcome.rank for outcome in report.outcomes]
                     self.delivered[number] += [*got, *chain.from_iterable(report.returned)]
                     if report.final:
                         self.final[number] = report
+                case Grace(assignment=number):
+                    assert self.led[number], "no grace before node 0 has succeeded"
+                    assert number not in self.final
+                    self.graces[number] = self.graces.get(number, 0) + 1
                 case KillRank(member=member, assignment=number):
                     assert self.roster.state(member) is not MemberState.DEAD
                     assert number not in self.final
                 case GangGone(loss=loss):
                     self.gone.append(loss)
 
-    @rule(count=st.integers(1, 5))
-    def assign(self, count: int) -> None:
+    @rule(count=st.integers(1, 5), finished_when=st.sampled_from(FinishedWhen))
+    def assign(self, count: int, finished_when: FinishedWhen) -> None:
         ranks = list(range(1 if self.nodes > 1 else count))
         number = len(self.asked) + 1
-        if self.roster.assigned(number, [range(len(ranks))]):
+        if self.roster.assigned(number, [range(len(ranks))], finished_when=finished_when):
             self.asked[number] = ranks
+            by_leader = self.nodes > 1 and finished_when is FinishedWhen.LEADER
+            self.by_leader[number] = self.undecided[number] = by_leader
+            self.led[number] = False
             self.delivered[number] = []
 
     @precondition(lambda self: self.asked)
@@ -78,6 +99,7 @@ class RosterMachine(RuleBasedStateMachine):
         back=st.lists(RANKS, max_size=3),
         name=NAMES,
         final=st.booleans(),
+        version=st.integers(0, 4),
     )
     def report(
         self,
@@ -88,6 +110,7 @@ class RosterMachine(RuleBasedStateMachine):
         back: list[int],
         name: str,
         final: bool,
+        version: int,
     ) -> None:
         number = data.draw(st.sampled_from(sorted(self.asked)))
         error = CaughtError(type_names=(name,), message="")
@@ -96,8 +119,36 @@ class RosterMachine(RuleBasedStateMachine):
             Outcome(rank=rank, ok=False, error=error, seen_by=SeenBy.PROCESS) for rank in bad
         ]
         returned = tuple(range(rank, rank + 1) for rank in back)
-        report = Report(outcomes=tuple(outcomes), returned=returned, final=final)
-        self.take(self.roster.reported(member % self.nodes, number, report))
+        member %= self.nodes
+        saved = Checkpoint(rank=number % 2, version=version, data=str(member).encode())
+        report = Report(
+            outcomes=tuple(outcomes),
+            returned=returned,
+            final=final,
+            checkpoint=saved if version else None,
+        )
+        self.foresee(member, number, report)
+        self.take(self.roster.reported(member, number, report))
+
+    def foresee(self, member: int, number: int, report: Report) -> None:
+        """Follow, by the words of the theory, which ranks are a success by node 0's word."""
+        dead = self.roster.state(member) is MemberState.DEAD
+        if not self.undecided[number] or dead or not self.roster.owes(member, number):
+            return
+        ends = [outcome.ok for outcome in report.outcomes if outcome.rank == 0][:1]
+        handed_back = report.final or any(0 in each for each in report.returned)
+        if ends == [True] and member == 0:
+            self.led[number] = True
+        if (ends == [True] and member == 0) or ends == [False] or (not ends and handed_back):
+            self.undecided[number] = False
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data())
+    def end_the_grace(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.asked)))
+        kills = self.roster.grace_over(number)
+        assert not kills or (self.led[number] and number not in self.final)
+        self.take(kills)
 
     @rule(member=MEMBER, name=NAMES, facts=FACTS)
     def die(
@@ -107,6 +158,7 @@ class RosterMachine(RuleBasedStateMachine):
         loss = Loss(error=CaughtError(type_names=(name,), message=""), facts=facts)
         if not self.gone and self.roster.state(member) is not MemberState.DEAD:
             self.losses.append(loss)
+            self.undecided = dict.fromkeys(self.undecided, False)
         self.take(self.roster.died(member, loss))
 
     @rule(member=MEMBER)
@@ -125,6 +177,19 @@ class RosterMachine(RuleBasedStateMachine):
             assert all(rank in asked for rank in got), f"foreign: {got}"
             if number in self.final:
                 assert sorted(got) == asked
+
+    @invariant()
+    def node_0_decides_where_it_is_to(self) -> None:
+        for number, led in self.led.items():
+            assert self.graces.get(number, 0) <= led
+            if led and number in self.final:
+                (outcome,) = self.final[number].outcomes
+                assert outcome.ok
+                assert outcome.node == "n0"
+            if led and self.gone:
+                assert number in self.final, "the success is delivered before the loss"
+            if led and number in self.roster.assignments:
+                assert any(self.roster.owes(m, number) for m in range(1, self.nodes))
 
     @invariant()
     def one_verdict_by_the_worst_loss(self) -> None:

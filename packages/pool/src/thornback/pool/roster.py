@@ -30,63 +30,39 @@ same holds for the death of a member while calls are in flight. Then the root ca
 rank's outcome; otherwise the assignment ends with the gang. Waiting is bounded: the pool declares
 dead who does not answer a recall.
 
+*Node 0 decides* (`FinishedWhen.LEADER`). A rank of several nodes then moves by this table:
+
+    state       node 0 succeeded    other succeeded    failed, handed back or died    grace is over
+    RUNNING     LED, Grace          -                  RECALLED                       -
+    LED         -                   -                  -; a death: RECALLED           RECALLED
+    RECALLED    -                   -                  -                              -
+
+RUNNING is as above, but for node 0's success: what the others do after it no longer matters. They
+have the grace, whose timer the pool runs, and are then recalled with a kill; their faults count for
+nothing. A death ends the grace, since the gang is lost, and nobody may wait for that verdict. The
+rank is finished when all have answered or are dead: with node 0's outcome if it ever was LED, to
+which the outputs and spans of those who succeeded as well are added, and before the gang is called
+lost; else as above.
+
+*Checkpoints* are passed on at once, of a rank that is still outstanding and has not just succeeded,
+and never an older one after a newer one. Of several nodes, only those of node 0.
+
 *Silence* is counted in observed time: a tick adds at most `max_tick_s`, so that a driver that was
 stopped for a while does not kill workers whose answers wait in its inbox.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from types import MappingProxyType
 from typing import TypeAlias
 
 import attrs
 
-from thornback.pool.ports import CaughtError, Outcome, Ranks, Report, SeenBy, SpanData
-from thornback.pool.severity import Loss, Severity, severity_of
-
-
-class MemberState(enum.Enum):
-    """Where a worker stands, as the pool sees it."""
-
-    STARTING = "starting"
-    """Asked for; has not answered yet."""
-    ALIVE = "alive"
-    """Has answered."""
-    UNREACHABLE = "unreachable"
-    """A call could not reach it; it may be alive, and has a grace window to answer."""
-    DEAD = "dead"
-    """Gone for good, or declared so (and killed)."""
-
-
-class MemberNews(enum.Enum):
-    """What can be learned of a member."""
-
-    ANSWERED = "answered"
-    UNAVAILABLE = "unavailable"
-    DIED = "died"
-
-
-TRANSITIONS: Mapping[MemberState, Mapping[MemberNews, MemberState]] = MappingProxyType(
-    {
-        MemberState.STARTING: {
-            MemberNews.ANSWERED: MemberState.ALIVE,
-            MemberNews.DIED: MemberState.DEAD,
-        },
-        MemberState.ALIVE: {
-            MemberNews.ANSWERED: MemberState.ALIVE,
-            MemberNews.UNAVAILABLE: MemberState.UNREACHABLE,
-            MemberNews.DIED: MemberState.DEAD,
-        },
-        MemberState.UNREACHABLE: {
-            MemberNews.ANSWERED: MemberState.ALIVE,
-            MemberNews.DIED: MemberState.DEAD,
-        },
-        MemberState.DEAD: {},
-    }
-)
+from thornback.pool.conclusion import conclusion, severity_of_loss, severity_of_outcome
+from thornback.pool.members import TRANSITIONS, MemberNews, MemberState
+from thornback.pool.ports import Checkpoint, FinishedWhen, Outcome, Ranks, Report
+from thornback.pool.severity import Loss
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -98,8 +74,17 @@ class Deliver:
 
 
 @attrs.frozen(kw_only=True, slots=True)
+class Grace:
+    """Node 0 has finished the rank of this assignment: say `grace_over` after `grace_s`, unless the
+    final report is delivered before."""
+
+    assignment: int
+
+
+@attrs.frozen(kw_only=True, slots=True)
 class KillRank:
-    """Recall the assignment from this member with a kill: a sibling failed."""
+    """Recall the assignment from this member with a kill: a sibling failed, or the grace after node
+    0's success is over."""
 
     member: int
     assignment: int
@@ -112,7 +97,7 @@ class GangGone:
     loss: Loss
 
 
-Instruction: TypeAlias = Deliver | KillRank | GangGone
+Instruction: TypeAlias = Deliver | Grace | KillRank | GangGone
 
 
 @attrs.define(slots=True, eq=False)
@@ -127,16 +112,17 @@ class _Call:
     """By member, for several nodes: the outcome of its rank."""
     failures: list[Outcome] = attrs.field(factory=list)
     """For several nodes: in the order they came in."""
+    by_leader: bool = False
+    """Node 0 decides."""
+    led: bool = False
+    """Node 0 has decided: the rank is a success."""
     recalled: bool = False
+    """From all that had not answered."""
+    version: int = 0
+    """Of the newest checkpoint that was passed on."""
 
     def settled(self, member: int) -> bool:
         return not self.outstanding[member]
-
-
-def _spans_with_node(outcome: Outcome) -> Iterator[SpanData]:
-    """Return the spans of one of several nodes, with its name on each."""
-    for span in outcome.spans:
-        yield attrs.evolve(span, attributes={**span.attributes, "thornback.node": outcome.node})
 
 
 def _ranges(ranks: Iterable[int]) -> Ranks:
@@ -225,19 +211,23 @@ class Roster:
                     silent.append(member)
         return tuple(silent)
 
-    def assigned(self, assignment: int, ranks: Sequence[range]) -> bool:
+    def assigned(
+        self,
+        assignment: int,
+        ranks: Sequence[range],
+        *,
+        finished_when: FinishedWhen = FinishedWhen.ALL,
+    ) -> bool:
         """Open the books of an assignment. False: the gang is doomed, hand out nothing.
 
         Raises:
             ValueError: the assignment is in flight already, has no rank or a rank twice, or has
-            several ranks on a gang
-                of several nodes.
+                several ranks on a gang of several nodes.
         """
-        asked = list(chain.from_iterable(ranks))
-        page = dict.fromkeys(asked)
+        page = dict.fromkeys(chain.from_iterable(ranks))
         if assignment in self._calls:
             raise ValueError(f"assignment {assignment} is in flight already: numbers are used once")
-        if not page or len(page) != len(asked):
+        if not page or len(page) != sum(map(len, ranks)):
             raise ValueError(f"assignment {assignment} needs ranks, each once; got {tuple(ranks)}")
         if len(self._nodes) > 1 and len(page) > 1:
             raise ValueError(
@@ -248,7 +238,10 @@ class Roster:
             return False
         members = len(self._nodes)
         self._calls[assignment] = _Call(
-            asked[0], [dict(page) for _ in range(members)], [None] * members
+            rank=next(iter(page)),
+            outstanding=[page, *(dict(page) for _ in range(1, members))],
+            finished=[None] * members,
+            by_leader=members > 1 and finished_when is FinishedWhen.LEADER,
         )
         return True
 
@@ -261,27 +254,33 @@ class Roster:
         call = self._calls.get(assignment)
         if call is None or self._states[member] is MemberState.DEAD:
             return ()
-        page = call.outstanding[member]
+        page, node = call.outstanding[member], self._nodes[member]
+        checkpoint = self._newer(member, call, report)
         outcomes = []
         for outcome in report.outcomes:
             if outcome.rank in page:
                 del page[outcome.rank]
-                outcomes.append(attrs.evolve(outcome, node=self._nodes[member]))
+                named = outcome.node == node  # as a rule: evolving costs more than all the rest
+                outcomes.append(outcome if named else attrs.evolve(outcome, node=node))
         returned = dict.fromkeys(r for r in chain.from_iterable(report.returned) if r in page)
         if report.final:
             returned |= page
         for rank in returned:
             del page[rank]
         if len(self._nodes) > 1:
-            return self._merged(member, assignment, call, outcomes)
+            return self._merged(member, assignment, call, outcomes, checkpoint)
         final = not page
         if final:
             del self._calls[assignment]
         running = report.running if report.running in page else None
-        if not (outcomes or returned or final or running is not None):
+        if not (outcomes or returned or final or checkpoint or running is not None):
             return ()
         news = Report(
-            outcomes=tuple(outcomes), returned=_ranges(returned), running=running, final=final
+            outcomes=tuple(outcomes),
+            returned=_ranges(returned),
+            running=running,
+            final=final,
+            checkpoint=checkpoint,
         )
         return (Deliver(assignment=assignment, report=news),)
 
@@ -290,11 +289,19 @@ class Roster:
         if not self._move(member, MemberNews.DIED):
             return ()
         self._losses.append(attrs.evolve(loss, node=loss.node or self._nodes[member]))
-        recalls: list[Instruction] = []
-        for assignment, call in self._calls.items():
+        news: list[Instruction] = []
+        for assignment, call in tuple(self._calls.items()):
             call.outstanding[member].clear()
-            recalls += self._recall_siblings(assignment, call)
-        return (*recalls, *self._verdict())
+            news += self._recall_siblings(assignment, call)
+            news += self._success(assignment, call)
+        return (*news, *self._verdict())
+
+    def grace_over(self, assignment: int) -> tuple[Instruction, ...]:
+        """The time is over that the others had after node 0's success. Unknown, ended: a no-op."""
+        call = self._calls.get(assignment)
+        if call is None or not call.led:
+            return ()
+        return tuple(self._recall_siblings(assignment, call))
 
     def _move(self, member: int, news: MemberNews) -> bool:
         """Follow the table. True: the state changed."""
@@ -302,26 +309,67 @@ class Roster:
         self._states[member] = TRANSITIONS[state].get(news, state)
         return self._states[member] is not state
 
+    def _newer(self, member: int, call: _Call, report: Report) -> Checkpoint | None:
+        """Return the report's checkpoint, if it is to be passed on."""
+        found = report.checkpoint
+        if found is None or found.version <= call.version or member != 0:
+            return None
+        if found.rank not in call.outstanding[member]:
+            return None
+        call.version = found.version
+        over = any(outcome.ok and outcome.rank == found.rank for outcome in report.outcomes)
+        return None if over else found
+
     def _merged(
-        self, member: int, assignment: int, call: _Call, outcomes: Sequence[Outcome]
+        self,
+        member: int,
+        assignment: int,
+        call: _Call,
+        outcomes: Sequence[Outcome],
+        checkpoint: Checkpoint | None,
     ) -> tuple[Instruction, ...]:
         """Fold the news of one of several nodes into its assignment, whose only rank all of them
         run."""
+        news: list[Instruction] = []
+        if checkpoint is not None:
+            report = Report(running=call.rank, checkpoint=checkpoint)
+            news.append(Deliver(assignment=assignment, report=report))
         for outcome in outcomes:
             call.finished[member] = outcome
-            if not outcome.ok:
+            if call.by_leader and member == 0 and outcome.ok and not call.recalled:
+                call.led = True
+                if any(call.outstanding):
+                    news.append(Grace(assignment=assignment))
+            elif not outcome.ok and not call.led:
                 call.failures.append(outcome)
-        recalls: list[Instruction] = []
         lacking = call.settled(member) and call.finished[member] is None
-        if call.failures or lacking:
+        if not call.led and (call.failures or lacking):
             # A rank that one node handed back cannot finish on the others either.
-            recalls = self._recall_siblings(assignment, call)
+            news += self._recall_siblings(assignment, call)
+        news += self._success(assignment, call)
         if self._losses:
-            return (*recalls, *self._verdict())
-        if any(call.outstanding):
-            return tuple(recalls)
+            return (*news, *self._verdict())
+        if assignment in self._calls and not any(call.outstanding):
+            del self._calls[assignment]
+            news.append(
+                Deliver(
+                    assignment=assignment,
+                    report=conclusion(call.rank, call.finished, call.failures, led=call.led),
+                )
+            )
+        return tuple(news)
+
+    def _success(self, assignment: int, call: _Call) -> list[Instruction]:
+        """Deliver a rank that node 0 has finished, once all have answered or are dead."""
+        if not call.led or any(call.outstanding):
+            return []
         del self._calls[assignment]
-        return (Deliver(assignment=assignment, report=self._conclusion(call)),)
+        return [
+            Deliver(
+                assignment=assignment,
+                report=conclusion(call.rank, call.finished, call.failures, led=call.led),
+            )
+        ]
 
     def _recall_siblings(self, assignment: int, call: _Call) -> list[Instruction]:
         if call.recalled or len(self._nodes) == 1:
@@ -333,24 +381,6 @@ class Roster:
             if state is not MemberState.DEAD and not call.settled(member)
         ]
 
-    def _conclusion(self, call: _Call) -> Report:
-        """Make the final report of a rank that several nodes ran, all of which have answered."""
-        if call.failures:
-            return Report(outcomes=(max(call.failures, key=self._outcome_severity),), final=True)
-        done = [outcome for outcome in call.finished if outcome is not None]
-        if len(done) < len(self._nodes):
-            rank = call.rank
-            return Report(returned=(range(rank, rank + 1),), final=True)
-        outputs = dict.fromkeys(chain.from_iterable(outcome.outputs for outcome in done))
-        merged = attrs.evolve(
-            done[0],
-            outputs=tuple(outputs),
-            ran_s=max(outcome.ran_s for outcome in done),
-            spans=tuple(chain.from_iterable(map(_spans_with_node, done))),
-            spans_dropped=sum(outcome.spans_dropped for outcome in done),
-        )
-        return Report(outcomes=(merged,), final=True)
-
     def _verdict(self) -> tuple[Instruction, ...]:
         """Say that the gang is gone, once every living member has answered for every call (one
         node: at once)."""
@@ -358,21 +388,14 @@ class Roster:
             return ()
         if len(self._nodes) > 1 and any(any(c.outstanding) for c in self._calls.values()):
             return ()
-        self._gone = max(self._losses, key=self._loss_severity)
-        worst = self._loss_severity(self._gone)
+        self._gone = max(self._losses, key=severity_of_loss)
+        worst = severity_of_loss(self._gone)
         last: list[Instruction] = []
         for assignment, call in self._calls.items():
-            graver = [o for o in call.failures if self._outcome_severity(o) > worst]
+            graver = [o for o in call.failures if severity_of_outcome(o) > worst]
             if graver:
-                cause = max(graver, key=self._outcome_severity)
+                cause = max(graver, key=severity_of_outcome)
                 report = Report(outcomes=(cause,), final=True)
                 last.append(Deliver(assignment=assignment, report=report))
         self._calls.clear()
         return (*last, GangGone(loss=self._gone))
-
-    def _loss_severity(self, loss: Loss) -> Severity:
-        return severity_of(loss.error, loss.facts, SeenBy.WORKER)
-
-    def _outcome_severity(self, outcome: Outcome) -> Severity:
-        error = outcome.error or CaughtError(type_names=(), message="")
-        return severity_of(error, {}, outcome.seen_by)
