@@ -87,7 +87,7 @@ async def test_a_killed_worker_is_explained_and_leaves_no_process_and_no_file() 
     backend = LocalBackend()
     before = open_files()
     worker = await backend.start("here", 0, 1, None, WorkerSpec())
-    beat = await worker.call("beat", ())
+    beat = await worker.call("beat", ((), None))
     assert isinstance(beat, Beat)
     assert os.getpgid(beat.pid) != os.getpgid(0), "Ctrl-C in a terminal must not reach it"
     os.kill(beat.pid, signal.SIGKILL)
@@ -111,7 +111,7 @@ async def test_a_silent_worker_is_not_called_dead() -> None:
     try:
         silent = GangLostError(CaughtError(type_names=("a.Silent",), message="silent"))
         assert await worker.death(silent) == (silent, {})
-        assert isinstance(await worker.call("beat", ()), Beat)
+        assert isinstance(await worker.call("beat", ((), None)), Beat)
     finally:
         assert await worker.kill(timeout_s=5.0)
 
@@ -119,7 +119,7 @@ async def test_a_silent_worker_is_not_called_dead() -> None:
 async def test_a_stopped_worker_can_be_killed_also_with_a_call_half_sent() -> None:
     backend = LocalBackend()
     worker = await backend.start("here", 0, 1, None, WorkerSpec())
-    beat = await worker.call("beat", ())
+    beat = await worker.call("beat", ((), None))
     assert isinstance(beat, Beat)
     os.kill(beat.pid, signal.SIGSTOP)
     with anyio.move_on_after(0.05) as scope:
@@ -132,13 +132,13 @@ async def test_a_cancelled_half_sent_frame_does_not_spoil_the_next() -> None:
     backend = LocalBackend()
     worker = await backend.start("here", 0, 1, None, WorkerSpec())
     try:
-        beat = await worker.call("beat", ())
+        beat = await worker.call("beat", ((), None))
         assert isinstance(beat, Beat)
         os.kill(beat.pid, signal.SIGSTOP)
         with anyio.move_on_after(0.05):
             await worker.call("load", ("big", bytes(8 << 20)))
         os.kill(beat.pid, signal.SIGCONT)
-        assert isinstance(await worker.call("beat", ()), Beat)
+        assert isinstance(await worker.call("beat", ((), None)), Beat)
     finally:
         assert await worker.kill(timeout_s=5.0)
 

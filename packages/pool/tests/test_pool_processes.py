@@ -47,7 +47,7 @@ class Elsewhere:
 async def elsewhere() -> AsyncIterator[Elsewhere]:
     command = [*ELSEWHERE, *worker_command()]
     process = await WorkerProcess.start(command, "here", 0, 1, WorkerSpec())
-    beat = await process.call("beat", ())
+    beat = await process.call("beat", ((), None))
     assert isinstance(beat, Beat)
     assert os.getpgid(beat.pid) == beat.pid != process.pid
     pidfd = os.pidfd_open(beat.pid)
@@ -64,7 +64,7 @@ async def test_a_kill_reaches_the_worker_not_only_its_command(elsewhere: Elsewhe
     assert await elsewhere.process.kill(timeout_s=10.0)
     await elsewhere.gone()
     with pytest.raises(WorkerGoneError):
-        await elsewhere.process.call("beat", ())
+        await elsewhere.process.call("beat", ((), None))
 
 
 async def test_a_kill_is_not_confirmed_while_the_worker_lives(elsewhere: Elsewhere) -> None:
@@ -104,7 +104,7 @@ async def test_a_worker_outlives_its_command_but_no_kill(elsewhere: Elsewhere) -
     with anyio.fail_after(10):
         await anyio.wait_readable(command)
     os.close(command)
-    assert isinstance(await elsewhere.process.call("beat", ()), Beat)
+    assert isinstance(await elsewhere.process.call("beat", ((), None)), Beat)
     assert await elsewhere.process.kill(timeout_s=10.0)
     await elsewhere.gone()
 
@@ -117,7 +117,7 @@ async def test_a_call_that_the_supervisor_refuses_is_no_death() -> None:
         error, facts = await worker.death(caught.value)
         assert error is caught.value.error
         assert facts == {}
-        assert isinstance(await worker.call("beat", ()), Beat)
+        assert isinstance(await worker.call("beat", ((), None)), Beat)
     finally:
         assert await worker.kill(timeout_s=10.0)
 

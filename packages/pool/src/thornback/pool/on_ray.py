@@ -10,9 +10,10 @@ Sources, ray 2.60: `includes/object_ref.pyi`, `_private/state.py`, `core/generat
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -23,18 +24,24 @@ import anyio.to_thread
 import attrs
 import ray
 import ray.exceptions
+import ray.util
 from ray.util.client import ray as client
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 from thornback.pool.ports import (
     Assignment,
     Attribute,
     CaughtError,
     GangLostError,
+    LogChunk,
     Worker,
     WorkerSpec,
 )
+from thornback.pool.worker import logshelf
 from thornback.pool.worker.supervisor import Supervisor
 
 __all__ = ["RayBackend"]
@@ -47,6 +54,9 @@ _LARGE_BYTES = 100_000
 """Larger arguments are put into the object store by the call itself, which blocks."""
 _CONFIRM_FIRST_S = 0.02
 _EXPLAIN_S = 5.0
+_SALVAGE_S = 8.0
+"""A worker process of Ray may have to be started for it."""
+_CANCEL_S = 2.0
 _EXIT_TYPE = re.compile(r"exit type: ([A-Z_]+)")
 
 T = TypeVar("T")
@@ -63,7 +73,9 @@ class RankWorker:
 
     async def start(self, spec: WorkerSpec, node: str, node_index: int, nodes: int) -> None:
         """Make the supervisor ready."""
-        supervisor = Supervisor(spec, node, node_index, nodes)
+        address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]  # ray has no types there
+        log_root = _log_root()
+        supervisor = Supervisor(spec, node, node_index, nodes, address=address, log_root=log_root)
         await supervisor.start()
         self._supervisor = supervisor
 
@@ -76,6 +88,26 @@ class RankWorker:
     async def hold(self) -> None:
         """Never return: that this call fails is the notice of the worker's death."""
         await anyio.sleep_forever()
+
+
+def _log_root() -> str:
+    """Return a folder for logs among those of this node's Ray, which outlives a worker, and is
+    cleaned up with them; empty: there is none."""
+    node = getattr(ray._private.worker, "_global_node", None)
+    if node is None:
+        return ""
+    folder = os.path.join(str(node.get_logs_dir_path()), "thornback")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        _LOG.warning("no logs among those of Ray: %r", error)
+        return ""
+    return folder
+
+
+def _salvage(log_dir: str, offsets: Mapping[str, int]) -> Sequence[LogChunk]:
+    """Run on the node, as a task."""
+    return logshelf.salvage(log_dir, offsets, remove=True)
 
 
 @attrs.define(slots=True, eq=False)
@@ -157,10 +189,12 @@ def _consume(ref: Any) -> None:
 class _RayWorker:
     """An actor that hosts a supervisor (fulfils `Worker`)."""
 
-    def __init__(self, bridge: _Bridge, actor: Any, node: str) -> None:
+    def __init__(self, bridge: _Bridge, actor: Any, node: str, salvaging: Any) -> None:
         self._bridge = bridge
         self._actor = actor
         self._node = node
+        self._salvaging = salvaging
+        """The remote function that reads logs on the node."""
         self._hold: Any = None
         """The call that tells of its death; None: not called yet, or the last one failed because
         the actor was out of reach."""
@@ -249,6 +283,29 @@ class _RayWorker:
                 facts = {**node_facts(nodes, self._node), **facts}
         return error, facts
 
+    async def salvage(self, log_dir: str, offsets: Mapping[str, int], /) -> Sequence[LogChunk]:
+        """Read the rest of its logs, by a task on the node, and remove them. A node that is gone
+        gives nothing.
+
+        Cancellation: so is the task.
+        """
+        send = partial(self._salvaging.remote, log_dir, dict(offsets))
+        ref = await self._bridge.in_thread(send)
+        read = False
+        try:
+            with anyio.move_on_after(_SALVAGE_S):
+                found: Sequence[LogChunk] = await self._bridge.result(ref)
+                read = True
+                return found
+        except ray.exceptions.RayError as error:
+            read = True
+            _LOG.debug("no logs from node %s: %r", self._node, error)
+        finally:
+            if not read:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(_CANCEL_S):
+                    await self._bridge.in_thread(partial(ray.cancel, ref, force=True))
+        return ()
+
     async def _record(self) -> Mapping[str, Any]:
         """Return what the GCS knows of the actor; empty when it knows nothing, or cannot be
         asked."""
@@ -302,6 +359,7 @@ class RayBackend:
             )
         self._bridge: _Bridge | None = None
         self._actor_class = ray.remote(RankWorker)
+        self._salvaging = ray.remote(_salvage)
 
     async def start(
         self, node: str, index: int, nodes: int, handle: object, spec: WorkerSpec, /
@@ -333,7 +391,14 @@ class RayBackend:
                 placement_group_capture_child_tasks=False,
             ),
         }
-        worker = _RayWorker(self._bridge, await self._make(self._bridge, options), node)
+        salvaging = self._salvaging.options(
+            num_cpus=0,
+            max_retries=0,
+            runtime_env=options["runtime_env"],
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        )
+        actor = await self._make(self._bridge, options)
+        worker = _RayWorker(self._bridge, actor, node, salvaging)
         await worker.start(spec, index, nodes)
         return worker
 

@@ -20,11 +20,14 @@ import sysconfig
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 import anyio
+import anyio.to_thread
 
 from thornback.pool.connection import Connection, WorkerCallError, WorkerGoneError
-from thornback.pool.ports import Attribute, CaughtError, GangLostError, WorkerSpec
+from thornback.pool.ports import Attribute, CaughtError, GangLostError, LogChunk, WorkerSpec
+from thornback.pool.worker import logshelf
 
 __all__ = ["WorkerCallError", "WorkerGoneError", "WorkerProcess", "worker_command"]
 
@@ -85,7 +88,7 @@ class WorkerProcess:
         worker = cls(*_spawn(command, index, spec))
         started = False
         try:
-            await worker.call("start", (spec, node, index, nodes))
+            await worker.call("start", (spec, node, index, nodes, os.getpid()))
             started = True
         except (WorkerCallError, WorkerGoneError) as error:
             reason, facts = await worker.death(error)
@@ -163,6 +166,15 @@ class WorkerProcess:
             type_names=("thornback.pool.WorkerDied",), message=message, attributes=facts
         )
         return died, facts
+
+    async def salvage(self, log_dir: str, offsets: Mapping[str, int], /) -> Sequence[LogChunk]:
+        """Read the rest of its logs, in a thread, and remove them and their folder. See
+        `Worker.salvage`.
+
+        Cancellation: the thread goes on to the end.
+        """
+        read = partial(logshelf.salvage, log_dir, offsets, remove=True)
+        return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
 
     async def _exited(self) -> None:
         """Return when the process is gone, and reaped. No thread: its pidfd becomes readable."""
