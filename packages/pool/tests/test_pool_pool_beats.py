@@ -96,15 +96,15 @@ async def running(*nodes: str, params: PoolParams | None = None) -> AsyncIterato
             group.cancel_scope.cancel()
 
 
-async def test_workers_are_asked_for_a_beat_every_10_s_one_at_a_time() -> None:
+async def test_workers_are_asked_for_a_beat_every_5_s_one_at_a_time() -> None:
     async with running("a") as it:
         (worker,) = it.workers
         pings = worker.count("beat")
         await it.clock.advance(35.0)
-        assert worker.count("beat") == pings + 3
+        assert worker.count("beat") == pings + 7
         worker.fall_silent()
         await it.clock.advance(25.0)
-        assert worker.count("beat") == pings + 4, "a beat that is pending is not asked for again"
+        assert worker.count("beat") == pings + 8, "a beat that is pending is not asked for again"
 
 
 async def test_a_worker_silent_for_60_s_is_killed_and_its_gang_lost() -> None:

@@ -1,5 +1,5 @@
-"""The roster under any order of news: every rank once, one verdict, node 0's word where it counts, no
-checkpoint twice, nobody waits for nothing."""
+"""The roster under any order of news: every rank once, one verdict, node 0's word where it counts,
+no checkpoint twice, nobody waits for nothing."""
 
 from __future__ import annotations
 

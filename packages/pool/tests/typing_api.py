@@ -15,9 +15,13 @@ from thornback.pool import (
     Beat,
     Blobs,
     CaughtError,
+    Checkpoint,
     Clock,
+    FinishedWhen,
     GangLostError,
+    LogChunk,
     Outcome,
+    PoolObserver,
     PoolParams,
     Program,
     ProgramResult,
@@ -49,6 +53,9 @@ class Words:
         assert_type(call.node, str)
         assert_type(call.args, bytes | None)
         assert_type(call.traceparent, str)
+        assert_type(call.draining(), float | None)
+        call.checkpoint(call.restored or b"")
+        call.progress(1, None)
         text = assert_type(call.inputs("words"), bytes)
         return ProgramResult(result=str(len(text)), outputs=(("/tmp/a", "/data/a"),))
 
@@ -70,6 +77,9 @@ class Remote:
     ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
         return failure, {"exit_code": 1, "preempted": False, "reason": None}
 
+    async def salvage(self, folder: str, have: Mapping[str, int], /) -> Sequence[LogChunk]:
+        return [LogChunk(log=name, offset=at, data=folder.encode()) for name, at in have.items()]
+
 
 class Elsewhere:
     """Fulfils `WorkerBackend`."""
@@ -80,6 +90,21 @@ class Elsewhere:
         if index >= of or spec.slots > 8:
             raise GangLostError(OSError("no room"), where, "start", {"index": index})
         return Remote()
+
+
+class Audience:
+    """Fulfils `PoolObserver`."""
+
+    def beat(self, number: int, sign: Beat, /) -> None:
+        assert_type((sign.address, sign.log_dir), tuple[str, str])
+        for each in sign.running:
+            assert_type(each.progress, tuple[float, float | None] | None)
+
+    def logs(self, news: Sequence[LogChunk], /) -> None:
+        for chunk in news:
+            assert_type((chunk.log, chunk.offset, chunk.data), tuple[str, int, bytes])
+            assert_type((chunk.skipped, chunk.closed), tuple[int, bool])
+            assert_type((chunk.gang, chunk.node), tuple[int, str])
 
 
 class Hours:
@@ -100,12 +125,14 @@ program: Program = Words()
 worker: Worker = Remote()
 backend: WorkerBackend = Elsewhere()
 clock: Clock = Hours()
+observer: PoolObserver = Audience()
 blobs: Blobs = read
 
 
 async def run_ranks() -> None:
     params = PoolParams(
         beat_every_s=5,
+        beats_in_a_row=4,
         silence_s=30,
         grace_s=10,
         probe_first_s=0.1,
@@ -115,6 +142,7 @@ async def run_ranks() -> None:
         ask_s=1,
         death_s=5,
         kill_s=5,
+        salvage_s=5,
         close_s=10,
     )
     spec = WorkerSpec(
@@ -141,9 +169,16 @@ async def run_ranks() -> None:
         timeout_s=60,
         setup_timeout_s=5,
         traceparent="",
+        env={"A": "b"},
+        restored=(b"half", None, None, None),
+        rendezvous="torch",
+        finished_when=FinishedWhen.LEADER,
+        grace_s=5,
     )
     provider = trace.get_tracer_provider()
-    async with WorkerPool(backend, blobs, params, clock=clock, tracer_provider=provider) as pool:
+    async with WorkerPool(
+        backend, blobs, params, observer=observer, clock=clock, tracer_provider=provider
+    ) as pool:
         assert_type(pool, WorkerPool)
         await pool.open(1, ["a"], None, spec, timeout_s=60)
         reports = pool.run(1, work)
@@ -154,6 +189,11 @@ async def run_ranks() -> None:
             assert_type(report.returned, tuple[range, ...])
             assert_type(report.running, int | None)
             assert_type(report.final, bool)
+            if (saved := report.checkpoint) is not None:
+                assert_type(saved, Checkpoint)
+                assert_type((saved.rank, saved.version, saved.data), tuple[int, int, bytes])
+        await pool.drain("a", 30)
+        await pool.drain("a", None)
         await pool.recall(1, 7, kill=True)
         beats = await pool.beat(1)
         assert_type(beats, Sequence[Beat])
@@ -214,7 +254,7 @@ async def processes() -> None:
     assert_type(started.pid, int)
     as_worker: Worker = started
     try:
-        assert_type(await as_worker.call("beat", ()), object)
+        assert_type(await as_worker.call("beat", ((), None)), object)
     except WorkerCallError as failure:
         assert_type(failure.error, CaughtError)
     except WorkerGoneError as failure:
@@ -276,7 +316,15 @@ async def conformance() -> None:
     fake.cut(False)
     fake.finish(1, Outcome(rank=2, ok=True, result="2"))
     fake.finish(1, None)
-    fake.unkillable = fake.stuck_in_start = fake.stuck_in_end = True
+    fake.checkpoint(1, b"half")
+    fake.progress(1, 3)
+    fake.progress(1, 3, 10)
+    fake.write("log", b"text")
+    fake.write("log", b"", closed=True)
+    fake.unkillable = fake.stuck_in_start = fake.stuck_in_end = fake.stuck_in_salvage = True
+    assert_type((fake.log_dir, fake.closed, fake.ports), tuple[str, bool, int])
+    assert_type(fake.drains, list[float | None])
+    assert_type(fake.salvages, list[tuple[str, Mapping[str, int]]])
     fake.overrides["beat"] = lambda payload: payload
     fake.obituary = (FakeDeathError("before"), {})
     assert_type((fake.count("beat"), fake.kills, fake.pid), tuple[int, int, int])

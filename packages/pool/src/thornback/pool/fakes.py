@@ -5,7 +5,7 @@ Public as `thornback.pool.testing`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import TypeAlias
 
@@ -18,12 +18,17 @@ from thornback.pool.ports import (
     Attribute,
     Beat,
     CaughtError,
+    Checkpoint,
+    LogChunk,
     Outcome,
     Ranks,
     Report,
     RunningRank,
     WorkerSpec,
 )
+
+_LOG_BYTES = 256 << 10
+"""Of a log that a fake worker sends with a beat."""
 
 
 class ManualClock:
@@ -95,6 +100,28 @@ class _FakeCall:
 
     first: Report
     last: Report | None
+    saved: Checkpoint | None = None
+    progress: tuple[float, float | None] | None = None
+
+    def unseen(self, seen: int) -> Checkpoint | None:
+        """Return the newest checkpoint, unless it has arrived."""
+        return self.saved if self.saved is not None and self.saved.version > seen else None
+
+
+@attrs.define(slots=True, eq=False)
+class _FakeLog:
+    """A log of a fake worker."""
+
+    data: bytes = b""
+    closed: bool = False
+
+    def after(self, name: str, offset: int) -> LogChunk | None:
+        """Return what follows an offset, bounded."""
+        data = self.data[offset : offset + _LOG_BYTES]
+        closed = self.closed and offset + len(data) == len(self.data)
+        if not data and not closed:
+            return None
+        return LogChunk(log=name, offset=offset, data=data, closed=closed)
 
 
 @attrs.define(slots=True, eq=False)
@@ -119,10 +146,22 @@ class FakeWorker:
     """How often it was killed."""
     unkillable: bool = False
     """A kill is not confirmed."""
+    log_dir: str = "/logs"
+    """What its beats say."""
+    drains: list[float | None] = attrs.field(factory=list)
+    """The notices that it was given."""
+    ports: int = 0
+    """How many ports it was asked for; they are 20001 and those that follow."""
+    closed: bool = False
+    """It was closed: from then on it answers beats only."""
+    salvages: list[tuple[str, Mapping[str, int]]] = attrs.field(factory=list)
+    """With what `salvage` was called."""
     stuck_in_start: bool = False
     """`FakeBackend.start` never returns."""
     stuck_in_end: bool = False
     """Neither `kill` nor `death` returns."""
+    stuck_in_salvage: bool = False
+    """`salvage` never returns."""
     overrides: dict[str, Callable[[object], object]] = attrs.field(factory=dict)
     """By method: what answers a call instead of the worker."""
     obituary: tuple[BaseException, Mapping[str, Attribute]] | None = None
@@ -130,6 +169,7 @@ class FakeWorker:
     _silent: bool = attrs.field(default=False, init=False)
     _cut: bool = attrs.field(default=False, init=False)
     _assignments: dict[int, _FakeCall] = attrs.field(factory=dict, init=False)
+    _logs: dict[str, _FakeLog] = attrs.field(factory=dict, init=False)
     _changed: anyio.Event = attrs.field(factory=anyio.Event, init=False)
 
     def die(
@@ -166,6 +206,24 @@ class FakeWorker:
             )
             self._change()
 
+    def checkpoint(self, assignment: int, data: bytes) -> None:
+        """Let the running rank of an assignment save something."""
+        call = self._assignments[assignment]
+        if call.last is None and call.first.running is not None:
+            version = call.saved.version + 1 if call.saved is not None else 1
+            call.saved = Checkpoint(rank=call.first.running, version=version, data=data)
+            self._change()
+
+    def progress(self, assignment: int, done: float, total: float | None = None) -> None:
+        """Let the running rank of an assignment tell how far it is: with the next beat."""
+        self._assignments[assignment].progress = (done, total)
+
+    def write(self, log: str, data: bytes, *, closed: bool = False) -> None:
+        """Let a rank process write to its log, and close it."""
+        shelved = self._logs.setdefault(log, _FakeLog())
+        shelved.data += data
+        shelved.closed = closed
+
     def count(self, method: str) -> int:
         """How many calls of a method there were."""
         return sum(1 for name, _ in self.calls if name == method)
@@ -196,26 +254,35 @@ class FakeWorker:
         await self._until(lambda: True)
         if method in self.overrides:
             return self.overrides[method](payload)
+        if self.closed and method != "beat":
+            raise ValueError(f"{method}: the worker is closed")
         match method, payload:
             case "load", (str(key), bytes(blob)):
                 self.blobs[key] = blob
                 return None
             case "run", (Assignment() as assignment, _):
                 return self._run(assignment).first
-            case "wait", (int(number), _):
-                call = self._assignments[number]
-                await self._until(lambda: call.last is not None)
-                return call.last
-            case "beat", _:
-                return Beat(host="fake", pid=self.pid, rss_bytes=1, running=self._running())
+            case "wait", (int(number), _, int(seen)):
+                return await self._wait(self._assignments[number], seen)
+            case "beat", (_, offsets) if offsets is None or isinstance(offsets, Mapping):
+                return self._beat(offsets)
+            case "drain", float() | int() | None as left_s:
+                self.drains.append(left_s)
+                return None
+            case "port", None:
+                self.ports += 1
+                return 20000 + self.ports
             case "recall", (int(number), bool(kill)):
                 if kill and number in self._assignments:
                     self.finish(number, None)
                 return None
             case "watch", _:
-                await self._until(lambda: False)
-            case "close", _:
+                await self._until(lambda: self.closed)
                 return None
+            case "close", float() | int() | None:
+                self.closed = True
+                self._change()
+                return True
         raise ValueError(f"no such method of a supervisor: {method}({payload!r})")
 
     def is_unavailable(self, error: BaseException, /) -> bool:
@@ -237,6 +304,39 @@ class FakeWorker:
         """Return the error, and the facts that the test gave to `die`. See `Worker.death`."""
         await self._end()
         return (error, {}) if self.obituary is None else (error, self.obituary[1])
+
+    async def salvage(self, log_dir: str, offsets: Mapping[str, int], /) -> Sequence[LogChunk]:
+        """Return what is left of its logs, which it then has no more. See `Worker.salvage`."""
+        self.salvages.append((log_dir, dict(offsets)))
+        await anyio.lowlevel.checkpoint()
+        if self.stuck_in_salvage:
+            await anyio.sleep_forever()
+        left, self._logs = self._logs, {}
+        rest = (each.after(name, offsets.get(name, 0)) for name, each in left.items())
+        return [attrs.evolve(chunk, closed=True) for chunk in rest if chunk is not None]
+
+    async def _wait(self, call: _FakeCall, seen: int) -> Report:
+        await self._until(lambda: call.last is not None or call.unseen(seen) is not None)
+        news = call.last or Report(running=call.first.running)
+        return attrs.evolve(news, checkpoint=call.unseen(seen))
+
+    def _beat(self, offsets: Mapping[str, int] | None) -> Beat:
+        chunks: list[LogChunk] = []
+        for name, shelved in list(self._logs.items()) if offsets is not None else ():
+            at = (offsets or {}).get(name)
+            if shelved.closed and at == len(shelved.data):
+                del self._logs[name]
+            elif (chunk := shelved.after(name, at or 0)) is not None:
+                chunks.append(chunk)
+        return Beat(
+            host="fake",
+            pid=self.pid,
+            rss_bytes=1,
+            running=self._running(),
+            address=f"10.0.0.{self.index + 1}",
+            log_dir=self.log_dir,
+            logs=tuple(chunks),
+        )
 
     async def _end(self) -> None:
         await anyio.lowlevel.checkpoint()
@@ -267,7 +367,12 @@ class FakeWorker:
     def _running(self) -> tuple[RunningRank, ...]:
         return tuple(
             RunningRank(
-                assignment=number, rank=call.first.running, attempt=1, pid=self.pid, ran_s=0.0
+                assignment=number,
+                rank=call.first.running,
+                attempt=1,
+                pid=self.pid,
+                ran_s=0.0,
+                progress=call.progress,
             )
             for number, call in self._assignments.items()
             if call.last is None and call.first.running is not None

@@ -20,13 +20,14 @@ import anyio
 import attrs
 from anyio.abc import TaskGroup, TaskStatus
 
-from thornback.pool import losses
+from thornback.pool import losses, rendezvous
 from thornback.pool.clock import Expired, within
 from thornback.pool.link import BlobsFailed, Link, everywhere
+from thornback.pool.members import MemberState
 from thornback.pool.poolparams import Surroundings
 from thornback.pool.ports import Assignment, Beat, CaughtError, GangLostError, Report, WorkerSpec
 from thornback.pool.reports import Reports, copy_of
-from thornback.pool.roster import Deliver, GangGone, Instruction, KillRank, MemberState, Roster
+from thornback.pool.roster import Deliver, GangGone, Grace, Instruction, KillRank, Roster
 from thornback.pool.severity import Loss
 
 _LOG = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Gang:
         self._gang = gang
         self._handle = handle
         self._spec = spec
+        self._telling = surroundings.telling
         self._params = surroundings.params
         self._clock = surroundings.clock
         self._roster = Roster(
@@ -74,7 +76,10 @@ class Gang:
             silence_s=self._params.silence_s,
             max_tick_s=1.5 * self._params.beat_every_s,
         )
-        self._links = [Link(m, node, surroundings, self._roster) for m, node in enumerate(nodes)]
+        self._links = [
+            Link(gang, member, node, surroundings, self._roster)
+            for member, node in enumerate(nodes)
+        ]
         self._dying: dict[int, None] = {}
         self._work: dict[int, _Work] = {}
         self._tasks: TaskGroup | None = None
@@ -161,29 +166,34 @@ class Gang:
 
     async def _end_all(self, graceful: bool, timeout_s: float) -> None:
         if graceful:
-            try:
+            close = partial(self._close_in_order, timeout_s / 2)
+            with contextlib.suppress(Expired):  # the kill below does not need its consent
                 await within(
-                    self._clock,
-                    timeout_s / 2,
-                    partial(everywhere, self._links, lambda link: link.call("close", None)),
+                    self._clock, 3 * timeout_s / 4, partial(everywhere, self._links, close)
                 )
-            except Exception as failure:  # noqa: BLE001  # the kill below does not need its consent
-                _LOG.debug("gang %d did not close by itself: %r", self._gang, failure)
         with contextlib.suppress(Expired):  # a task of ours may sit in a shielded read of a blob
-            await within(self._clock, timeout_s / 4, self._idle.wait)
+            await within(self._clock, timeout_s / 8, self._idle.wait)
         await self._bury(timeout_s)
+
+    async def _close_in_order(self, teardown_s: float, link: Link) -> None:
+        try:
+            await link.call("close", teardown_s)
+            await link.fetch_rest()
+        except Exception as failure:  # noqa: BLE001  # the kill does not need its consent
+            _LOG.debug("a worker on %s did not close by itself: %r", link.node, failure)
 
     async def _bury(self, timeout_s: float) -> None:
         async with self._burying, anyio.create_task_group() as group:
             for link in self._links:
-                group.start_soon(link.kill, timeout_s)
+                group.start_soon(link.end, timeout_s)
 
     def run(self, assignment: Assignment) -> Reports:
         """Hand out an assignment; the reports come as the workers send them.
 
         Raises:
-            ValueError: see `Roster.assigned`.
+            ValueError: see `Roster.assigned`; or its rendezvous is not known.
         """
+        rendezvous.checked(assignment.rendezvous)
         reports = Reports()
         if self.loss is not None:
             reports.fail(self.lost())
@@ -192,14 +202,18 @@ class Gang:
         elif self._tasks is None:
             reports.fail(losses.not_open(self._gang))
         else:
-            accepted = self._roster.assigned(assignment.assignment, assignment.ranks)
+            accepted = self._roster.assigned(
+                assignment.assignment,
+                assignment.ranks,
+                finished_when=assignment.finished_when,
+            )
             work = self._work[assignment.assignment] = _Work(assignment, reports)
             if accepted:
                 self._spawn(partial(self._drive, work))
         return reports
 
     async def _drive(self, work: _Work) -> None:
-        """Load what is missing, everywhere; then run, everywhere."""
+        """Load what is missing, everywhere; let the nodes meet; then run, everywhere."""
         assignment = work.assignment
         number = assignment.assignment
         keys = (assignment.program, *assignment.inputs)
@@ -207,6 +221,7 @@ class Gang:
             await everywhere(
                 self._links, lambda link: self._of(link, partial(link.load, keys), "run")
             )
+            shares = await self._shares(assignment)
         except BlobsFailed as error:
             self._roster.withdrawn(number)
             self._end(number)
@@ -219,26 +234,47 @@ class Gang:
                 self._apply(self._roster.reported(link.member, number, Report(final=True)))
             return
         work.issued = {link.member: anyio.Event() for link in self._links}
-        for link in self._links:
-            self._spawn(partial(self._run, link, work))
+        for link, share in zip(self._links, shares, strict=True):
+            self._spawn(partial(self._run, link, work, share))
 
-    async def _run(self, link: Link, work: _Work) -> None:
-        assignment = work.assignment
+    async def _shares(self, assignment: Assignment) -> Sequence[Assignment]:
+        """Return what each member is to run: the same, but for how the nodes find each other."""
+        if not rendezvous.needs_port(assignment, len(self._links)):
+            return (assignment,)
+        leader = self._links[0]
+        port = await self._ask(leader, "port", lambda _: None)
+        if not isinstance(port, int):
+            await self._declare_dead(leader, losses.no_port(port), "run")
+            raise _MemberDown
+        addresses = [link.address for link in self._links]
+        return rendezvous.for_members(assignment, addresses, port, theirs=self._spec.env)
+
+    async def _run(self, link: Link, work: _Work, assignment: Assignment) -> None:
         number = assignment.assignment
 
         def payload(acks: tuple[int, ...]) -> object:
             work.issued[link.member].set()
             return (assignment, acks)
 
+        seen, first = 0, True
         report = await self._ask(link, "run", payload)
-        if isinstance(report, Report) and not report.final:
-            self._apply(self._roster.reported(link.member, number, report))
-            report = await self._ask(link, "wait", lambda acks: (number, acks))
+        while isinstance(report, Report) and not report.final:
+            version = report.checkpoint.version if report.checkpoint is not None else 0
+            if version <= seen and not first:
+                break  # no news, though `wait` is for news: it would be asked in a circle
+            self._reported(link, number, report)
+            seen, first = max(seen, version), False
+            report = await self._ask(link, "wait", partial(_wait_payload, number, seen))
         if not isinstance(report, Report) or not report.final:
             await self._declare_dead(link, losses.misbehaved(number, report), "run")
             return
         link.acknowledge(number)
+        self._reported(link, number, report)
+
+    def _reported(self, link: Link, number: int, report: Report) -> None:
         self._apply(self._roster.reported(link.member, number, report))
+        if self._telling.wanted and not all(outcome.ok for outcome in report.outcomes):
+            self._fetch_logs(link)  # that of a rank that failed is wanted at once
 
     def recall(self, number: int, *, kill: bool) -> None:
         """Hasten the end of an assignment. Unknown or ended: a no-op."""
@@ -279,14 +315,48 @@ class Gang:
             self._spawn(partial(self._declare_dead, self._links[member], error, "heartbeat"))
         for link in self._links:
             if not link.beating and self._roster.state(link.member) is MemberState.ALIVE:
-                link.beating = True
-                self._spawn(partial(self._beat, link))
+                self._start_beat(link)
+
+    def _fetch_logs(self, link: Link) -> None:
+        """Ask for a heartbeat that is sent after this call."""
+        if link.beating:
+            link.beat_again = True
+        else:
+            self._start_beat(link)
+
+    def _start_beat(self, link: Link) -> None:
+        if self._tasks is not None:
+            link.beating = True
+            self._spawn(partial(self._beat, link))
 
     async def _beat(self, link: Link) -> None:
+        answers: list[bool] = []
+
+        async def beat() -> None:
+            link.beat_again = False
+            answers.append(await link.beat())
+
         try:
-            await self._ask(link, "beat", lambda acks: acks, phase="heartbeat")
+            while True:
+                await self._of(link, beat, "heartbeat")
+                more = answers[-1] and len(answers) < self._params.beats_in_a_row
+                if not more and not link.beat_again:
+                    return
         finally:
             link.beating = False
+
+    async def drain(self, node: str, left_s: float | None) -> None:
+        """Tell the workers on a node that it goes away. Bounded, never raises."""
+
+        async def tell(link: Link) -> None:
+            ask = partial(link.ask, "drain", lambda _: left_s)
+            try:
+                await within(self._clock, self._params.ask_s, ask)
+            except Exception as failure:  # noqa: BLE001  # a notice; `watch` tells of deaths
+                _LOG.debug("gang %d was not told of a drain: %r", self._gang, failure)
+
+        if self._tasks is not None:
+            await everywhere([link for link in self._links if link.node == node], tell)
 
     async def beats(self) -> tuple[Beat, ...]:
         """Return a heartbeat of each worker that answers within `ask_s`, in the order of the
@@ -295,7 +365,9 @@ class Gang:
 
         async def ask(link: Link) -> None:
             try:
-                beat = await within(self._clock, self._params.ask_s, partial(link.call, "beat", ()))
+                beat = await within(
+                    self._clock, self._params.ask_s, partial(link.call, "beat", ((), None))
+                )
             except Exception:  # noqa: BLE001  # left out; `watch` tells of deaths
                 return
             if isinstance(beat, Beat):
@@ -309,6 +381,12 @@ class Gang:
     async def _watch(self, link: Link) -> None:
         await self._ask(link, "watch", lambda _: None)
         await self._declare_dead(link, losses.ended(), "run")
+
+    async def _end_grace(self, work: _Work) -> None:
+        try:
+            await within(self._clock, work.assignment.grace_s, work.ended.wait)
+        except Expired:
+            self._apply(self._roster.grace_over(work.assignment.assignment))
 
     def lost(self) -> GangLostError:
         """Return the loss, as a new exception."""
@@ -391,6 +469,9 @@ class Gang:
                         work.reports.push(report)
                     if report.final:
                         self._end(number)
+                case Grace(assignment=number):
+                    if (work := self._work.get(number)) is not None:
+                        self._spawn(partial(self._end_grace, work))
                 case KillRank(member=member, assignment=number):
                     if (work := self._work.get(number)) is not None:
                         self._recall_from(self._links[member], work, True)
@@ -418,3 +499,7 @@ class Gang:
         for work in self._work.values():
             work.reports.fail(error)
         self._work.clear()
+
+
+def _wait_payload(number: int, seen: int, acks: tuple[int, ...]) -> object:
+    return (number, acks, seen)

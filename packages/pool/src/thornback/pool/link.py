@@ -1,5 +1,5 @@
-"""One worker, as its gang sees it: calls that survive a short cut, blobs sent once, and its end.
-Internal to the pool.
+"""One worker, as its gang sees it: calls that survive a short cut, blobs sent once, logs,
+and its end. Internal to the pool.
 
 A call that could not reach the worker waits until the worker answers again, and is then repeated
 (the worker knows a repeated `run` or `wait` by its assignment). The first caller that is cut off
@@ -13,11 +13,14 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
+import attrs
 
 from thornback.pool.clock import Expired, within
+from thornback.pool.logbook import LogBook, has_more
 from thornback.pool.poolparams import Surroundings
-from thornback.pool.ports import Attribute, CaughtError, GangLostError, Worker, WorkerSpec
+from thornback.pool.ports import Attribute, Beat, CaughtError, GangLostError, Worker, WorkerSpec
 from thornback.pool.roster import Roster
+from thornback.pool.telling import Telling
 
 _LOG = logging.getLogger(__name__)
 _ACKNOWLEDGING = ("run", "wait", "beat")
@@ -32,19 +35,30 @@ class Link:
     """The pool's side of one worker.
 
     Args:
+        gang: the number of its gang.
         member: its number in the gang.
         node: where it is to run.
         surroundings: of the pool.
         roster: of the gang; told of every sign of life.
     """
 
-    def __init__(self, member: int, node: str, surroundings: Surroundings, roster: Roster) -> None:
+    def __init__(
+        self, gang: int, member: int, node: str, surroundings: Surroundings, roster: Roster
+    ) -> None:
         self.member = member
         self.node = node
         self.killed = True
         """There is nothing to kill: not started, or its death is confirmed."""
         self.beating = False
         """A heartbeat is under way."""
+        self.beat_again = False
+        """Something has happened since it was sent: another one is wanted."""
+        self.address = ""
+        """Where the other nodes reach it; empty: not known yet."""
+        self._gang = gang
+        self._logs = LogBook()
+        self._log_dir = ""
+        """Where it has logs of its own that are wanted; empty: nothing is to be salvaged."""
         self._around = surroundings
         self._roster = roster
         self._worker: Worker | None = None
@@ -66,7 +80,12 @@ class Link:
             )
             self.killed = False
             phase = "ping"
-            await self.call("beat", ())
+            beat = await self.call("beat", ((), self._offsets()))
+            if isinstance(beat, Beat):
+                self.address = beat.address
+                # A folder that the user has named is left to the user.
+                self._log_dir = beat.log_dir if self._telling.wanted and not spec.log_dir else ""
+                self._tell(beat)
         except GangLostError:
             raise  # the backend has explained it already
         except Exception as error:
@@ -104,6 +123,46 @@ class Link:
                     self._acks.pop(assignment, None)
             self._roster.answered(self.member)
             return answer
+
+    async def beat(self) -> bool:
+        """Ask for a sign of life, and tell the observer. True: there are more logs to be had at
+        once.
+
+        Raises:
+            Exception: as `ask`.
+        """
+        offsets = self._offsets()
+        answer = await self.ask("beat", lambda acks: (acks, offsets))
+        return isinstance(answer, Beat) and self._arrived(answer, offsets)
+
+    async def fetch_rest(self) -> None:
+        """After a close: fetch what is left of the logs, and let the worker know that it is here.
+
+        Raises:
+            Exception: as `call`.
+        """
+        while (offsets := self._offsets()) is not None:
+            answer = await self.call("beat", ((), offsets))
+            if not isinstance(answer, Beat):
+                return
+            self._arrived(answer, offsets)
+            if offsets == self._offsets():
+                self._log_dir = ""  # the worker has removed it: all has arrived
+                return
+
+    def _offsets(self) -> dict[str, int] | None:
+        return self._logs.offsets() if self._telling.wanted else None
+
+    def _arrived(self, beat: Beat, offsets: Mapping[str, int] | None) -> bool:
+        if offsets is not None:
+            self._logs.acknowledged(offsets)
+        self._tell(beat)
+        return has_more(beat.logs)
+
+    def _tell(self, beat: Beat) -> None:
+        chunks = self._logs.entered(beat.logs, gang=self._gang, node=self.node)
+        self._telling.beat(self._gang, attrs.evolve(beat, node=self.node, logs=()))
+        self._telling.logs(chunks)
 
     def acknowledge(self, assignment: int) -> None:
         """Let the worker forget an assignment, with the next call that can say so."""
@@ -151,6 +210,22 @@ class Link:
             _LOG.warning("no explanation for the death of a worker on %s: %r", self.node, failure)
             return error, {}
 
+    async def end(self, timeout_s: float) -> None:
+        """Kill the worker, and fetch what it had not sent of its logs. Bounded by `timeout_s` and
+        `salvage_s`, idempotent, never raises."""
+        await self.kill(timeout_s)
+        worker, log_dir, clock = self._worker, self._log_dir, self._around.clock
+        if worker is None or not log_dir or not self.killed:
+            return
+        try:
+            limit_s, offsets = self._around.params.salvage_s, self._logs.offsets()
+            chunks = await within(clock, limit_s, lambda: worker.salvage(log_dir, offsets))
+        except Exception as failure:  # noqa: BLE001  # then the logs end where they end
+            _LOG.warning("the logs of a dead worker on %s are lost: %r", self.node, failure)
+        else:
+            self._telling.logs(self._logs.entered(chunks, gang=self._gang, node=self.node))
+        self._log_dir = ""  # it is read once, and then it is gone
+
     async def kill(self, timeout_s: float) -> None:
         """Kill the worker; `killed` tells whether its death is confirmed. Bounded, idempotent,
         never raises."""
@@ -191,7 +266,7 @@ class Link:
         while True:
             await self._around.clock.sleep(delay_s)
             try:
-                await self.call("beat", ())
+                await self.call("beat", ((), None))
             except Exception as error:
                 if not self._started().is_unavailable(error):
                     raise
@@ -199,6 +274,10 @@ class Link:
                 self._roster.answered(self.member)
                 return
             delay_s = min(2 * delay_s, self._around.params.probe_most_s)
+
+    @property
+    def _telling(self) -> Telling:
+        return self._around.telling
 
     def _started(self) -> Worker:
         assert self._worker is not None, "nothing is asked of a worker that was not started"

@@ -40,6 +40,11 @@ def misbehaved(assignment: int, answer: object) -> CaughtError:
     return _caught("WorkerMisbehaved", message)
 
 
+def no_port(answer: object) -> CaughtError:
+    """A worker did not name a port."""
+    return _caught("WorkerMisbehaved", f"expected the number of a free port, got {answer!r:.200}")
+
+
 def ended() -> CaughtError:
     """A worker said that it is closed, though nobody had asked for that."""
     return _caught("WorkerDied", "the worker ended by itself, without being asked to")

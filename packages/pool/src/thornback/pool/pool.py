@@ -20,11 +20,14 @@ from thornback.pool.ports import (
     Blobs,
     Clock,
     GangLostError,
+    PoolObserver,
     Report,
     WorkerBackend,
     WorkerSpec,
 )
+from thornback.pool.rendezvous import checked
 from thornback.pool.reports import Reports
+from thornback.pool.telling import Telling
 
 
 class WorkerPool:
@@ -39,6 +42,7 @@ class WorkerPool:
         backend: starts single workers.
         blobs: gives programs and inputs by key, once per worker that needs them.
         params: bounds and rhythms.
+        observer: told of heartbeats, and of what the ranks write; None: logs stay where they are.
         clock: time, for tests.
         tracer_provider: for the span `thornback.workers.open`; None: the global one.
     """
@@ -49,6 +53,7 @@ class WorkerPool:
         blobs: Blobs,
         params: PoolParams | None = None,
         *,
+        observer: PoolObserver | None = None,
         clock: Clock | None = None,
         tracer_provider: trace.TracerProvider | None = None,
     ) -> None:
@@ -57,6 +62,7 @@ class WorkerPool:
             blobs=blobs,
             params=params or PoolParams(),
             clock=clock or SystemClock(),
+            telling=Telling(observer),
         )
         self._gangs: dict[int, Gang] = {}
         self._tasks: TaskGroup | None = None
@@ -115,7 +121,8 @@ class WorkerPool:
             nodes: one per worker, in the order of the lease's bundles.
             handle: of the lease; for the backend.
             spec: what the workers are like.
-            timeout_s: for all of it; the kill of what was started comes on top, at most `kill_s`.
+            timeout_s: for all of it; the end of what was started comes on top, at most `kill_s` and
+                `salvage_s`.
 
         Raises:
             GangLostError: phase `start` or `ping`: a worker did not come up (everything started has
@@ -151,8 +158,8 @@ class WorkerPool:
         sends; the last report is `final`. One reader.
 
         Raises:
-            ValueError: at once: the assignment is under way already, has no ranks or one twice, or
-                has several ranks on a gang of several nodes.
+            ValueError: at once: the assignment is under way already, has no ranks or one twice, has
+                several ranks on a gang of several nodes, or a rendezvous that is not known.
             GangLostError: from the iteration: the gang is lost, is closed under way (its error is a
                 `GangClosed`), or is not open (`GangNotOpen`); what was reported until then is
                 delivered first.
@@ -164,6 +171,7 @@ class WorkerPool:
         record = self._gangs.get(gang)
         if record is not None:
             return record.run(work)
+        checked(work.rendezvous)
         reports = Reports()
         reports.fail(not_open(gang))
         return reports
@@ -204,13 +212,26 @@ class WorkerPool:
         record = self._gangs.get(gang)
         return () if record is None else await record.beats()
 
+    async def drain(self, node: str, left_s: float | None, /) -> None:
+        """Tell the ranks that run on a node, and those that follow there, that it goes away.
+
+        Gangs that open later are not told: tell those again. Takes `ask_s` at most, never raises.
+
+        Args:
+            node: as given to `open`; nobody there: a no-op.
+            left_s: seconds until then; None: not known. The newest notice counts.
+        """
+        async with anyio.create_task_group() as group:
+            for record in list(self._gangs.values()):
+                group.start_soon(record.drain, node, left_s)
+
     async def close(self, gang: int, /, *, kill: bool, timeout_s: float) -> bool:
         """End the workers of a gang, and with them all that is under way.
 
         Args:
             gang: unknown or closed: nothing is left to do, True.
-            kill: False lets the supervisors end their processes in order, for half of the time,
-                before the kill.
+            kill: False lets idle rank processes tear down in order, for half of the time, and then
+                fetches the rest of the logs for the observer, before the kill.
             timeout_s: for all of it.
 
         Returns:

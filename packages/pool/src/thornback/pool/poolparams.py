@@ -5,14 +5,18 @@ from __future__ import annotations
 import attrs
 
 from thornback.pool.ports import Blobs, Clock, WorkerBackend
+from thornback.pool.telling import Telling
 
 
 @attrs.frozen(kw_only=True, slots=True)
 class PoolParams:
     """Bounds and rhythms of a pool."""
 
-    beat_every_s: float = 10.0
-    """Between two heartbeats of a worker."""
+    beat_every_s: float = 5.0
+    """Between two heartbeats of a worker; with each comes what its ranks have written since."""
+    beats_in_a_row: int = 8
+    """While a worker has more of its logs than an answer may hold, it is asked again at once, so
+    often per heartbeat."""
     silence_s: float = 60.0
     """A worker that has answered nothing for so long is killed, and its gang lost."""
     grace_s: float = 15.0
@@ -29,11 +33,13 @@ class PoolParams:
     """After a recall with a kill, for which the supervisor may take 10 s: a worker that still has
     not reported is killed."""
     ask_s: float = 5.0
-    """For the answers to `WorkerPool.beat`."""
+    """For the answers to `WorkerPool.beat` and `WorkerPool.drain`."""
     death_s: float = 10.0
     """For the backend to explain a death."""
     kill_s: float = 10.0
     """For the kill of workers that are out of reach or silent, and of gangs lost or not opened."""
+    salvage_s: float = 10.0
+    """For reading what a dead worker had not sent of its logs."""
     close_s: float = 15.0
     """For each gang that is still open when the pool is left."""
 
@@ -46,3 +52,4 @@ class Surroundings:
     blobs: Blobs
     params: PoolParams
     clock: Clock
+    telling: Telling

@@ -32,6 +32,7 @@ from thornback.pool.ports import (
     Beat,
     CaughtError,
     GangLostError,
+    LogChunk,
     Outcome,
     Report,
     Worker,
@@ -148,7 +149,7 @@ async def _all_at_once(*calls: Callable[[], Awaitable[None]]) -> None:
 async def _started(bench: Bench) -> AsyncIterator[Worker]:
     worker = await bench.backend.start(bench.node, 0, 1, bench.handle, bench.spec)
     try:
-        beat = await worker.call("beat", ())
+        beat = await worker.call("beat", ((), None))
         assert isinstance(beat, Beat), f"expected a Beat, got {beat!r}"
         for name in ("ok", "fails", "blocks"):
             await worker.call("load", (name, await bench.blob(name)))
@@ -158,7 +159,7 @@ async def _started(bench: Bench) -> AsyncIterator[Worker]:
             killed = await worker.kill(timeout_s=10.0)
     assert killed, "the kill was not confirmed"
     assert await worker.kill(timeout_s=10.0), "a second kill was not confirmed"
-    failure = await _failure(worker, "beat", ())
+    failure = await _failure(worker, "beat", ((), None))
     assert not worker.is_unavailable(failure), f"after a kill, gone for good: {failure!r}"
 
 
@@ -177,14 +178,20 @@ async def _failure(worker: Worker, method: str, payload: object) -> Exception:
 
 
 async def _check_calls(bench: Bench, worker: Worker) -> None:
-    """Ranks come back as outcomes, failures are data, a repeated `run` returns the same again."""
+    """Ranks come back as outcomes, failures are data, a repeated `run` returns the same again;
+    ports are told, and drains are taken."""
+    ports = [await worker.call("port", None) for _ in range(2)]
+    assert all(isinstance(port, int) and 0 < port < 1 << 16 for port in ports), f"got {ports!r}"
+    assert ports[0] != ports[1], "a port is not given twice in a short time"
+    for left_s in (30.0, None):
+        assert await worker.call("drain", left_s) is None
     work = assignment(1, 0, 1, 5)
     first = await _report(worker, "run", (work, ()))
     again = await _report(worker, "run", (work, ()))
     assert timeless(first) == timeless(again), "a repeated run must return the same report"
     reports = [first]
     if not first.final:
-        reports.append(await _report(worker, "wait", (1, ())))
+        reports.append(await _report(worker, "wait", (1, (), 0)))
     outcomes, returned = reported(reports)
     assert {rank: outcome.result for rank, outcome in outcomes.items()} == {
         rank: str(rank) for rank in (0, 1, 5) if rank not in returned
@@ -205,7 +212,7 @@ async def _check_blocked_rank(bench: Bench, worker: Worker) -> None:
     other = await _report(worker, "run", (assignment(2, 9), ()))
     assert [outcome.rank for outcome in other.outcomes] == [9], "the other slot must be free"
     await worker.call("recall", (1, True))
-    last = await _report(worker, "wait", (1, ()))
+    last = await _report(worker, "wait", (1, (), 0))
     assert last.final
     outcomes, returned = reported([first, last])
     assert outcomes == {}, f"a rank killed by a recall has no outcome, got {outcomes!r}"
@@ -216,15 +223,16 @@ async def _check_cancelled_call(bench: Bench, worker: Worker) -> None:
     """A call that is cancelled leaves the worker and the other calls alone."""
     async with anyio.create_task_group() as group:
         group.start_soon(worker.call, "watch", None)
-        group.start_soon(worker.call, "beat", ())
+        group.start_soon(worker.call, "beat", ((), None))
         await _report(worker, "run", (assignment(1, 0), ()))
         group.cancel_scope.cancel()
-    assert isinstance(await worker.call("beat", ()), Beat)
+    assert isinstance(await worker.call("beat", ((), None)), Beat)
 
 
 async def _check_death(bench: Bench, worker: Worker) -> None:
-    """At a crash every pending call fails, for good; the death is explained."""
-    beat = await worker.call("beat", ())
+    """At a crash every pending call fails, for good; the death is explained, and what is left of
+    the logs can be read, once."""
+    beat = await worker.call("beat", ((), {}))
     assert isinstance(beat, Beat)
     await _report(worker, "run", (assignment(1, 0, program="blocks"), ()))
     failures: list[Exception] = []
@@ -234,9 +242,9 @@ async def _check_death(bench: Bench, worker: Worker) -> None:
 
     async with anyio.create_task_group() as group:
         group.start_soon(pending, "watch", None)
-        group.start_soon(pending, "wait", (1, ()))
+        group.start_soon(pending, "wait", (1, (), 0))
         # Answered after the two above have been sent.
-        await worker.call("beat", ())
+        await worker.call("beat", ((), None))
         bench.crash(beat.pid)
     assert len(failures) == 2
     for failure in failures:
@@ -244,6 +252,10 @@ async def _check_death(bench: Bench, worker: Worker) -> None:
         error, facts = await worker.death(failure)
         assert isinstance(error, BaseException | CaughtError)
         assert isinstance(dict(facts), dict)
+    assert await worker.kill(timeout_s=10.0)
+    chunks = await worker.salvage(beat.log_dir, {})
+    assert all(isinstance(chunk, LogChunk) for chunk in chunks), f"got {chunks!r}"
+    assert list(await worker.salvage(beat.log_dir, {})) == [], "what is read is removed"
 
 
 async def check_workers(make: MakeBench) -> None:
