@@ -267,6 +267,7 @@ async def on_ray() -> None:
     from thornback.pool.on_ray import RayBackend
 
     as_backend: WorkerBackend = RayBackend()
+    as_backend = RayBackend(straight=False)
     print(as_backend)
 
 

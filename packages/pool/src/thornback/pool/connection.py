@@ -60,6 +60,7 @@ class Connection:
         self._waiting: dict[int, _Reply] = {}
         self._reader: int | None = None
         self._calls = 0
+        self._aborted = False
         self.ended = False
         """Nobody holds the other end any more, or this one was closed."""
 
@@ -92,6 +93,20 @@ class Connection:
         self._calls += 1
         await self._reply(self._calls)  # to what was never asked
 
+    def abort(self) -> None:
+        """End the connection now, for everybody who waits, whatever the other end does.
+        Idempotent."""
+        self._aborted = True
+        with suppress(OSError):
+            self._stream.shutdown(socket.SHUT_RDWR)  # wakes who reads or writes
+        if not self.ended:
+            self._end()
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._aborted and not self._waiting:  # never under the feet of who waits for it
+            self._stream.close()
+
     def close(self) -> None:
         """End the connection. Idempotent."""
         if not self.ended:
@@ -117,6 +132,7 @@ class Connection:
             del self._waiting[number]
             if self._reader == number:
                 self._pass_on()
+            self._close_if_unused()
         return reply
 
     async def _send(self) -> None:

@@ -21,11 +21,10 @@ from thornback.pool.fakes import (
     FakeDeathError,
     FakeUnavailableError,
     FakeWorker,
-    ManualClock,
     fake_blobs,
     fake_script,
-    settle,
 )
+from thornback.pool.manualclock import ManualClock, settle
 from thornback.pool.pool import WorkerPool
 from thornback.pool.ports import (
     Assignment,
