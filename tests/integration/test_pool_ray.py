@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,7 +16,15 @@ import cloudpickle
 import pytest
 
 from thornback.faults import Classifier, FaultKind
-from thornback.pool import GangLostError, ProgramResult, RankCall, WorkerPool, WorkerSpec
+from thornback.pool import (
+    GangLostError,
+    ProgramResult,
+    RankCall,
+    Worker,
+    WorkerBackend,
+    WorkerPool,
+    WorkerSpec,
+)
 from thornback.pool.testing import assignment, reported
 
 pytestmark = [pytest.mark.ray, pytest.mark.anyio]
@@ -66,7 +75,11 @@ async def blobs(key: str) -> bytes:
         def run(self, context: RankCall) -> ProgramResult:
             import json
             import os
+            import threading
 
+            if key == "waits":  # for a file whose name is the argument
+                while not os.path.exists(context.args or b""):
+                    threading.Event().wait(0.01)
             return ProgramResult(result=json.dumps([context.node, os.environ.get("COLOUR")]))
 
     blob: bytes = cloudpickle.dumps(Tell())
@@ -74,12 +87,27 @@ async def blobs(key: str) -> bytes:
 
 
 @asynccontextmanager
-async def pool_on_ray() -> AsyncIterator[WorkerPool]:
+async def pool_on_ray(backend: WorkerBackend | None = None) -> AsyncIterator[WorkerPool]:
     from thornback.pool.on_ray import RayBackend
 
     with anyio.fail_after(120):
-        async with WorkerPool(RayBackend(), blobs) as pool:
+        async with WorkerPool(backend or RayBackend(), blobs) as pool:
             yield pool
+
+
+@attrs.define(slots=True)
+class Kept:
+    """A backend that keeps the workers it has started."""
+
+    backend: Any
+    workers: list[Any] = attrs.field(factory=list)
+
+    async def start(
+        self, node: str, index: int, nodes: int, handle: object, spec: WorkerSpec, /
+    ) -> Worker:
+        worker: Worker = await self.backend.start(node, index, nodes, handle, spec)
+        self.workers.append(worker)
+        return worker
 
 
 def actor_state(pid: int) -> str:
@@ -105,6 +133,56 @@ async def test_a_gang_on_one_bundle_each_with_its_runtime_env() -> None:
         assert [beat.node for beat in beats] == at.nodes
         assert await pool.close(1, kill=False, timeout_s=15.0)
         assert [actor_state(beat.pid) for beat in beats] == ["DEAD", "DEAD"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+async def test_a_straight_line_that_breaks_under_way_costs_nothing(tmp_path: Path) -> None:
+    from thornback.pool.on_ray import RayBackend
+
+    kept = Kept(RayBackend())
+    async with placed({"CPU": CPUS}) as at, pool_on_ray(kept) as pool:
+        await pool.open(1, at.nodes, at.group, WorkerSpec(cpus=CPUS), timeout_s=90.0)
+        (worker,) = kept.workers
+        assert worker._line is not None, "calls should not go by Ray"
+        gate = tmp_path / "gate"
+        waits = attrs.evolve(assignment(1, 0, program="waits"), args=(bytes(gate),))
+        reports = pool.run(1, waits)
+        assert (await anext(reports)).running == 0
+        worker._line.abort()
+        gate.touch()
+        outcomes, _ = reported([report async for report in reports])
+        assert outcomes[0].ok
+        assert worker._line is None
+        outcomes, _ = reported([report async for report in pool.run(1, assignment(2, 7))])
+        assert outcomes[7].ok, "from now on calls go by Ray"
+        assert await pool.close(1, kill=False, timeout_s=15.0)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+async def test_without_straight_lines_calls_go_by_ray_and_logs_are_salvaged_by_a_task(
+    tmp_path: Path,
+) -> None:
+    import ray.util
+
+    from thornback.pool.on_ray import RayBackend
+
+    kept = Kept(RayBackend(straight=False))
+    async with placed({"CPU": CPUS}) as at, pool_on_ray(kept) as pool:
+        await pool.open(1, at.nodes, at.group, WorkerSpec(cpus=CPUS), timeout_s=90.0)
+        (worker,) = kept.workers
+        assert worker._line is None
+        outcomes, _ = reported([report async for report in pool.run(1, assignment(1, 7))])
+        assert outcomes[7].ok
+        (beat,) = await pool.beat(1)
+        assert beat.address == ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # ray has no types there
+        logs = tmp_path / "logs"
+        logs.mkdir()
+        (logs / ".thornback-own").touch()
+        (logs / "w-slot0-1.log").write_bytes(b"one two")
+        assert await pool.close(1, kill=True, timeout_s=15.0)
+        rest = await worker.salvage(str(logs), {"w-slot0-1.log": 4})
+        assert [(c.offset, c.data) for c in rest if c.log == "w-slot0-1.log"] == [(4, b"two")]
+        assert list(await worker.salvage(str(logs), {})) == [], "removed"
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -254,7 +254,7 @@ async def test_a_close_without_kill_asks_first_and_kills_then() -> None:
     async with bed() as it:
         (worker,) = await it.open("a")
         assert await it.pool.close(1, kill=False, timeout_s=1.0)
-        assert worker.calls[-1] == ("close", 0.5), "half of the time is for teardowns"
+        assert ("close", 0.5) in worker.calls, "half of the time is for teardowns"
         assert worker.kills == 1
         (worker,) = await it.open("a", gang=2)
         assert await it.pool.close(2, kill=True, timeout_s=1.0)

@@ -45,6 +45,19 @@ def test_a_closed_log_is_told_once_and_forgotten_when_the_worker_knows() -> None
     assert book.offsets() == {}
 
 
+def test_a_name_alone_is_remembered_and_not_told() -> None:
+    book = LogBook()
+    assert enter(book, chunk("a", 0, b"")) == []
+    assert book.offsets() == {"a": 0}
+
+
+def test_logs_that_stay_in_their_folder_are_remembered() -> None:
+    book = LogBook(kept=True)
+    enter(book, chunk("a", 0, b"one", closed=True), chunk("b", 0, b"x"))
+    book.acknowledged({"a": 3})
+    assert (book.offsets(), book.for_salvage()) == ({"b": 1}, {"a": 3, "b": 1})
+
+
 def test_an_open_log_is_never_forgotten() -> None:
     book = LogBook()
     enter(book, chunk("a", 0, b"one"))

@@ -248,14 +248,16 @@ async def test_a_salvage_that_hangs_holds_up_nobody_for_long() -> None:
         assert it.audience.chunks == []
 
 
-async def test_logs_in_a_folder_of_the_user_stay_there() -> None:
+async def test_of_a_folder_of_the_user_no_log_is_read_twice() -> None:
     async with gang(spec=WorkerSpec(log_dir="/mine")) as it:
-        it.worker.write("l1", b"one")
-        await it.clock.advance(6.0)
-        assert it.audience.text("l1") == b"one"
-        it.worker.write("l1", b" two")
+        it.worker.write("l1", b"one", closed=True)
+        it.worker.write("l2", b"two")
+        await it.clock.advance(11.0)
+        assert offsets_asked(it.worker)[-1] == {"l1": 3, "l2": 3}
+        await it.clock.advance(5.0)
+        assert offsets_asked(it.worker)[-1] == {"l2": 3}
         assert await it.pool.close(1, kill=True, timeout_s=5.0)
-        assert it.worker.salvages == []
+        assert it.worker.salvages == [("/logs", {"l1": 3, "l2": 3})], "they are still there"
 
 
 async def test_an_observer_that_raises_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:

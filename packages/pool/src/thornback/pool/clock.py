@@ -1,4 +1,4 @@
-"""Time for the pool: the real clock, and a bound on a wait that works with any clock."""
+"""Time for the pool: the real clock, and waits that work with any."""
 
 from __future__ import annotations
 
@@ -11,6 +11,28 @@ import anyio
 from thornback.pool.ports import Clock
 
 T = TypeVar("T")
+
+
+class Flag:
+    """An event that costs nothing until somebody waits for it."""
+
+    __slots__ = ("_event", "_set")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._event: anyio.Event | None = None
+
+    def set(self) -> None:
+        """Wake everybody who waits, now or later."""
+        self._set = True
+        if self._event is not None:
+            self._event.set()
+
+    async def wait(self) -> None:
+        """Return when it is set."""
+        if not self._set:
+            self._event = self._event or anyio.Event()
+            await self._event.wait()
 
 
 class Expired(Exception):

@@ -21,7 +21,7 @@ import attrs
 from anyio.abc import TaskGroup, TaskStatus
 
 from thornback.pool import losses, rendezvous
-from thornback.pool.clock import Expired, within
+from thornback.pool.clock import Expired, Flag, within
 from thornback.pool.link import BlobsFailed, Link, everywhere
 from thornback.pool.members import MemberState
 from thornback.pool.poolparams import Surroundings
@@ -39,8 +39,8 @@ class _Work:
 
     assignment: Assignment
     reports: Reports
-    ended: anyio.Event = attrs.field(factory=anyio.Event)
-    issued: dict[int, anyio.Event] = attrs.field(factory=dict)
+    ended: Flag = attrs.field(factory=Flag)
+    issued: tuple[Flag, ...] = ()
     """By member: its `run` has been called, so that a recall finds something to recall. Empty: not
     sent."""
     recalled: bool = False
@@ -208,9 +208,17 @@ class Gang:
                 finished_when=assignment.finished_when,
             )
             work = self._work[assignment.assignment] = _Work(assignment, reports)
-            if accepted:
+            if accepted and self._ready(assignment):
+                self._launch(work, (assignment,))
+            elif accepted:
                 self._spawn(partial(self._drive, work))
         return reports
+
+    def _ready(self, assignment: Assignment) -> bool:
+        """Whether it can be sent as it is, at once: the usual case, which is worth a task less."""
+        if rendezvous.needs_port(assignment, len(self._links)):
+            return False
+        return self._links[0].has((assignment.program, *assignment.inputs))
 
     async def _drive(self, work: _Work) -> None:
         """Load what is missing, everywhere; let the nodes meet; then run, everywhere."""
@@ -233,7 +241,10 @@ class Gang:
             for link in self._links:
                 self._apply(self._roster.reported(link.member, number, Report(final=True)))
             return
-        work.issued = {link.member: anyio.Event() for link in self._links}
+        self._launch(work, shares)
+
+    def _launch(self, work: _Work, shares: Sequence[Assignment]) -> None:
+        work.issued = tuple(Flag() for _ in self._links)
         for link, share in zip(self._links, shares, strict=True):
             self._spawn(partial(self._run, link, work, share))
 
@@ -412,24 +423,21 @@ class Gang:
         payload: Callable[[tuple[int, ...]], object],
         phase: str = "run",
     ) -> object:
-        answers: list[object] = []
-
-        async def ask() -> None:
-            answers.append(await link.ask(method, payload))
-
-        await self._of(link, ask, phase)
-        return answers[0]
+        try:
+            return await link.ask(method, payload)
+        except Exception as error:
+            # Whatever a backend raises from a call means that the worker is gone (`Worker.call`).
+            await self._declare_dead(link, error, phase)
+            raise _MemberDown from error
 
     async def _of(self, link: Link, call: Callable[[], Awaitable[None]], phase: str) -> None:
-        """Do something with a worker; if it turns out to be gone, declare it dead and raise
-        `_MemberDown`."""
+        """Do something with a worker, like `_ask`; what the driver's side failed of is not its
+        fault."""
         try:
             await call()
         except BlobsFailed:
             raise
         except Exception as error:
-            # Whatever a backend raises from a call means that the worker is gone
-            # (`WorkerBackend.call`).
             await self._declare_dead(link, error, phase)
             raise _MemberDown from error
 

@@ -58,7 +58,7 @@ class Link:
         self._gang = gang
         self._logs = LogBook()
         self._log_dir = ""
-        """Where it has logs of its own that are wanted; empty: nothing is to be salvaged."""
+        """Where it has logs that are wanted; empty: nothing is to be salvaged."""
         self._around = surroundings
         self._roster = roster
         self._worker: Worker | None = None
@@ -74,6 +74,7 @@ class Link:
             GangLostError: it did not come up, whatever the reason.
         """
         phase = "start"
+        self._logs = LogBook(kept=spec.log_dir != "")
         try:
             self._worker = await self._around.backend.start(
                 self.node, self.member, nodes, handle, spec
@@ -83,8 +84,7 @@ class Link:
             beat = await self.call("beat", ((), self._offsets()))
             if isinstance(beat, Beat):
                 self.address = beat.address
-                # A folder that the user has named is left to the user.
-                self._log_dir = beat.log_dir if self._telling.wanted and not spec.log_dir else ""
+                self._log_dir = beat.log_dir if self._telling.wanted else ""
                 self._tell(beat)
         except GangLostError:
             raise  # the backend has explained it already
@@ -147,7 +147,7 @@ class Link:
                 return
             self._arrived(answer, offsets)
             if offsets == self._offsets():
-                self._log_dir = ""  # the worker has removed it: all has arrived
+                self._log_dir = ""  # all has arrived, and the worker knows
                 return
 
     def _offsets(self) -> dict[str, int] | None:
@@ -167,6 +167,10 @@ class Link:
     def acknowledge(self, assignment: int) -> None:
         """Let the worker forget an assignment, with the next call that can say so."""
         self._acks[assignment] = None
+
+    def has(self, keys: Sequence[str]) -> bool:
+        """Whether the worker has all these blobs."""
+        return all((done := self._loads.get(key)) is not None and done.is_set() for key in keys)
 
     async def load(self, keys: Sequence[str]) -> None:
         """Send the blobs that the worker does not have: each once, also when asked for at the same
@@ -218,7 +222,7 @@ class Link:
         if worker is None or not log_dir or not self.killed:
             return
         try:
-            limit_s, offsets = self._around.params.salvage_s, self._logs.offsets()
+            limit_s, offsets = self._around.params.salvage_s, self._logs.for_salvage()
             chunks = await within(clock, limit_s, lambda: worker.salvage(log_dir, offsets))
         except Exception as failure:  # noqa: BLE001  # then the logs end where they end
             _LOG.warning("the logs of a dead worker on %s are lost: %r", self.node, failure)

@@ -20,21 +20,30 @@ class LogBook:
 
     The reader's offsets drive everything, so an answer that is lost, late or there twice costs
     nothing: only what follows what is here counts.
+
+    Args:
+        kept: the logs stay in their folder when they are over, so their ends are remembered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, kept: bool = False) -> None:
+        self._kept = kept
         self._arrived: dict[str, int] = {}
         self._closed: dict[str, None] = {}
+        self._over: dict[str, int] = {}
 
     def offsets(self) -> dict[str, int]:
         """Return what to ask with: by name of the log, how much of it is here."""
         return dict(self._arrived)
 
+    def for_salvage(self) -> dict[str, int]:
+        """Return how much is here of all that may still be in the folder."""
+        return {**self._over, **self._arrived}
+
     def entered(self, chunks: Iterable[LogChunk], *, gang: int, node: str) -> tuple[LogChunk, ...]:
         """Enter what a worker sent; return what is new of it, with its gang and node."""
         found = []
         for chunk in chunks:
-            here = self._arrived.get(chunk.log, 0)
+            here = self._arrived.setdefault(chunk.log, 0)  # a name alone is news for `salvage`
             known = min(max(here - chunk.offset, 0), len(chunk.data))
             ending = chunk.closed and chunk.log not in self._closed
             if known == len(chunk.data) and not ending:
@@ -61,6 +70,8 @@ class LogBook:
         for log, offset in offsets.items():
             if log in self._closed and self._arrived[log] == offset:
                 del self._closed[log], self._arrived[log]
+                if self._kept:
+                    self._over[log] = offset
 
 
 def has_more(chunks: Iterable[LogChunk]) -> bool:

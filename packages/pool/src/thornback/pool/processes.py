@@ -168,7 +168,7 @@ class WorkerProcess:
         return died, facts
 
     async def salvage(self, log_dir: str, offsets: Mapping[str, int], /) -> Sequence[LogChunk]:
-        """Read the rest of its logs, in a thread, and remove them and their folder. See
+        """Read the rest of its logs, in a thread, and remove their folder if it was its own. See
         `Worker.salvage`.
 
         Cancellation: the thread goes on to the end.
