@@ -221,6 +221,8 @@ class _RayWorker:
         self._node = node
         self._salvaging = salvaging
         """The remote function that reads logs on the node."""
+        self._node_gone = False
+        """As the GCS says: nothing is to be read there."""
         self._straight = straight
         self._line: Connection | None = None
         self._hold: Any = None
@@ -340,6 +342,7 @@ class _RayWorker:
             if facts.get("death_cause") in (None, "NODE_DIED"):
                 nodes = await self._bridge.in_thread(ray.nodes)
                 facts = {**node_facts(nodes, self._node), **facts}
+        self._node_gone = facts.get("death_cause") == "NODE_DIED"
         return error, facts
 
     async def salvage(self, log_dir: str, offsets: Mapping[str, int], /) -> Sequence[LogChunk]:
@@ -348,6 +351,8 @@ class _RayWorker:
 
         Cancellation: so is the task.
         """
+        if self._node_gone:
+            return ()
         send = partial(self._salvaging.remote, log_dir, dict(offsets))
         ref = await self._bridge.in_thread(send)
         read = False
