@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import attrs
 
-from thornback.pool.ports import Assignment, Outcome, Ranks, Report
+from thornback.pool.ports import Assignment, Checkpoint, Outcome, Ranks, Report
+
+
+@attrs.frozen(slots=True)
+class Item:
+    """A rank, with what belongs to it alone."""
+
+    rank: int
+    args: bytes | None = None
+    restored: bytes | None = None
+
+
+@attrs.frozen(slots=True)
+class Part:
+    """A part of the report: made once, sent as often as it is asked for."""
+
+    ended: tuple[tuple[Mapping[str, Any], float], ...]
+    """Fields of the `Outcome` of each rank, and when it ended."""
+    returned: Ranks
+    running: int | None
+    final: bool
+
+    def report(self, now: float, checkpoint: Checkpoint | None = None) -> Report:
+        """Return it as it is to be sent now: `ago_s` counts to the sending."""
+        return Report(
+            outcomes=tuple(Outcome(**each, ago_s=max(0.0, now - at)) for each, at in self.ended),
+            returned=self.returned,
+            running=self.running,
+            final=self.final,
+            checkpoint=checkpoint,
+        )
 
 
 @attrs.define(slots=True, eq=False)
@@ -14,20 +46,26 @@ class Books:
     """What has become of the ranks of an assignment, and what of it has been reported.
 
     It is reported in at most two parts: the first when it is over or has handed back what had not
-    started, the last when the rank that ran then is over. A part, once made, stays the same, so
-    that it can be asked for again.
+    started, the last when what ran then is over. A part, once made, stays the same, so that it can
+    be asked for again.
     """
 
     work: Assignment
-    running: int | None = None
-    first: tuple[Report, float] | None = None
-    """With the time at which it was made."""
-    last: tuple[Report, float] | None = None
+    out: deque[Item] = attrs.field(factory=deque)
+    """Begun and not over, in order: the first one runs, or is about to."""
+    first: Part | None = None
+    last: Part | None = None
     """Holds `final`."""
+    checkpoint: Checkpoint | None = None
+    """The newest, unless its rank has succeeded."""
     _position: int = 0
     _size: int = 0
+    _versions: int = 0
+    _handed_back: bool = False
+    _again: list[Item] = attrs.field(factory=list)
+    """Taken back, to be begun again; the next one last."""
     _returned: list[range] = attrs.field(factory=list)
-    _ended: list[tuple[Outcome, float]] = attrs.field(factory=list)
+    _ended: list[tuple[Mapping[str, Any], float]] = attrs.field(factory=list)
     _ranks: Iterator[int] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -37,47 +75,85 @@ class Books:
     @property
     def over(self) -> bool:
         """Whether nothing runs and nothing is left to run."""
-        return self.running is None and self._position == self._size
+        return not self.out and self._position == self._size
 
-    def begin(self) -> tuple[int, bytes | None] | None:
-        """Take the next rank and its arguments; None: there is none."""
+    @property
+    def running(self) -> int | None:
+        """The rank that was begun last, of those that are not over."""
+        return self.out[-1].rank if self.out else None
+
+    def begin(self) -> Item | None:
+        """Take the next rank; None: there is none."""
         if self._position == self._size:
             return None
-        self.running = next(self._ranks)
-        args = self.work.args[self._position] if self.work.args else None
+        if self._again:
+            item = self._again.pop()
+        else:
+            work, at = self.work, self._position
+            item = Item(
+                next(self._ranks),
+                work.args[at] if work.args else None,
+                work.restored[at] if work.restored else None,
+            )
         self._position += 1
-        return self.running, args
+        self.out.append(item)
+        return item
 
-    def end(self, outcome: Outcome | None, now: float) -> None:
-        """Enter the outcome of the running rank; None: it was recalled, and is returned."""
-        if outcome is not None:
-            self._ended.append((outcome, now))
-        elif self.running is not None:
-            self._returned.append(range(self.running, self.running + 1))
-        self.running = None
+    def unbegin(self, count: int) -> None:
+        """Take back the last `count` that were begun: none of them has started."""
+        for _ in range(count):
+            item = self.out.pop()
+            if self._handed_back:
+                self._returned.append(range(item.rank, item.rank + 1))
+            else:
+                self._again.append(item)
+                self._position -= 1
+
+    def end(self, outcome: Mapping[str, Any] | None, now: float) -> None:
+        """Enter the fields of the outcome of the first that is not over; None: it was recalled, and
+        is returned."""
+        rank = self.out.popleft().rank
+        if outcome is None:
+            self._returned.append(range(rank, rank + 1))
+            return
+        self._ended.append((outcome, now))
+        if self.checkpoint is not None and self.checkpoint.rank == rank and outcome["ok"]:
+            self.checkpoint = None
+
+    def save(self, data: bytes) -> None:
+        """Enter a checkpoint of the first that is not over."""
+        self._versions += 1
+        self.checkpoint = Checkpoint(rank=self.out[0].rank, version=self._versions, data=data)
+
+    def newer(self, seen: int) -> Checkpoint | None:
+        """Return the checkpoint, if it is newer than version `seen`."""
+        found = self.checkpoint
+        return found if found is not None and found.version > seen else None
 
     def hand_back(self) -> None:
-        """Return all ranks that have not started."""
+        """Return all ranks that have not begun."""
         self._returned.extend(_without_first(self.work.ranks, self._position))
         self._position = self._size
+        self._handed_back = True
+        self._again.clear()
 
-    def report(self, now: float) -> None:
+    def report(self) -> None:
         """Make the next part of the report, if it is time."""
         if self.last is not None or self._position < self._size:
             return
         if self.first is not None and not self.over:
             return
-        part = Report(
-            outcomes=tuple(attrs.evolve(each, ago_s=now - ended) for each, ended in self._ended),
+        part = Part(
+            ended=tuple(self._ended),
             returned=tuple(sorted(self._returned, key=lambda each: each.start)),
             running=self.running,
             final=self.over,
         )
         self._ended, self._returned = [], []
         if self.first is None:
-            self.first = (part, now)
+            self.first = part
         if self.over:
-            self.last = (part, now)
+            self.last = part
 
 
 def _without_first(ranks: Ranks, count: int) -> Iterator[range]:
@@ -86,13 +162,3 @@ def _without_first(ranks: Ranks, count: int) -> Iterator[range]:
         count = max(0, count - len(each))
         if rest:
             yield rest
-
-
-def aged(part: tuple[Report, float], now: float) -> Report:
-    """Return the report as it is to be sent now: `ago_s` counts to the sending."""
-    report, made = part
-    age_s = now - made
-    if age_s <= 0.0 or not report.outcomes:
-        return report
-    outcomes = tuple(attrs.evolve(each, ago_s=each.ago_s + age_s) for each in report.outcomes)
-    return attrs.evolve(report, outcomes=outcomes)

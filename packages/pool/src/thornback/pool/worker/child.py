@@ -1,10 +1,22 @@
 """The rank process: runs user code, one rank after the other, and says what came of it.
 
-It speaks with the supervisor over one stream. Down (pickled tuples): `("setup", blob, fields)`,
-once and first; `("rank", serial, fields)`; `("input", key, blob)`, the answer to `need`. Up (JSON
-lists): `["set_up", error, peak, spans]`, `["started", serial]`, `["done", serial, result, outputs,
-error, ran_s, peak, spans]`, `["need", key]`. `fields` are those of `RankCall`; `spans` as in
-`spandata`. When the stream ends, so does the process.
+It has two sockets. Tickets come one a packet: each is taken by this process or taken back by the
+supervisor, never both, since the kernel hands a packet out once. So a rank whose ticket was taken
+back was not started. What is too large for a packet comes as a message on the stream.
+
+Tickets (pickled tuples): `("rank", serial, work, rank, args, restored)`; `("large", serial, work,
+rank)`, whose `("large", serial, args, restored)` is on the stream; `("do", serial)`, which says
+that a `setup` or `teardown` is there. Messages down the stream (pickled tuples): `("work", number,
+fields)`, what the ranks of an assignment have in common; `("do", serial, "setup", blob, fields)`,
+first; `("do", serial, "teardown")`, last; `("input", key, blob or None)`; `("kept", number)`, the
+answer to a checkpoint; `("drain", instant)`. Up (JSON lists): `["set_up", error, peak, spans, has a
+teardown]`, `["started", serial]`, `["done", serial, result, outputs, error, ran_s, peak, spans, log
+size]`, `["torn_down"]`, `["need", key]`, `["checkpoint", serial, number, base64]`, `["progress",
+serial, done, total]`. `fields` are those of `RankCall` and `env`; `spans` as in `spandata`. When
+the tickets end, so does the process.
+
+What is said last of a rank and first of the next goes out together, but always before the next
+one's code runs: a death costs one rank.
 
 What is guarded against. User code may fork and come back (only the original answers), close or
 replace the standard streams (they are put back before each rank), leave processes behind (ended
@@ -15,34 +27,41 @@ breaks on purpose stays broken until the process is replaced.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import io
 import os
 import pickle
-import resource
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from thornback.pool.caught import catch, to_plain
 from thornback.pool.ports import Program, ProgramResult, RankCall
-from thornback.pool.worker import proctree, wire
+from thornback.pool.worker import proctree
 from thornback.pool.worker.leftovers import Leftovers
+from thornback.pool.worker.line import Line, Mouth
+from thornback.pool.worker.peak import PeakMemory
+from thornback.pool.worker.streams import StandardStreams, out_of_the_way
 from thornback.pool.worker.tracing import RankTracing
 
 MAX_RESULT_BYTES = 1 << 20
 """Of the JSON text of a result, and of all paths of its outputs."""
 
+_TOLD = ("attempt", "epoch", "stage")
+"""Fields that are variables as well."""
+
 
 def rank_process_main(
-    stream: socket.socket, log_path: str, env: Mapping[str, str], parent: int, /
+    stream: socket.socket,
+    tickets: socket.socket,
+    log_path: str,
+    env: Mapping[str, str],
+    parent: int,
+    /,
 ) -> None:
-    """Set the process up and serve the supervisor until the stream ends."""
+    """Set the process up and serve the supervisor until the tickets end."""
     os.setsid()
     proctree.die_with_parent()
     if os.getppid() != parent:  # it died before we asked to die with it
@@ -51,18 +70,16 @@ def rank_process_main(
     proctree.be_killed_first()
     os.environ.update(env)
     _reseed()
-    RankProcess(_out_of_the_way(stream), StandardStreams(log_path)).serve()
+    line = Line(_moved(stream), _moved(tickets))
+    RankProcess(line, StandardStreams(log_path)).serve()
 
 
-def _out_of_the_way(stream: socket.socket) -> socket.socket:
-    """Move the stream to a high descriptor: code that closes "all" descriptors rarely goes that
-    far."""
-    highest = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1024)
+def _moved(sock: socket.socket) -> socket.socket:
     with contextlib.suppress(OSError):
-        moved = fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD_CLOEXEC, max(3, highest - 32))
-        stream.close()
+        moved = out_of_the_way(sock.fileno())
+        sock.close()
         return socket.socket(fileno=moved)
-    return stream
+    return sock
 
 
 def _reseed() -> None:
@@ -72,92 +89,50 @@ def _reseed() -> None:
         numpy_random.seed()
 
 
-class StandardStreams:
-    """Descriptors 0, 1, 2 and their Python objects: nothing to read, and all output to the log
-    file."""
-
-    def __init__(self, log_path: str) -> None:
-        self._log_path = log_path or os.devnull
-        self._log_fd = -1
-        self._stdout: io.TextIOWrapper | None = None
-        self._stderr: io.TextIOWrapper | None = None
-
-    def restore(self) -> None:
-        """Make them as they should be, whatever user code did to them."""
-        try:
-            os.dup2(self._log_fd, 1)
-            os.dup2(self._log_fd, 2)
-        except OSError:
-            self._reopen()
-        if self._stdout is None or self._stdout.closed:
-            self._stdout = _text(1, line_buffering=True)
-        if self._stderr is None or self._stderr.closed:
-            self._stderr = _text(2, line_buffering=True)
-        sys.stdout = self._stdout
-        sys.stderr = self._stderr
-
-    def _reopen(self) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        try:
-            opened = os.open(self._log_path, flags, 0o644)
-        except OSError:  # a full disk must not end the rank
-            opened = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(opened, 1)
-        os.dup2(opened, 2)
-        self._log_fd = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 64)
-        if opened > 2:
-            os.close(opened)
-        with open(os.devnull, "rb", buffering=0) as nothing:
-            os.dup2(nothing.fileno(), 0)
-
-    def flush(self) -> None:
-        """Write out what Python still holds, also in objects that user code put in their place."""
-        for stream in (sys.stdout, sys.stderr, self._stdout):
-            try:
-                if stream is not None:
-                    stream.flush()
-            except Exception:  # noqa: BLE001  # closed, broken, or of a class of the user's
-                continue
-
-
-def _text(fd: int, *, line_buffering: bool) -> io.TextIOWrapper:
-    raw = open(fd, "wb", closefd=False)  # noqa: SIM115  # lives as long as the process
-    return io.TextIOWrapper(
-        raw, encoding="utf-8", errors="backslashreplace", line_buffering=line_buffering
-    )
-
-
 class RankProcess:
     """Serves one supervisor with one program."""
 
-    def __init__(self, stream: socket.socket, streams: StandardStreams) -> None:
-        self._stream = stream
+    def __init__(self, line: Line, streams: StandardStreams) -> None:
+        self._line = line
         self._streams = streams
         self._pid = os.getpid()
         self._program: Program | None = None
-        self._inputs: dict[str, bytes] = {}
-        self._lock = threading.Lock()
-        self._open_call: object = None
-        """The call that may ask for inputs now."""
+        self._work = 0
+        self._fields: dict[str, Any] = {}
+        """What the ranks of the assignment have in common."""
+        self._env: dict[str, str] = {}
+        self._names: dict[str, str] = {}
         self._leftovers = Leftovers()
         self._tracing = RankTracing()
-        # A forked copy must neither speak for us nor keep the stream open after our death.
-        os.register_at_fork(after_in_child=stream.close)
+        self._peak = PeakMemory()
 
     def serve(self) -> None:
-        """Carry out what the supervisor says until the stream ends."""
+        """Carry out what the supervisor says until the tickets end."""
         self._streams.restore()
-        while (body := wire.receive(self._stream)) is not None:
-            match wire.unpickled(body):
-                case ("rank", int(serial), dict(fields)):
-                    self._run(serial, fields)
-                case ("setup", bytes(blob), dict(fields)):
-                    self._set_up(blob, fields)
+        while (ticket := self._line.next_ticket()) is not None:
+            match ticket:
+                case ("rank", int(serial), int(work), int(rank), args, restored):
+                    self._run(serial, work, rank, args, restored)
+                case ("large", int(serial), int(work), int(rank)):
+                    args, restored = self._line.mail("large", serial)
+                    self._run(serial, work, rank, args, restored)
+                case ("do", int(serial)):
+                    self._do(*self._line.mail("do", serial))
 
-    def _set_up(self, blob: bytes, fields: dict[str, object]) -> None:
+    def _do(self, what: object, *rest: Any) -> None:
+        if what == "setup":
+            self._set_up(*rest)
+        else:
+            self._tear_down()
+
+    def _set_up(self, blob: bytes, fields: dict[str, Any]) -> None:
         error, spans = None, None
-        call = self._begin(fields)
+        self._take_work(0, fields)
+        before = self._begin()
+        mouth = Mouth(self._line, -1)
+        self._line.open(-1)
         try:
+            call = self._call(mouth, fields["rank"], None, None)
             self._program = pickle.loads(blob)
             self._program.setup(call)
         except BaseException as caught:  # noqa: BLE001  # user code: any exception becomes data
@@ -167,14 +142,22 @@ class RankProcess:
         self._tracing.end_set_up()
         if error is not None:  # else they travel with the first rank
             spans = self._tracing.end()
-        self._end()
+        self._end(before)
         self._leftovers.remember()
-        self._send(["set_up", error, proctree.own_peak_rss_bytes(), spans])
+        ends = callable(getattr(self._program, "teardown", None))
+        self._line.say(["set_up", error, self._peak.bytes(), spans, ends])
 
-    def _run(self, serial: int, fields: dict[str, object]) -> None:
+    def _run(
+        self, serial: int, work: int, rank: int, args: bytes | None, restored: bytes | None
+    ) -> None:
         result, outputs, error = None, [], None
-        call = self._begin(fields)
-        self._send(["started", serial])
+        if work != self._work:
+            self._take_work(work, *self._line.mail("work", work))
+        before = self._begin()
+        self._line.open(serial)
+        call = self._call(Mouth(self._line, serial), rank, args, restored)
+        self._line.say(["started", serial])
+        self._line.flush()
         started = time.monotonic()
         try:
             assert self._program is not None, "a rank before its setup"
@@ -186,53 +169,64 @@ class RankProcess:
         self._leave_if_copy(None)
         ran_s = time.monotonic() - started
         spans = self._tracing.end()
-        self._end()
+        self._end(before)
         self._leftovers.end()
-        peak = proctree.own_peak_rss_bytes()
-        self._send(["done", serial, result, outputs, error, ran_s, peak, spans])
+        peak, size = self._peak.bytes(), self._streams.log_size()
+        self._line.say(["done", serial, result, outputs, error, ran_s, peak, spans, size])
 
-    def _begin(self, fields: dict[str, object]) -> RankCall:
+    def _tear_down(self) -> None:
+        """Let the program end what it has begun. What it raises goes to the log."""
+        before = self._begin()
+        try:
+            self._program.teardown()  # type: ignore[union-attr]  # it has one: `_set_up` said so
+        except BaseException as caught:  # noqa: BLE001  # user code
+            self._leave_if_copy(caught)
+            print("thornback: the teardown of the program failed:", file=sys.stderr)
+            traceback.print_exception(caught)
+        self._leave_if_copy(None)
+        self._end(before)
+        self._line.say(["torn_down"])
+
+    def _take_work(self, number: int, fields: dict[str, Any]) -> None:
+        self._work = number
+        self._env = fields.pop("env")
+        self._fields = fields
+        self._names = {f"THORNBACK_{name.upper()}": str(fields[name]) for name in _TOLD}
+
+    def _call(
+        self, mouth: Mouth, rank: int, args: bytes | None, restored: bytes | None
+    ) -> RankCall:
+        _set_variable("THORNBACK_RANK", str(rank))
+        return RankCall(
+            **{**self._fields, "rank": rank},
+            args=args,
+            restored=restored,
+            inputs=mouth.inputs,
+            draining=self._line.draining,
+            checkpoint=mouth.checkpoint,
+            progress=mouth.progress,
+        )
+
+    def _begin(self) -> dict[str, str | None]:
+        """Prepare for user code; returns the variables to put back after it."""
         self._streams.restore()
-        for name in ("rank", "attempt", "epoch", "stage"):
-            os.environ[f"THORNBACK_{name.upper()}"] = str(fields[name])
-        proctree.reset_own_peak()
-        token = self._open_call = object()
-        call = RankCall(inputs=lambda key: self._input(token, key), **fields)  # type: ignore[arg-type]  # checked by its sender
-        self._tracing.begin(call.traceparent, call.epoch)
-        return call
+        before = {name: os.environ.get(name) for name in self._env}
+        os.environ.update(self._env)
+        for name, value in self._names.items():
+            _set_variable(name, value)
+        self._peak.reset()
+        self._tracing.begin(self._fields["traceparent"], self._fields["epoch"])
+        return before
 
-    def _end(self) -> None:
-        with self._lock:
-            self._open_call = None
+    def _end(self, before: Mapping[str, str | None]) -> None:
+        self._line.close()
         signal.setitimer(signal.ITIMER_REAL, 0)
         self._streams.flush()
-
-    def _input(self, token: object, key: str) -> bytes:
-        """Ask the supervisor for a blob; the main thread is in user code meanwhile and does not
-        read."""
-        with self._lock:
-            if self._open_call is not token or os.getpid() != self._pid:
-                raise RuntimeError(
-                    f"input {key!r} was asked for outside of the rank it belongs to: read inputs "
-                    "while the rank runs, and in the rank's own process"
-                )
-            if key not in self._inputs:
-                self._send(["need", key])
-                body = wire.receive(self._stream)
-                if body is None:
-                    os._exit(0)
-                match wire.unpickled(body):
-                    case ("input", str(name), bytes(blob)) if name == key:
-                        self._inputs[key] = blob
-                    case _:
-                        raise KeyError(
-                            f"input {key!r} is not known to this worker: expected a key named in "
-                            "the assignment's inputs"
-                        )
-            return self._inputs[key]
-
-    def _send(self, message: list[object]) -> None:
-        self._stream.sendall(wire.as_json(message))
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
     def _leave_if_copy(self, error: BaseException | None) -> None:
         """End a forked copy that came back from user code, as the interpreter would have ended
@@ -240,6 +234,11 @@ class RankProcess:
         if os.getpid() != self._pid:
             self._streams.flush()
             _leave(error)
+
+
+def _set_variable(name: str, value: str) -> None:
+    if os.environ.get(name) != value:  # to write one costs a call into C
+        os.environ[name] = value
 
 
 def _leave(error: BaseException | None) -> NoReturn:

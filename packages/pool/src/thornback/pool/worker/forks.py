@@ -16,12 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 import attrs
 
 from thornback.pool.worker import proctree, wire
+from thornback.pool.worker.logshelf import Owner
 
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1])['path']; "
     "from thornback.pool.worker.forkserver import main; main()"
 )
 _MAX_FDS = 16
+_PER_FORK = 3
 _CLOEXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
@@ -34,6 +36,29 @@ class ForkFailed(Exception):
     again may help."""
 
 
+@attrs.frozen(slots=True)
+class Sockets:
+    """Our ends of the sockets of a rank process."""
+
+    stream: socket.socket
+    tickets: socket.socket
+    """What is sent here, the process takes."""
+    back: socket.socket
+    """The end that the process takes from: what it has not taken yet can be taken back here."""
+
+    @classmethod
+    def made(cls) -> tuple[Sockets, socket.socket, socket.socket]:
+        """Return a new set, and the two ends of the process."""
+        stream, theirs = socket.socketpair()
+        tickets, takes = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        return cls(stream, tickets, takes.dup()), theirs, takes
+
+    def close(self) -> None:
+        """Close all. Idempotent."""
+        for each in (self.stream, self.tickets, self.back):
+            each.close()
+
+
 @attrs.frozen(kw_only=True, slots=True)
 class ForkServerConfig:
     """How to start a fork server."""
@@ -43,8 +68,13 @@ class ForkServerConfig:
     """Value of THORNBACK_WORKER in `env`: names everything that descends from this fork server."""
     preload: Sequence[str]
     log_path: str
-    remove: str
-    """Folder to remove at the end, if the worker should not live to do it; empty: none."""
+    log_dir: str
+    """Removed at the end, if the worker should not live to do it (see `forkserver`), and if it is
+    the worker's own."""
+    owner: Owner
+    """Who salvages the logs."""
+    logs_asked: bool
+    """Somebody reads them already."""
 
 
 class ForkServerClient:
@@ -54,7 +84,7 @@ class ForkServerClient:
         self,
         config: ForkServerConfig,
         *,
-        on_forked: Callable[[int, int, socket.socket], None],
+        on_forked: Callable[[int, int, Sockets], None],
         on_death: Callable[[int, int, int], None],
         on_lost: Callable[[], None],
     ) -> None:
@@ -62,7 +92,7 @@ class ForkServerClient:
 
         Args:
             config: how to start it.
-            on_forked: called with (request, pid, our end of the stream to it) for each new child,
+            on_forked: called with (request, pid, our ends of its sockets) for each new child,
                 before `fork` returns
                 and before its death can be told; also if nobody waits for it any more.
             on_death: called with (pid, wait status, peak resident bytes) for each dead child.
@@ -95,7 +125,9 @@ class ForkServerClient:
             "parent": os.getpid(),
             "path": sys.path,
             "preload": list(self._config.preload),
-            "remove": self._config.remove,
+            "log_dir": self._config.log_dir,
+            "owner": [self._config.owner.pid, self._config.owner.started],
+            "logs_asked": self._config.logs_asked,
         }
         with theirs:
             try:
@@ -152,6 +184,11 @@ class ForkServerClient:
         """Kill a child; its death will be told. Unknown or dead: a no-op."""
         with contextlib.suppress(ForkServerLost):
             self._send(("kill", pid))
+
+    def keep_logs(self) -> None:
+        """Tell it that somebody reads the logs."""
+        with contextlib.suppress(ForkServerLost):
+            self._send(("keep",))
 
     def terminate(self) -> None:
         """Kill the fork server and, with it, all children at once; for when it does not answer.
@@ -231,9 +268,11 @@ class ForkServerClient:
             case ("hello", int(pid)) if self._hello is not None and not self._hello.done():
                 self._hello.set_result(pid)
             case ("forked", int(request), int(pid)):
-                stream = socket.socket(fileno=self._fds.popleft())
-                stream.set_inheritable(False)
-                self._on_forked(request, pid, stream)
+                fds = [self._fds.popleft() for _ in range(_PER_FORK)]
+                sockets = Sockets(*(socket.socket(fileno=fd) for fd in fds))
+                for fd in fds:
+                    os.set_inheritable(fd, False)
+                self._on_forked(request, pid, sockets)
                 answer = self._forks.get(request)
                 if answer is not None and not answer.done():
                     answer.set_result(pid)

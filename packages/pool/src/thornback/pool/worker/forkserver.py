@@ -11,10 +11,15 @@ all children and itself. It is the subreaper of its children: what they leave ru
 called `setsid` or forked twice) becomes its child, and a child that it did not fork is an orphan of
 a dead rank process.
 
-Requests (pickled tuples): `("fork", request, log_path, env)`, `("kill", pid)`. Answers: `("hello",
-pid)` at the start; `("forked", request, pid)` with the supervisor's end of the child's socket;
-`("failed", request, reason)`; `("died", pid, wait_status, max_rss_bytes)` for each child, after
-everything that it left behind is gone.
+Requests (pickled tuples): `("fork", request, log_path, env)`, `("kill", pid)`, `("keep",)`: the
+logs are being read. Answers: `("hello", pid)` at the start; `("forked", request, pid)` with three
+sockets: the supervisor's ends of the child's stream and of its tickets, and a copy of the child's
+end of the tickets; `("failed", request, reason)`; `("died", pid, wait_status, max_rss_bytes)` for
+each child, after everything that it left behind is gone.
+
+At the end of its stream, with the children gone, it removes the worker's own folder of logs, if
+nobody has read them, or if who was to salvage them is dead as well. What dies at the same moment,
+but a little later, leaves the folder.
 """
 
 from __future__ import annotations
@@ -26,7 +31,6 @@ import importlib
 import json
 import os
 import selectors
-import shutil
 import signal
 import socket
 import sys
@@ -36,6 +40,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from thornback.pool.worker import proctree, wire
+from thornback.pool.worker.logshelf import Owner, remove_own
 
 SWEEP_LIMIT_S = 2.0
 """A death is reported at the latest so long after it, also if an orphan cannot be killed (stuck in
@@ -48,7 +53,13 @@ class ChildMain(Protocol):
     """What a forked child runs; it should not return."""
 
     def __call__(
-        self, stream: socket.socket, log_path: str, env: Mapping[str, str], parent: int, /
+        self,
+        stream: socket.socket,
+        tickets: socket.socket,
+        log_path: str,
+        env: Mapping[str, str],
+        parent: int,
+        /,
     ) -> None: ...
 
 
@@ -65,13 +76,18 @@ class ForkServer:
         self._report_by = 0.0
         self._ended = False
         self._hung_up = False
+        self.logs_asked = False
+        """Somebody reads the logs: they must not be removed with the worker."""
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
 
     def serve(self) -> bool:
-        """Work until the control stream ends or SIGTERM comes; then end all children. True: the
-        stream ended."""
+        """Work until the control stream ends or SIGTERM comes; then end all children.
+
+        Returns:
+            The stream ended.
+        """
         # Our starter is a thread of our host, which may have signals blocked; a mask is inherited.
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -114,6 +130,8 @@ class ForkServer:
             match wire.unpickled(body):
                 case ("fork", int(request), str(log_path), dict(env)):
                     self._fork(request, log_path, env)
+                case ("keep",):
+                    self.logs_asked = True
                 case ("kill", int(pid)) if pid in self._children:
                     proctree.kill_group(pid)
                     proctree.kill(pid)
@@ -127,24 +145,27 @@ class ForkServer:
             self._ended = self._hung_up = True
 
     def _fork(self, request: int, log_path: str, env: Mapping[str, str]) -> None:
-        try:
-            ours, theirs = socket.socketpair()
-        except OSError as error:
-            self._send(("failed", request, str(error)))
-            return
-        with ours, theirs:
+        with contextlib.ExitStack() as sockets:
             try:
+                ours, theirs = map(sockets.enter_context, socket.socketpair())
+                sends, takes = map(
+                    sockets.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET)
+                )
                 pid = os.fork()
             except OSError as error:
                 self._send(("failed", request, str(error)))
                 return
             if pid == 0:
                 ours.close()
-                self._be_child(theirs, log_path, env)
+                sends.close()
+                self._be_child(theirs, takes, log_path, env)
             self._children[pid] = None
-            self._send(("forked", request, pid), [ours.fileno()])
+            fds = [each.fileno() for each in (ours, sends, takes)]
+            self._send(("forked", request, pid), fds)
 
-    def _be_child(self, stream: socket.socket, log_path: str, env: Mapping[str, str]) -> None:
+    def _be_child(
+        self, stream: socket.socket, tickets: socket.socket, log_path: str, env: Mapping[str, str]
+    ) -> None:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -154,7 +175,7 @@ class ForkServer:
             self._control.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
-            self._child_main(stream, log_path, env, self._pid)
+            self._child_main(stream, tickets, log_path, env, self._pid)
             code = 0
         except BaseException:  # noqa: BLE001  # nothing of a child may return into the fork server's loop
             traceback.print_exc()
@@ -241,6 +262,7 @@ def main() -> None:
     # For fatal errors. It writes to descriptor 2: our log, and in a child the child's.
     faulthandler.enable()
     server = ForkServer(control, rank_process_main)
+    server.logs_asked = config["logs_asked"]
     if not config.get("again"):
         server._send(("hello", os.getpid()))
     if config["preload"]:
@@ -261,6 +283,7 @@ def main() -> None:
         os.execv(sys.executable, [again if each == sys.argv[1] else each for each in sys.orig_argv])
     gc.collect()
     gc.freeze()  # so that the collector of a child does not touch, and so copy, every page
-    if server.serve() and config["remove"]:
-        shutil.rmtree(config["remove"], ignore_errors=True)
+    hung_up = server.serve()
+    if hung_up and (not server.logs_asked or Owner(*config["owner"]).gone):
+        remove_own(config["log_dir"])
     os._exit(0)

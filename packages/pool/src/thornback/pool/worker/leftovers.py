@@ -50,9 +50,9 @@ class Leftovers:
     def _strangers(self) -> list[int]:
         """Direct children: an id among them cannot name another process before we reap it. What
         they started comes to us once they are dead."""
+        if not proctree.has_children():
+            return []
         children = proctree.children_of(self._pid)
-        if not children:
-            return children
         tracker, server = _multiprocessing_helpers()
         found = [pid for pid in children if pid not in self._kept and pid not in (tracker, server)]
         if server in children and server not in self._kept:

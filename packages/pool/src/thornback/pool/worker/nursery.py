@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from thornback.pool.ports import WorkerSpec
+from thornback.pool.ports import LogChunk, WorkerSpec
 from thornback.pool.worker.deaths import KillReason
 from thornback.pool.worker.environ import slot_env, worker_env
 from thornback.pool.worker.forks import (
@@ -22,7 +20,9 @@ from thornback.pool.worker.forks import (
     ForkServerClient,
     ForkServerConfig,
     ForkServerLost,
+    Sockets,
 )
+from thornback.pool.worker.logshelf import LogShelf, Owner, make_own, remove_own
 from thornback.pool.worker.params import SupervisorParams
 from thornback.pool.worker.ranklog import RankLog
 from thornback.pool.worker.rankprocess import RankProcess
@@ -40,6 +40,8 @@ class Nursery:
         nodes: int,
         *,
         params: SupervisorParams,
+        log_root: str,
+        owner: int,
         blob: Callable[[str], bytes | None],
         give_up: Callable[[str], None],
     ) -> None:
@@ -50,6 +52,9 @@ class Nursery:
             node_index: position of the worker in its gang of `nodes`.
             nodes: size of the gang.
             params: bounds.
+            log_root: where the worker's own folder of logs is made; empty: the system's temporary
+                folder.
+            owner: pid of the process that salvages that folder; 0: none.
             blob: gives a blob that a program asks for; None: unknown key.
             give_up: called with the reason when no process can be started any more.
         """
@@ -60,7 +65,11 @@ class Nursery:
         self._blob = blob
         self._give_up = give_up
         self._marker = os.urandom(8).hex()
-        self._log_dir = ""
+        self._log_root = log_root
+        self._owner = Owner.of(owner)
+        self._shelf: LogShelf | None = None
+        self._logs_asked = False
+        self._goes_at: float | None = None
         self._preload = spec.preload
         self._server: ForkServerClient | None = None
         self._ready = asyncio.Event()
@@ -78,12 +87,44 @@ class Nursery:
     async def start(self) -> None:
         """Start the fork server; raises `ForkServerLost`, or `OSError` if there is no place for
         logs."""
-        if self._spec.log_dir:
-            os.makedirs(self._spec.log_dir, exist_ok=True)
-            self._log_dir = self._spec.log_dir
-        else:
-            self._log_dir = tempfile.mkdtemp(prefix="thornback-")
+        folder = self._spec.log_dir or self._log_root
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+        if not self._spec.log_dir:
+            folder = tempfile.mkdtemp(prefix="thornback-", dir=folder or None)
+            make_own(folder)
+        self._shelf = LogShelf(
+            folder,
+            own=not self._spec.log_dir,
+            marker=self._marker,
+            cap_bytes=self._params.log_cap_bytes,
+        )
         await self._start_server()
+
+    @property
+    def log_dir(self) -> str:
+        """Folder of the logs; empty before the start."""
+        return self._shelf.folder if self._shelf is not None else ""
+
+    def logs(self, offsets: Mapping[str, int]) -> tuple[LogChunk, ...]:
+        """Return what follows these offsets (see `LogShelf.chunks`). From the first call on, the
+        logs are kept until they are read, also after `close`."""
+        if self._shelf is None:
+            return ()
+        if not self._logs_asked:
+            self._logs_asked = True
+            if self._server is not None:
+                self._server.keep_logs()
+        found = self._shelf.chunks(offsets)
+        if self._closed and self._shelf.empty and not found:
+            remove_own(self.log_dir)
+        return found
+
+    def drain(self, goes_at: float) -> None:
+        """Tell all processes, and those to come, when the node goes away."""
+        self._goes_at = goes_at
+        for process in self._processes.values():
+            process.drain(goes_at)
 
     async def start_process(self, slot: int, program: str) -> RankProcess:
         """Fork a rank process. Gives the worker up if that is not possible. Cancellation: it is
@@ -103,12 +144,9 @@ class Nursery:
                     self._give_up(str(error))
                 await asyncio.sleep(_FORK_AGAIN_S)
                 continue
-            try:
-                await process.connect()
-            except BaseException:
-                process.kill(KillReason.RETIRED)
-                process.log.close()
-                raise
+            process.connect()
+            if self._goes_at is not None:
+                process.drain(self._goes_at)
             return process
 
     def stuck(self) -> None:
@@ -124,26 +162,25 @@ class Nursery:
             self._replacing.cancel()
             await asyncio.wait({self._replacing})
         gone = await self._server.close(self._params.close_s) if self._server is not None else True
-        processes = tuple(self._processes.values())
+        processes, forking = tuple(self._processes.values()), tuple(self._forking.values())
         self._all_died()
-        for process in processes:
-            process.finish()
-        for log, _ in self._forking.values():
+        for log in (*(process.log for process in processes), *(log for log, _ in forking)):
             log.close()
-        self._remove_logs()
+        self.leave_logs()
         return gone
 
-    def _remove_logs(self) -> None:
-        if self._log_dir and not self._spec.log_dir:
-            shutil.rmtree(self._log_dir, ignore_errors=True)
+    def leave_logs(self) -> None:
+        """Remove the logs, unless somebody reads them who has not got them yet."""
+        if not self._logs_asked or self._owner.gone:
+            remove_own(self.log_dir)
 
     # -- forks and deaths ------------------------------------------------------------------------
 
     async def _fork(self, server: ForkServerClient, slot: int, program: str) -> RankProcess:
         self._forks += 1
         number = self._forks
-        name = f"{self._marker}-slot{slot}-{number}.log"
-        log = RankLog(os.path.join(self._log_dir, name), self._params.log_cap_bytes)
+        assert self._shelf is not None, "there is one before there is a fork server"
+        log = self._shelf.new(slot, number)
         self._forking[number] = (log, program)
         try:
             await server.fork(number, log.path, slot_env(self._spec, os.environ, slot))
@@ -155,17 +192,17 @@ class Nursery:
                 process.kill(KillReason.RETIRED)
                 process.log.close()
 
-    def _forked(self, number: int, pid: int, stream: socket.socket) -> None:
+    def _forked(self, number: int, pid: int, sockets: Sockets) -> None:
         asked = self._forking.pop(number, None)
         if asked is None:
-            stream.close()
+            sockets.close()
             if self._server is not None:
                 self._server.kill(pid)
             return
         self._has_forked = True
         log, program = asked
         self._processes[pid] = self._born[number] = RankProcess(
-            pid, stream, log, program=program, kill=self._kill, blob=self._blob
+            pid, sockets, log, program=program, kill=self._kill, blob=self._blob
         )
 
     def _kill(self, pid: int) -> None:
@@ -201,8 +238,10 @@ class Nursery:
             ),
             marker=marker,
             preload=self._preload,
-            log_path=os.path.join(self._log_dir, f"{self._marker}-forkserver.log"),
-            remove="" if self._spec.log_dir else self._log_dir,
+            log_path=os.path.join(self.log_dir, f"{self._marker}-forkserver.log"),
+            log_dir=self.log_dir,
+            owner=self._owner,
+            logs_asked=self._logs_asked,
         )
         server = self._server = ForkServerClient(
             config, on_forked=self._forked, on_death=self._died, on_lost=self._lost
@@ -227,11 +266,11 @@ class Nursery:
             self._preload = ()
         self._restarts += 1
         if self._restarts > self._params.fork_server_restarts:
-            self._remove_logs()  # the worker ends at once, and the fork server cannot do it
+            self.leave_logs()  # the worker ends at once, and the fork server cannot do it
             self._give_up(f"its fork server ended, {self._restarts} times by now")
             return
         try:
             await self._start_server()
         except (ForkServerLost, OSError) as error:
-            self._remove_logs()
+            self.leave_logs()
             self._give_up(f"its fork server ended, and another could not be started: {error}")

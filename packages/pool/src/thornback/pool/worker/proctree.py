@@ -17,9 +17,8 @@ from collections.abc import Iterator
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _OOM_SCORE = 500
-_RESET_PEAK = b"5"
-"""Source: proc(5), `/proc/pid/clear_refs`: 5 resets the peak resident set size ("high water
-mark")."""
+_WAIT_ALL = 0x40000000
+"""`__WALL` of wait(2): also children that do not signal their end."""
 
 
 def _prctl(option: int, value: int) -> bool:
@@ -63,6 +62,18 @@ def thread_count() -> int:
         return len(os.listdir("/proc/self/task"))
     except OSError:
         return 1
+
+
+def has_children() -> bool:
+    """Tell whether this process has any children, zombies included; in a hundredth of the time of
+    `children_of`."""
+    if not sys.platform.startswith("linux"):
+        return True
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WAIT_ALL)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def children_of(pid: int) -> list[int]:
@@ -127,6 +138,13 @@ def descendants_of(pid: int) -> list[int]:
     return list(found)
 
 
+def start_time(pid: int) -> int:
+    """Return when the process started, in ticks since the boot: with its id, it names a process for
+    good; 0 if it is gone or a zombie."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields and fields[0] not in (b"Z", b"X") else 0
+
+
 def kill(pid: int) -> None:
     """SIGKILL, whether or not it still exists. Only for pids that cannot have been given to another
     process."""
@@ -153,23 +171,6 @@ def tree_rss_bytes(pid: int) -> int:
     """Return the resident memory of a process and all below it; pages that they share count for
     each."""
     return sum(map(rss_bytes, (pid, *descendants_of(pid))))
-
-
-def reset_own_peak() -> None:
-    """Let `own_peak_rss_bytes` count from now on, where the kernel can."""
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
-        file.write(_RESET_PEAK)
-
-
-def own_peak_rss_bytes() -> int:
-    """Return the most memory that this process had resident; 0: unknown."""
-    try:
-        with open("/proc/self/status", "rb", buffering=0) as file:
-            status = file.read()
-    except OSError:
-        return 0
-    at = status.find(b"VmHWM:")
-    return int(status[at + 6 :].split(None, 1)[0]) * 1024 if at >= 0 else 0
 
 
 def pids_with_environment(entry: bytes) -> list[int]:

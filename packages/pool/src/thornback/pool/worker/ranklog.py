@@ -3,6 +3,7 @@ supervisor."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -15,13 +16,15 @@ _PUNCH_HOLE = 2
 
 class RankLog:
     """An append-only file. Offsets stay valid for its life: what a flood wrote first is given back
-    as a hole."""
+    as a hole. Once closed, it can still be read."""
 
     def __init__(self, path: str, cap_bytes: int) -> None:
         """Create the file. If that fails (a full disk), there is no log: `path` is empty then."""
         self.path = path
         self._cap_bytes = cap_bytes
         self._dropped_to = 0
+        self._truncated = 0
+        self._final_size = 0
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError:
@@ -30,13 +33,37 @@ class RankLog:
 
     def size(self) -> int:
         """Return the offset at which the next byte will be written."""
-        return os.fstat(self._fd).st_size if self._fd >= 0 else 0
+        return os.fstat(self._fd).st_size if self._fd >= 0 else self._final_size
 
-    def tail(self, start: int, *, max_bytes: int = 4096, max_lines: int = 64) -> str:
-        """Return the last lines written since `start`."""
+    @property
+    def closed(self) -> bool:
+        """Nothing more will be written."""
+        return self._fd < 0
+
+    def written(self) -> tuple[int, int]:
+        """Return the part that can be read, for `read`: from what a flood has left, to the end."""
+        end = self._truncated + self.size()
+        return self._truncated + self._dropped_to, end
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return what was written there, counted from the first byte ever written; nothing if it
+        cannot be read."""
+        offset -= self._truncated
+        try:
+            if self._fd >= 0:
+                return os.pread(self._fd, length, offset)
+            with open(self.path, "rb", buffering=0) as file:
+                return os.pread(file.fileno(), length, offset)
+        except OSError:  # somebody has removed it, or the disk fails
+            return b""
+
+    def tail(
+        self, start: int, end: int | None = None, *, max_bytes: int = 4096, max_lines: int = 64
+    ) -> str:
+        """Return the last lines written from `start` on, until `end` (None: until now)."""
         if self._fd < 0:
             return ""
-        end = self.size()
+        end = self.size() if end is None else min(end, self.size())
         start = min(start, end)
         begin = max(start, end - max_bytes)
         try:
@@ -48,16 +75,22 @@ class RankLog:
             lines = lines[1:]  # cut off in the middle
         return "".join(lines[-max_lines:])
 
-    def trim(self) -> None:
-        """Keep the disk space within the cap: give the oldest half back when it is reached."""
+    def trim(self, end: int | None = None) -> None:
+        """Keep the disk space within the cap: give the oldest half back when it is reached.
+
+        Args:
+            end: its size, as somebody says who need not be trusted; None: look.
+        """
+        if end is not None and end - self._dropped_to <= self._cap_bytes:
+            return
         end = self.size()
         if end - self._dropped_to <= self._cap_bytes:
             return
         drop_to = (end - self._cap_bytes // 2) // _BLOCK_BYTES * _BLOCK_BYTES
         if not _punch_hole(self._fd, self._dropped_to, drop_to - self._dropped_to):
-            os.ftruncate(
-                self._fd, 0
-            )  # a file system without holes: offsets of this file start again
+            # A file system without holes: offsets of this file start again.
+            os.ftruncate(self._fd, 0)
+            self._truncated += end
             drop_to = 0
         self._dropped_to = drop_to
 
@@ -65,14 +98,16 @@ class RankLog:
         """Let go of the file; remove it if nothing was written. Idempotent."""
         if self._fd < 0:
             return
-        empty = self.size() == 0
+        self._final_size = self.size()
         os.close(self._fd)
         self._fd = -1
-        if empty:
-            try:
-                os.unlink(self.path)
-            except OSError:
-                return
+        if self._final_size == 0:
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove the file, closed before."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
 
 
 def _punch_hole(fd: int, offset: int, length: int) -> bool:

@@ -2,131 +2,76 @@
 
 Two streams of news meet here: the process's own, and the fork server's notice of its death. A
 process can say that a rank is done and die right after, so a death counts only once its own stream
-has been read to the end.
+has been read: what it wrote before it died is there by then.
+
+Ranks go to it as tickets (see `child`), of which those that it has not taken can be taken back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import pickle
 import signal
 import socket
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
-import attrs
-
-from thornback.pool.caught import from_plain
-from thornback.pool.ports import CaughtError, SpanData
 from thornback.pool.worker import wire
 from thornback.pool.worker.deaths import Death, KillReason
+from thornback.pool.worker.forks import Sockets
+from thornback.pool.worker.news import (
+    Done,
+    Need,
+    News,
+    Progressed,
+    Saved,
+    SetUp,
+    Started,
+    TornDown,
+    parse,
+)
+from thornback.pool.worker.pace import Pace
 from thornback.pool.worker.ranklog import RankLog
-from thornback.pool.worker.spandata import spans_from_plain
 
 MAX_FRAME_BYTES = 32 << 20
 """A result and outputs of 1 MiB each, in the worst case of JSON escapes, and an error."""
-_DRAIN_S = 0.25
-"""How long after a death its stream may be held open by something else."""
+MAX_TICKET_BYTES = 8 << 10
+"""What is larger goes by the stream."""
+_CHUNK_BYTES = 1 << 18
+_PULLS = 16
+"""Chunks that are read in one go, before others have their turn."""
 _HANG_UP_S = 0.5
 """How long after the end of its stream a process may take to be dead."""
 
 
-@attrs.frozen(kw_only=True, slots=True)
-class SetUp:
-    """The set-up of the program is over."""
-
-    error: CaughtError | None
-    peak_rss_bytes: int
-    spans: tuple[SpanData, ...] = ()
-    """Only of a failure."""
-    spans_dropped: int = 0
+class Unexpected(ValueError):
+    """A process said what it was not asked."""
 
 
-@attrs.frozen(kw_only=True, slots=True)
-class Done:
-    """A rank is over."""
+class Listener(Protocol):
+    """Who gives ranks to a process."""
 
-    serial: int
-    result: str | None
-    outputs: tuple[tuple[str, str], ...]
-    error: CaughtError | None
-    ran_s: float
-    peak_rss_bytes: int
-    spans: tuple[SpanData, ...] = ()
-    spans_dropped: int = 0
+    def heard(self, news: Started | Done | Saved | Progressed, /) -> None:
+        """Take news of a rank. Raises `Unexpected`."""
 
+    def settled(self) -> None:
+        """Go on: all that there was has been heard."""
 
-@attrs.frozen(kw_only=True, slots=True)
-class Started:
-    """A rank has begun."""
+    def withdraw(self) -> None:
+        """Take back what has not started: the process is to be killed."""
 
-    serial: int
+    def died(self, death: Death, /) -> None:
+        """The process is dead; nothing more will be heard."""
 
 
-@attrs.frozen(kw_only=True, slots=True)
-class Need:
-    """The program asks for a blob."""
-
-    key: str
-
-
-News: TypeAlias = SetUp | Done | Started | Need
-
-
-def parse(body: bytes) -> News:
-    """Read what a rank process says; nothing is trusted.
-
-    Raises:
-        ValueError: it is not what a rank process says.
-    """
-    match json.loads(body):
-        case ["started", int(serial)]:
-            return Started(serial=serial)
-        case [
-            "done",
-            int(serial),
-            str() | None as result,
-            list(outputs),
-            error,
-            float(ran_s),
-            int(peak),
-            plain_spans,
-        ]:
-            spans, dropped = spans_from_plain(plain_spans)
-            return Done(
-                serial=serial,
-                result=result,
-                outputs=tuple(map(_pair, outputs)),
-                error=None if error is None else from_plain(error),
-                ran_s=ran_s,
-                peak_rss_bytes=peak,
-                spans=spans,
-                spans_dropped=dropped,
-            )
-        case ["set_up", error, int(peak), plain_spans]:
-            caught = None if error is None else from_plain(error)
-            spans, dropped = spans_from_plain(plain_spans)
-            return SetUp(error=caught, peak_rss_bytes=peak, spans=spans, spans_dropped=dropped)
-        case ["need", str(key)]:
-            return Need(key=key)
-    raise ValueError(f"not a message of a rank process: {body[:80]!r}")
-
-
-def _pair(plain: object) -> tuple[str, str]:
-    match plain:
-        case [str(staged), str(final)]:
-            return staged, final
-    raise ValueError(f"not an output: {str(plain)[:80]!r}")
-
-
-class RankProcess(asyncio.Protocol):
+class RankProcess:
     """A child of the fork server, from its fork to its death. Belongs to the event loop's
     thread."""
 
     def __init__(
         self,
         pid: int,
-        stream: socket.socket,
+        sockets: Sockets,
         log: RankLog,
         *,
         program: str,
@@ -137,7 +82,7 @@ class RankProcess(asyncio.Protocol):
 
         Args:
             pid: of the process.
-            stream: our end of the stream to it.
+            sockets: our ends.
             log: its log; not closed here, for it is read after the death.
             program: key of the one program that it runs.
             kill: has the fork server kill it.
@@ -149,142 +94,268 @@ class RankProcess(asyncio.Protocol):
         self.death: Death | None = None
         self.dead = asyncio.Event()
         self.peak_tree_rss_bytes = 0
-        """The most that was seen of the whole tree since the last `ask`; 0: not polled."""
-        self._stream = stream
+        """The most that was seen of the whole tree, since it was last set to 0."""
+        self.has_teardown = False
+        self.ranks = 0
+        """That it has run."""
+        self.first_rss_bytes = 0
+        """Its resident memory after the set-up."""
+        self.log_end = 0
+        """Size of its log at the end of the last rank."""
+        self.worn = False
+        """It is to be replaced before the next rank."""
+        self.pace = Pace()
+        self.listener: Listener | None = None
+        self._sockets = sockets
+        sockets.stream.setblocking(False)
+        sockets.tickets.setblocking(False)
+        sockets.back.setblocking(True)  # it shares that with the process's own end
+        sockets.tickets.shutdown(socket.SHUT_RD)  # nothing that is written there can pile up
         self._kill = kill
         self._blob = blob
         self._frames = wire.Frames(MAX_FRAME_BYTES)
-        self._transport: asyncio.WriteTransport | None = None
-        self._answer: asyncio.Future[SetUp | Done | Death] | None = None
-        self._on_started: Callable[[], None] = lambda: None
+        self._out = bytearray()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Set while it is listened to."""
+        self._nap: asyncio.TimerHandle | None = None
+        self._answer: asyncio.Future[SetUp | TornDown | Death] | None = None
+        self._awaited: type[SetUp] | type[TornDown] = SetUp
         self._serial = 0
         self._hung_up = False
         self._reaped: tuple[int, int] | None = None
         self._killed_for: KillReason | None = None
         self._detail = ""
 
-    async def connect(self) -> None:
+    def connect(self) -> None:
         """Start to listen. It may be dead by then."""
         if self.death is None:
-            self._stream.setblocking(False)
-            loop = asyncio.get_running_loop()
-            await loop.create_unix_connection(lambda: self, sock=self._stream)
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(self._sockets.stream, self._readable)
+
+    @property
+    def accepts(self) -> bool:
+        """Whether it is of any use to send it something."""
+        return not (self._hung_up or self._reaped or self._killed_for)
 
     @property
     def usable(self) -> bool:
-        """Whether it may be given something to do."""
-        return not (self._hung_up or self._reaped or self._killed_for or self._answer)
+        """Whether it may be given something new to do."""
+        return self.accepts and self._answer is None and self.listener is None
 
-    async def ask(
-        self,
-        message: tuple[object, ...],
-        *,
-        serial: int = 0,
-        on_started: Callable[[], None] | None = None,
-    ) -> SetUp | Done | Death:
-        """Send a `setup` or `rank` message and return what came of it: the answer, or the death of
-        the process."""
+    # -- what is asked of it ---------------------------------------------------------------------
+
+    async def set_up(self, blob: bytes, fields: Mapping[str, object]) -> SetUp | Death:
+        """Have it set its program up; once, and first."""
+        answer = await self._ask(SetUp, ("setup", blob, dict(fields)))
+        assert not isinstance(answer, TornDown), "only what was asked is answered"
+        return answer
+
+    async def tear_down(self) -> TornDown | Death:
+        """Have its program end in order; last."""
+        answer = await self._ask(TornDown, ("teardown",))
+        assert not isinstance(answer, SetUp), "only what was asked is answered"
+        return answer
+
+    async def _ask(
+        self, awaited: type[SetUp] | type[TornDown], message: tuple[object, ...]
+    ) -> SetUp | TornDown | Death:
         if self.death is not None:
             return self.death
-        self._serial = serial
-        self._on_started = on_started or (lambda: None)
-        self.peak_tree_rss_bytes = 0
+        self._awaited = awaited
         self._answer = asyncio.get_running_loop().create_future()
         try:
-            self._write(message)
+            serial = self.next_serial()
+            self._write(("do", serial, *message))
+            self._send(pickle.dumps(("do", serial)))  # nothing else is in the queue
             return await self._answer
         finally:
             self._answer = None
+
+    def next_serial(self) -> int:
+        """Return a number for a ticket, or for a work."""
+        self._serial += 1
+        return self._serial
+
+    def tell_work(self, fields: Mapping[str, object]) -> int:
+        """Tell what the ranks of an assignment have in common; returns the number of that."""
+        number = self.next_serial()
+        self._write(("work", number, dict(fields)))
+        return number
+
+    def send(self, ticket: tuple[object, ...]) -> bool:
+        """Put a ticket into its queue. False: there is no room now."""
+        return self._send(pickle.dumps(ticket, pickle.HIGHEST_PROTOCOL))
+
+    def send_large(
+        self, serial: int, work: int, rank: int, args: bytes | None, restored: bytes | None
+    ) -> bool:
+        """Put a ticket of a rank into its queue, with what belongs to it on the stream. One at a
+        time, lest they pile up. False: there is no room now."""
+        sent = self._send(pickle.dumps(("large", serial, work, rank)))
+        if sent:
+            self._write(("large", serial, args, restored))
+        return sent
+
+    def take_back(self) -> int:
+        """Take back the tickets that it has not taken, the last ones of those sent; returns how
+        many. They will never be started."""
+        count = 0
+        while self.death is None:
+            try:
+                # What does not fit is dropped: only the count matters.
+                self._sockets.back.recv(1, socket.MSG_DONTWAIT)
+            except OSError:
+                break
+            count += 1
+        return count
+
+    def drain(self, goes_at: float) -> None:
+        """Tell it when its node goes away, on the monotonic clock."""
+        self._write(("drain", goes_at))
+
+    def kept(self, number: int) -> None:
+        """Tell it that its checkpoint of that number is kept."""
+        self._write(("kept", number))
+
+    def nap(self, delay_s: float) -> None:
+        """Do not listen for a while: what it says can wait, and be read in one go."""
+        if self._loop is not None and self._nap is None and not self._hung_up:
+            self._loop.remove_reader(self._sockets.stream)
+            self._nap = self._loop.call_later(delay_s, self._wake)
+
+    def _wake(self) -> None:
+        self._nap = None
+        if self._loop is not None and not self._hung_up:
+            self._loop.add_reader(self._sockets.stream, self._readable)
+
+    # -- its end -----------------------------------------------------------------------------------
 
     def kill(self, reason: KillReason, detail: str = "") -> None:
         """Have its whole tree killed. The first reason stands; dead already: a no-op."""
         if self._reaped is None:
             if self._killed_for is None:
                 self._killed_for, self._detail = reason, detail
+                if self.listener is not None:
+                    self.listener.withdraw()
             self._kill(self.pid)
 
     def reaped(self, status: int, max_rss_bytes: int) -> None:
         """Learn that it is dead, and its tree gone."""
         if self._reaped is None:
             self._reaped = (status, max_rss_bytes)
-            if self._hung_up or self._transport is None:
-                self.finish()
-            else:
-                asyncio.get_running_loop().call_later(_DRAIN_S, self.finish)
+            while self.hear():
+                continue  # all that it wrote is there; something else may hold the stream open
+            self._finish(*self._reaped)
 
-    def finish(self) -> None:
-        """Let the death count, also if its stream has not been read to the end. Idempotent."""
-        if self.death is not None or self._reaped is None:
-            return
-        status, max_rss_bytes = self._reaped
+    def _finish(self, status: int, max_rss_bytes: int) -> None:
         ours = self._killed_for is not None and (status & 0x7F) == signal.SIGKILL
-        self.death = Death(
+        death = Death(
             pid=self.pid,
             status=status,
             max_rss_bytes=max(max_rss_bytes, self.peak_tree_rss_bytes),
             killed_for=self._killed_for if ours else None,
             detail=self._detail if ours else "",
         )
-        if self._transport is not None:
-            self._transport.abort()
-        else:
-            self._stream.close()
-        self.dead.set()
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result(self.death)
+            self._answer.set_result(death)
+        if self.listener is not None:
+            self.listener.died(death)
+        self._hang_up()
+        self.death = death
+        self._sockets.close()
+        self.dead.set()
+
+    def _hang_up(self) -> None:
+        """Neither read nor write any more. Idempotent."""
+        self._hung_up = True
+        if self._loop is not None:
+            self._loop.remove_reader(self._sockets.stream)
+            self._loop.remove_writer(self._sockets.stream)
+            self._loop = None
+        if self._nap is not None:
+            self._nap.cancel()
+        self._out.clear()
+
+    # -- its stream --------------------------------------------------------------------------------
+
+    def _send(self, ticket: bytes) -> bool:
+        try:
+            self._sockets.tickets.send(ticket)
+        except OSError:  # no room, or no memory
+            return False
+        return True
 
     def _write(self, message: tuple[object, ...]) -> None:
-        if self._transport is not None and not self._hung_up:
-            self._transport.write(wire.pickled(message))
+        if self.accepts:
+            self._out += wire.pickled(message)
+            self._flush()
 
-    # -- asyncio.Protocol ------------------------------------------------------------------------
+    def _flush(self) -> None:
+        try:
+            while self._out:
+                del self._out[: self._sockets.stream.send(self._out)]
+        except BlockingIOError:
+            if self._loop is not None:
+                self._loop.add_writer(self._sockets.stream, self._flush)
+            return
+        except OSError:  # its end is seen when reading
+            self._out.clear()
+        if self._loop is not None:
+            self._loop.remove_writer(self._sockets.stream)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+    def _readable(self) -> None:
+        self.pull()
 
-    def data_received(self, data: bytes) -> None:
-        """Take the news; kill the process if they are not what a rank process says."""
+    def pull(self) -> None:
+        """Hear what there is now, and go on."""
+        self.hear()
+        if self.listener is not None:
+            self.listener.settled()
+
+    def hear(self) -> bool:
+        """Hear what there is now; False: nothing is left to be heard."""
+        return all(self._pull_once() for _ in range(_PULLS))
+
+    def _pull_once(self) -> bool:
+        if self._hung_up:
+            return False
+        try:
+            data = self._sockets.stream.recv(_CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._ended()
+            return False
         try:
             for body in self._frames.feed(data):
                 self._heard(parse(body))
         except (wire.FrameError, ValueError, RecursionError) as error:
-            self._breached(f"something else wrote to its stream: {error}")
+            what = "" if isinstance(error, Unexpected) else "something else wrote to its stream: "
+            self.kill(KillReason.PROTOCOL, f"{what}{error}")
+            self._hang_up()  # nothing more is read
+        return len(data) == _CHUNK_BYTES
 
     def _heard(self, news: News) -> None:
-        pending = self._answer is not None and not self._answer.done()
-        match news:
-            case Started(serial=serial) if pending and serial == self._serial:
-                self._on_started()
-            case Need(key=key):
-                blob = self._blob(key)
-                self._write(("unknown", key) if blob is None else ("input", key, blob))
-            case Done(serial=serial) if pending and serial == self._serial:
-                assert self._answer is not None
-                self._answer.set_result(news)
-            case SetUp() if pending and self._serial == 0:
-                assert self._answer is not None
-                self._answer.set_result(news)
-            case _:
-                self._breached("it answered what it was not asked")
-
-    def _breached(self, detail: str) -> None:
-        self._hung_up = True  # nothing more is read
-        self.kill(KillReason.PROTOCOL, detail)
-        if self._transport is not None:
-            self._transport.abort()
-
-    def eof_received(self) -> bool | None:
-        """Close our side too."""
-        return None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for the notice of death; a process that only closed its stream is killed."""
-        self._hung_up = True
-        if self._reaped is not None:
-            self.finish()
+        if isinstance(news, Need):
+            self._write(("input", news.key, self._blob(news.key)))
+        elif isinstance(news, SetUp | TornDown):
+            pending = self._answer is not None and not self._answer.done()
+            if not pending or not isinstance(news, self._awaited):
+                raise Unexpected("it answered what it was not asked")
+            assert self._answer is not None
+            self._answer.set_result(news)
+        elif self.listener is None:
+            raise Unexpected("it answered what it was not asked")
         else:
+            self.listener.heard(news)
+
+    def _ended(self) -> None:
+        """Its stream has ended: wait for the notice of death; a process that only closed its
+        stream is killed."""
+        self._hang_up()
+        if self._reaped is None:
             asyncio.get_running_loop().call_later(
                 _HANG_UP_S, self.kill, KillReason.PROTOCOL, "it closed its stream to the supervisor"
             )

@@ -2,8 +2,8 @@
 thornback.pool.worker --fd N`.
 
 Frames and messages are those of `wire.py`. The first request is `("start", (spec, node, node_index,
-nodes))`. The end of the stream means that the driver side is gone: everything is ended, then the
-process.
+nodes))`, with the pid of who will salvage the logs after that, if there is such a process. The end
+of the stream means that the driver side is gone: everything is ended, then the process.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class WorkerServer:
         finally:
             if self._supervisor is not None:
                 await self._supervisor.close()
+                self._supervisor.leave_logs()
             for task in tuple(self._calls):
                 task.cancel()
             writer.close()
@@ -65,14 +66,25 @@ class WorkerServer:
     async def _handle(self, method: str, payload: object) -> object:
         match method, payload, self._supervisor:
             case "start", (WorkerSpec() as spec, str(node), int(index), int(nodes)), None:
-                self._supervisor = Supervisor(spec, node, index, nodes)
-                await self._supervisor.start()
+                await self._start(spec, node, index, nodes, 0)
+                return None
+            case (
+                "start",
+                (WorkerSpec() as spec, str(node), int(index), int(nodes), int(owner)),
+                None,
+            ):
+                await self._start(spec, node, index, nodes, owner)
                 return None
             case _, _, Supervisor() as supervisor if method != "start":
                 return await supervisor.handle(method, payload)
         raise SupervisorRefused(
-            "expected one request `start` with (spec, node, node_index, nodes), before all others"
+            "expected one request `start` with (spec, node, node_index, nodes), and an owner's pid "
+            "perhaps, before all others"
         )
+
+    async def _start(self, spec: WorkerSpec, node: str, index: int, nodes: int, owner: int) -> None:
+        self._supervisor = Supervisor(spec, node, index, nodes, owner=owner)
+        await self._supervisor.start()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

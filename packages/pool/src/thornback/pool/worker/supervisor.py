@@ -3,8 +3,9 @@ its own.
 
 It knows neither Ray nor the driver. Its host calls `handle(method, payload)`: a Ray actor, or
 `python -m thornback.pool.worker` on a socket (see `server.py`). The parts, from outside in:
-`assignments` (what is to be reported), `slots` (one rank at a time), `rankprocess` (one child),
-`nursery` and `forks` (the fork server that makes and ends children).
+`assignments` (what is to be reported), `slots` (one assignment at a time), `feed` (its ranks),
+`rankprocess` (one child), `nursery` and `forks` (the fork server that makes and ends children),
+`logshelf` (what children write).
 
 Everything that user code can do comes back as data in a `Report`. What is raised here is a wrong
 call (`SupervisorRefused`). A worker that cannot go on ends its own process, so that the pool sees
@@ -15,17 +16,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import NoReturn
 
 import attrs
 
 from thornback.pool.ports import Assignment, Beat, Report, WorkerSpec
-from thornback.pool.worker.assignments import Books, aged
+from thornback.pool.worker.assignments import Books, Part
 from thornback.pool.worker.deaths import OomKills
+from thornback.pool.worker.freeport import FreePorts
 from thornback.pool.worker.nursery import Nursery
 from thornback.pool.worker.params import SupervisorParams
 from thornback.pool.worker.proctree import rss_bytes
@@ -47,9 +50,15 @@ class _Entry:
 
     books: Books
     first_made: asyncio.Event = attrs.field(factory=asyncio.Event)
-    last_made: asyncio.Event = attrs.field(factory=asyncio.Event)
+    news: asyncio.Event = attrs.field(factory=asyncio.Event)
+    """Replaced when set: a checkpoint, or the last part."""
     slot: Slot | None = None
     timer: asyncio.TimerHandle | None = None
+
+    def tell(self) -> None:
+        """Wake those who wait for news."""
+        self.news.set()
+        self.news = asyncio.Event()
 
 
 def end_this_process(reason: str) -> NoReturn:
@@ -71,6 +80,9 @@ class Supervisor:
         node_index: int = 0,
         nodes: int = 1,
         *,
+        address: str = "127.0.0.1",
+        log_root: str = "",
+        owner: int = 0,
         params: SupervisorParams | None = None,
         give_up: Callable[[str], None] = end_this_process,
     ) -> None:
@@ -81,6 +93,11 @@ class Supervisor:
             node: name of the node, for outcomes.
             node_index: position of this worker in its gang of `nodes`.
             nodes: size of the gang.
+            address: IP address at which other nodes reach this one.
+            log_root: folder in which the worker's own folder of logs is made, where the spec names
+                none; empty: the system's temporary folder.
+            owner: pid of a process on this node that outlives the worker, and will salvage and
+                remove that folder (`logshelf.salvage`), once its logs were asked for; 0: none.
             params: bounds.
             give_up: called with the reason when the worker cannot go on; it should end the process.
         """
@@ -95,7 +112,12 @@ class Supervisor:
         self._queue: asyncio.Queue[_Entry] = asyncio.Queue()
         self._oom = OomKills()
         self._tasks: dict[asyncio.Task[None], None] = {}
+        self._address = address
+        self._ports = FreePorts()
         self._closing: asyncio.Task[bool] | None = None
+        self._hurry = asyncio.Event()
+        """The closing must not wait for user code any more."""
+        self._ended = False
         self._started = False
         self._closed = asyncio.Event()
         self._nursery = Nursery(
@@ -103,6 +125,8 @@ class Supervisor:
             node_index,
             nodes,
             params=self._params,
+            log_root=log_root,
+            owner=owner,
             blob=self._blobs.get,
             give_up=give_up,
         )
@@ -141,9 +165,10 @@ class Supervisor:
     async def handle(self, method: str, payload: object) -> object:
         """Dispatch a call of the pool: the one entry for all hosts.
 
-        Payloads: `load` (key, blob); `run` (assignment, ack); `wait` (assignment id, ack); `recall`
-        (assignment id, kill); `beat` ack; `watch` and `close`: anything. `ack` is a tuple of the
-        ids of assignments whose final report has arrived.
+        Payloads: `load` (key, blob); `run` (assignment, ack); `wait` (assignment id, ack, seen);
+        `recall` (assignment id, kill); `beat` (ack, offsets or None); `drain` seconds or None;
+        `close` seconds or None; `port` and `watch`: anything. `ack` is a tuple of the ids of
+        assignments whose final report has arrived.
 
         Raises:
             SupervisorRefused: an unknown method or payload, or what the method raises.
@@ -154,21 +179,27 @@ class Supervisor:
                 return None
             case "run", (Assignment() as assignment, ack):
                 return await self.run(assignment, _ids(ack))
-            case "wait", (int(number), ack):
-                return await self.wait(number, _ids(ack))
+            case "wait", (int(number), ack, int(seen)):
+                return await self.wait(number, _ids(ack), seen)
             case "recall", (int(number), bool(kill)):
                 await self.recall(number, kill=kill)
                 return None
-            case "beat", ack:
-                return await self.beat(_ids(ack))
+            case "beat", (ack, Mapping() | None as offsets):
+                return await self.beat(_ids(ack), offsets)
+            case "drain", int() | float() | None as left_s:
+                await self.drain(left_s)
+                return None
+            case "port", _:
+                return await self.port()
             case "watch", _:
                 await self.watch()
                 return None
-            case "close", _:
-                return await self.close()
+            case "close", int() | float() | None as timeout_s:
+                return await self.close(timeout_s)
         raise SupervisorRefused(
             f"no method {method!r} for a payload of {type(payload).__name__}: expected load, run, "
-            "wait, recall, beat, watch or close with the payload that `Supervisor.handle` describes"
+            "wait, recall, beat, drain, port, watch or close with the payload that "
+            "`Supervisor.handle` describes"
         )
 
     async def load(self, key: str, blob: bytes) -> None:
@@ -194,17 +225,25 @@ class Supervisor:
         self._acknowledge(ack)
         entry = self._entries.get(assignment.assignment) or self._accept(assignment)
         await entry.first_made.wait()
-        return self._sendable(entry.books.first)
+        return self._sendable(entry, entry.books.first, 0)
 
-    async def wait(self, number: int, ack: Sequence[int] = ()) -> Report:
-        """Return the final report, again if asked again, until it is acknowledged. Raises as
-        `run`."""
+    async def wait(self, number: int, ack: Sequence[int] = (), seen: int = 0) -> Report:
+        """Return the final report; or, at once when there is one, a report that is not final with a
+        checkpoint newer than version `seen`.
+
+        The final report carries such a checkpoint, too, unless its rank has succeeded. Again if
+        asked again, until it is acknowledged. Raises as `run`.
+        """
         self._acknowledge(ack)
         entry = self._entries.get(number)
         if entry is None:
             raise SupervisorRefused(f"assignment {number} is not known here: it must be run first")
-        await entry.last_made.wait()
-        return self._sendable(entry.books.last)
+        books = entry.books
+        while books.last is None and not self._ended:
+            if (checkpoint := books.newer(seen)) is not None:
+                return Report(running=books.running, checkpoint=checkpoint)
+            await entry.news.wait()
+        return self._sendable(entry, books.last, seen)
 
     async def recall(self, number: int, *, kill: bool) -> None:
         """Hand back what has not started; with `kill` also the running rank, whose tree is killed.
@@ -216,36 +255,73 @@ class Supervisor:
                 del self._early[next(iter(self._early))]
         if entry is None or entry.books.over:
             return
-        entry.books.hand_back()
+        self._hand_back(entry)
         if kill and entry.slot is not None and entry.books.running is not None:
             entry.slot.recall()  # the report follows with its end
         else:
             self._report(entry)
 
-    async def beat(self, ack: Sequence[int] = ()) -> Beat:
-        """Tell that the worker lives, and what it runs."""
+    async def beat(self, ack: Sequence[int] = (), offsets: Mapping[str, int] | None = None) -> Beat:
+        """Tell that the worker lives, and what it runs; with `offsets`, also what rank processes
+        have written.
+
+        Args:
+            ack: assignments whose final report has arrived.
+            offsets: how much of each log has arrived (see `LogShelf.chunks`); None: no logs are
+                wanted. Answered after `close` as well.
+        """
         self._acknowledge(ack)
         return Beat(
             host=socket.gethostname(),
             pid=os.getpid(),
             rss_bytes=rss_bytes(os.getpid()),
             running=tuple(each for slot in self._slots if (each := slot.running()) is not None),
+            address=self._address,
+            log_dir=self._nursery.log_dir,
+            logs=() if offsets is None else self._nursery.logs(offsets),
         )
+
+    async def drain(self, left_s: float | None) -> None:
+        """Tell the ranks, those to come as well, that the node goes away in `left_s` seconds (None:
+        soon). The newest notice counts."""
+        if left_s is not None and math.isnan(left_s):
+            raise SupervisorRefused("expected seconds or None as the time left, got nan")
+        left_s = math.inf if left_s is None else max(0.0, float(left_s))
+        self._nursery.drain(asyncio.get_running_loop().time() + left_s)
+
+    async def port(self) -> int:
+        """Return a TCP port that is free on this node, none twice within a minute. Raises OSError:
+        there is none."""
+        return self._ports.one()
 
     async def watch(self) -> None:
         """Return when the worker is closed: to be kept pending, so that its death is noticed at
         once."""
         await self._closed.wait()
 
-    async def close(self) -> bool:
-        """End all rank processes with their trees, and the fork server. Idempotent, bounded. True:
-        nothing is left.
+    async def close(self, timeout_s: float | None = None) -> bool:
+        """End all rank processes with their trees, and the fork server. Idempotent, bounded.
+
+        Args:
+            timeout_s: programs of idle rank processes may tear down first, for at most so long in
+                all. None: kill at once, also when called during a close that waits for them.
+
+        Returns:
+            True: nothing is left.
 
         Cancellation: the closing goes on.
         """
+        if timeout_s is None or math.isnan(timeout_s):
+            self._hurry.set()
         if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_task(self._close())
+            closing = self._close(max(0.0, timeout_s or 0.0))
+            self._closing = asyncio.get_running_loop().create_task(closing)
         return await asyncio.shield(self._closing)
+
+    def leave_logs(self) -> None:
+        """Remove the worker's own folder of logs, unless somebody still wants them; after `close`,
+        when nobody can ask for them any more."""
+        self._nursery.leave_logs()
 
     # -- assignments -----------------------------------------------------------------------------
 
@@ -266,6 +342,9 @@ class Supervisor:
             refusal = "it has no ranks"
         elif work.args and len(work.args) != size:
             refusal = f"expected args for all of its {size} ranks or none, got {len(work.args)}"
+        elif work.restored and len(work.restored) != size:
+            got = len(work.restored)
+            refusal = f"expected what was saved of all of its {size} ranks or none, got {got}"
         if refusal:
             raise SupervisorRefused(f"assignment {number} is refused: {refusal}")
         entry = self._entries[number] = _Entry(books=Books(work=work))
@@ -280,17 +359,15 @@ class Supervisor:
 
     async def _serve(self, slot: Slot) -> None:
         """Run assignments in a slot, one after the other, for ever."""
-        now = asyncio.get_running_loop().time
         while True:
             entry = await self._queue.get()
             if entry.books.over:  # handed back while it waited
                 continue
             entry.slot = slot
             self._arm(entry)
-            while (item := entry.books.begin()) is not None:
-                outcome = await slot.run(entry.books.work, *item)
-                entry.books.end(outcome, now())
+            await slot.run(entry.books, entry.tell)
             self._report(entry)
+            entry.slot = None
 
     def _arm(self, entry: _Entry) -> None:
         if entry.timer is not None:
@@ -299,22 +376,28 @@ class Supervisor:
         entry.timer = loop.call_later(self._params.reclaim_s, self._reclaim, entry)
 
     def _reclaim(self, entry: _Entry) -> None:
-        entry.books.hand_back()
+        self._hand_back(entry)
         self._report(entry)
 
+    def _hand_back(self, entry: _Entry) -> None:
+        if entry.slot is not None:
+            entry.slot.hand_back()
+        else:
+            entry.books.hand_back()
+
     def _report(self, entry: _Entry) -> None:
-        entry.books.report(asyncio.get_running_loop().time())
+        entry.books.report()
         if entry.books.first is not None:
             entry.first_made.set()
             if entry.timer is not None:
                 entry.timer.cancel()
         if entry.books.last is not None:
-            entry.last_made.set()
+            entry.tell()
 
-    def _sendable(self, part: tuple[Report, float] | None) -> Report:
+    def _sendable(self, entry: _Entry, part: Part | None, seen: int) -> Report:
         if part is None:
             raise SupervisorRefused("the worker is closed")
-        return aged(part, asyncio.get_running_loop().time())
+        return part.report(asyncio.get_running_loop().time(), entry.books.newer(seen))
 
     def _acknowledge(self, ack: Sequence[int]) -> None:
         """Drop reports that have arrived, and the oldest of too many that nobody acknowledges."""
@@ -350,7 +433,7 @@ class Supervisor:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._give_up(f"a bug in the supervisor: {type(error).__name__}: {error}")
 
-    async def _close(self) -> bool:
+    async def _close(self, timeout_s: float) -> bool:
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
@@ -358,13 +441,31 @@ class Supervisor:
         for entry in self._entries.values():
             if entry.timer is not None:
                 entry.timer.cancel()
+        await self._tear_down(timeout_s)
+        self._ended = True
+        for entry in self._entries.values():
             entry.first_made.set()
-            entry.last_made.set()
+            entry.tell()
         gone = await self._nursery.close()
         for slot in self._slots:
             slot.close()
         self._closed.set()
         return gone
+
+    async def _tear_down(self, timeout_s: float) -> None:
+        """Let idle rank processes end in order; those that do not in time are cut off."""
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(slot.tear_down()) for slot in self._slots]
+        alarm = loop.call_later(timeout_s, self._hurry.set)
+        hurry = loop.create_task(self._hurry.wait())
+        try:
+            for task in tasks:
+                await asyncio.wait({task, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            alarm.cancel()
+            for each in (*tasks, hurry):
+                each.cancel()
+            await asyncio.gather(*tasks, hurry, return_exceptions=True)
 
 
 def _ids(ack: object) -> Sequence[int]:

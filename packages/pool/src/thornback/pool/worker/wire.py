@@ -17,6 +17,7 @@ import socket
 import struct
 
 _HEADER = struct.Struct(">Q")
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class FrameError(Exception):
@@ -72,7 +73,7 @@ def unpickled(body: bytes) -> object:
 
 def as_json(value: object) -> bytes:
     """Return a frame with the value as JSON."""
-    return frame(json.dumps(value, separators=(",", ":")).encode("ascii"))
+    return frame(_ENCODE(value).encode("ascii"))
 
 
 def receive(stream: socket.socket) -> bytes | None:

@@ -1,0 +1,313 @@
+"""Feeds the ranks of one assignment to one rank process, and enters in the books what it says.
+
+While ranks are fast, a few tickets lie ahead in the process's queue (`pace`). They change nothing
+of what can be relied on: a ticket that the process has not taken is taken back before anything is
+handed back or killed, so what has not started never counts as started, and no kill that is meant
+for one rank hits the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+from thornback.pool.ports import SeenBy
+from thornback.pool.worker import outcomes
+from thornback.pool.worker.assignments import Books, Item
+from thornback.pool.worker.deaths import Death, KillReason
+from thornback.pool.worker.news import Done, Progressed, Saved, Started
+from thornback.pool.worker.params import SupervisorParams
+from thornback.pool.worker.proctree import rss_bytes
+from thornback.pool.worker.rankprocess import MAX_TICKET_BYTES, RankProcess, Unexpected
+
+_TRIES_TO_START = 3
+"""A process that dies before it begins with the rank (something an earlier rank left behind killed
+it) is not the rank's fault; up to a point."""
+_AGAIN_S = 0.05
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class FeedContext:
+    """What a feed needs of its worker."""
+
+    node: str
+    params: SupervisorParams
+    oom_risen: Callable[[], bool]
+    saved: Callable[[], None]
+    """Called when a rank has saved a checkpoint."""
+
+
+class Feed:
+    """Fulfils `Listener`. Belongs to the event loop's thread."""
+
+    def __init__(self, process: RankProcess, books: Books, context: FeedContext) -> None:
+        """Make it, not started."""
+        self.progress: tuple[float, float | None] | None = None
+        """Of the rank that runs."""
+        self.began: float | None = None
+        """When the rank that runs started; None: it has not."""
+        self._process = process
+        self._books = books
+        self._context = context
+        self._work = 0
+        self._sent: deque[int] = deque()
+        """Serials of the first ones of `books.out`: their tickets were sent."""
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[int] = self._loop.create_future()
+        self._tries = 0
+        self._due: tuple[float, KillReason, str] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._again: asyncio.TimerHandle | None = None
+
+    async def run(self, fields: Mapping[str, object], tries: int) -> int:
+        """Run the first rank of the books that is not over, and more, until there are no more, or
+        the process is of no use any more.
+
+        Args:
+            fields: what the ranks have in common.
+            tries: how often that first rank has not been started by another process.
+
+        Returns:
+            `tries` for the next process.
+        """
+        process = self._process
+        self._tries = tries
+        if process.death is not None:
+            self.died(process.death)
+            return self._tries
+        process.listener = self
+        try:
+            self._work = process.tell_work(fields)
+            self._fill()
+            return await self._over
+        finally:
+            process.listener = None
+            for timer in (self._alarm, self._again):
+                if timer is not None:
+                    timer.cancel()
+
+    def hand_back(self) -> None:
+        """Return all ranks that have not started."""
+        self._unsend(self._process.take_back())
+        self._books.unbegin(len(self._books.out) - len(self._sent))
+        self._books.hand_back()
+        self._settle()
+
+    def kill(self, reason: KillReason, detail: str = "") -> bool:
+        """Kill the process for what its rank did. False: it is not certain that this rank is what
+        runs; ask again."""
+        if not self._alone():
+            return False
+        self._process.kill(reason, detail)
+        return True
+
+    # -- tickets -----------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Send tickets, as many as may lie ahead."""
+        process, books, work = self._process, self._books, self._books.work
+        if not process.accepts or process.worn or self._over.done():
+            return
+        most = process.pace.most if work.max_growth_bytes is None else 1
+        if work.max_ranks_per_child is not None:
+            most = min(most, work.max_ranks_per_child - process.ranks)
+        while len(self._sent) < max(1, most):
+            begun = len(self._sent) < len(books.out)  # only the first can be begun and not sent
+            item = books.out[0] if begun else books.begin()
+            if item is None:
+                break
+            if not self._send(item):
+                if len(books.out) > 1:
+                    books.unbegin(1)
+                elif self._again is None:
+                    self._again = self._loop.call_later(_AGAIN_S, self._send_again)
+                break
+        if self.began is None and self._due is None and self._sent:
+            self._await_start()
+        if nap_s := process.pace.nap_s(len(self._sent) - 1):
+            process.nap(nap_s)
+
+    def _send_again(self) -> None:
+        self._again = None
+        self._fill()
+
+    def _send(self, item: Item) -> bool:
+        process = self._process
+        serial = process.next_serial()
+        if len(item.args or b"") + len(item.restored or b"") > MAX_TICKET_BYTES:
+            sent = not self._sent and process.send_large(
+                serial, self._work, item.rank, item.args, item.restored
+            )
+        else:
+            ticket = ("rank", serial, self._work, item.rank, item.args, item.restored)
+            sent = process.send(ticket)
+        if sent:
+            self._sent.append(serial)
+        return sent
+
+    def _unsend(self, count: int) -> None:
+        for _ in range(count):
+            self._sent.pop()
+        if not self._sent:
+            self._due = None
+
+    def withdraw(self) -> None:
+        """Take back what has not started; the first stays begun."""
+        self._unsend(self._process.take_back())
+        self._books.unbegin(len(self._books.out) - max(1, len(self._sent)))
+
+    def _alone(self) -> bool:
+        """Make sure that nothing but the rank that runs can be hit by a kill.
+
+        With no ticket left, the process cannot go on to another. If it has taken two, it is done
+        with the first.
+        """
+        front = self._sent[0] if self._sent else 0
+        self.withdraw()
+        self._process.hear()
+        if self.began is not None and len(self._sent) == 1 and self._sent[0] == front:
+            return True
+        self._settle()
+        return False
+
+    # -- news --------------------------------------------------------------------------------------
+
+    def heard(self, news: Started | Done | Saved | Progressed, /) -> None:
+        """See `Listener`."""
+        starts = isinstance(news, Started)
+        if not self._sent or news.serial != self._sent[0] or starts is (self.began is not None):
+            raise Unexpected("it answered what it was not asked")
+        if isinstance(news, Done):
+            self._done(news)
+        elif isinstance(news, Started):
+            self._started()
+        elif isinstance(news, Saved):
+            self._books.save(news.data)
+            self._process.kept(news.number)
+            self._context.saved()
+        else:
+            self.progress = (news.done, news.total)
+
+    def _started(self) -> None:
+        self.began = now = self._loop.time()
+        self._tries = 0
+        self._process.peak_tree_rss_bytes = 0
+        timeout_s = self._books.work.timeout_s
+        self._due = None
+        if timeout_s is not None:
+            self._set_due(now + timeout_s, KillReason.TIMED_OUT)
+
+    def _done(self, news: Done) -> None:
+        process, books = self._process, self._books
+        log_end = news.log_size if news.log_size >= process.log_end else process.log.size()
+        log_slice = (process.log_end, log_end)
+        process.log.trim(log_end)
+        process.log_end = log_end
+        fields = outcomes.done(
+            books.out[0].rank,
+            self._context.node,
+            process.pid,
+            process.log,
+            news,
+            log_slice,
+            max(news.peak_rss_bytes, process.peak_tree_rss_bytes),
+        )
+        books.end(fields, self._loop.time())
+        process.ranks += 1
+        process.pace.ran(news.ran_s)
+        process.worn = self._is_worn()
+        self._sent.popleft()
+        self.began = self.progress = self._due = None
+
+    def _is_worn(self) -> bool:
+        work, process = self._books.work, self._process
+        if work.max_ranks_per_child is not None and process.ranks >= work.max_ranks_per_child:
+            return True
+        if work.max_growth_bytes is None:
+            return False
+        return rss_bytes(process.pid) - process.first_rss_bytes > work.max_growth_bytes
+
+    def settled(self) -> None:
+        """See `Listener`."""
+        self._settle()
+
+    def _settle(self) -> None:
+        self._fill()
+        nothing_out = not self._books.out
+        if nothing_out and self._process.accepts and not self._over.done():
+            self._over.set_result(0)
+
+    def died(self, death: Death, /) -> None:
+        """See `Listener`: the first rank has died with the process, if it had started; the others
+        have not."""
+        if self._over.done() or not self._books.out:
+            self._finish()
+            return
+        self._process.take_back()
+        self._books.unbegin(len(self._books.out) - 1)
+        self._sent.clear()
+        now = self._loop.time()
+        if death.killed_for is KillReason.RECALLED:
+            self._books.end(None, now)
+        elif self.began is not None or self._tries + 1 >= _TRIES_TO_START:
+            self._books.end(self._death_of_rank(death, now), now)
+            self._tries = 0
+        else:
+            self._tries += 1
+        self._finish()
+
+    def _finish(self) -> None:
+        if not self._over.done():
+            self._over.set_result(self._tries)
+
+    def _death_of_rank(self, death: Death, now: float) -> dict[str, Any]:
+        process, work = self._process, self._books.work
+        return outcomes.failed(
+            self._books.out[0].rank,
+            self._context.node,
+            outcomes.why_dead(death, work, "rank", oom_risen=self._context.oom_risen()),
+            seen_by=SeenBy.PROCESS,
+            phase="rank",
+            pid=process.pid,
+            ran_s=0.0 if self.began is None else max(0.0, now - self.began),
+            log=process.log,
+            log_start=process.log_end,
+            peak_rss_bytes=death.max_rss_bytes,
+        )
+
+    # -- bounds ------------------------------------------------------------------------------------
+
+    def _await_start(self) -> None:
+        limit_s = self._context.params.start_limit_s
+        detail = f"it did not begin with the rank within {limit_s:g} s"
+        self._set_due(self._loop.time() + limit_s, KillReason.NOT_STARTED, detail)
+
+    def _set_due(self, at: float, reason: KillReason, detail: str = "") -> None:
+        """Kill at this time, unless something else is set by then. One timer serves many ranks."""
+        self._due = (at, reason, detail)
+        if self._alarm is not None and self._alarm.when() > at:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._alarm is None:
+            self._alarm = self._loop.call_at(at, self._rang)
+
+    def _rang(self) -> None:
+        self._alarm = None
+        if self._due is None or self._over.done():
+            return
+        at, reason, detail = self._due
+        if at > self._loop.time():
+            self._alarm = self._loop.call_at(at, self._rang)
+        elif reason is KillReason.NOT_STARTED:
+            self._process.hear()  # it may have said so
+            if self._due == (at, reason, detail):
+                self._process.kill(reason, detail)
+            else:
+                self._settle()
+        elif not self.kill(reason, detail) and self._due == (at, reason, detail):
+            # It is done with this rank already, and says so soon.
+            self._alarm = self._loop.call_later(_AGAIN_S, self._rang)
