@@ -290,7 +290,7 @@ async def test_closing_ends_running_ranks_and_waiting_calls(start: Start, gate: 
         group.start_soon(run)
         group.start_soon(supervisor.watch)
         pid = await gate.begun()
-        assert await supervisor.handle("close", ()) is True
+        assert await supervisor.handle("close", None) is True
         assert await supervisor.close() is True
     assert refused == ["the worker is closed"]
     assert not is_alive(pid)
@@ -547,9 +547,9 @@ async def test_handle_dispatches_to_the_methods(start: Start) -> None:
     report = await supervisor.handle("run", (work(1), ()))
     assert isinstance(report, Report)
     assert results(report) == {0: 1}
-    assert await supervisor.handle("wait", (1, ())) is not None
+    assert await supervisor.handle("wait", (1, (), 0)) is not None
     assert await supervisor.handle("recall", (1, True)) is None
-    beat = await supervisor.handle("beat", (1,))
+    beat = await supervisor.handle("beat", ((1,), None))
     assert isinstance(beat, Beat)
     assert (beat.pid, beat.running) == (os.getpid(), ())
     assert beat.rss_bytes > 1 << 20

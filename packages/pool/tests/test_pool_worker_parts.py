@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thornback.pool import Assignment, Outcome, WorkerSpec
+from thornback.pool import Assignment, Checkpoint, WorkerSpec
 from thornback.pool.worker import wire
-from thornback.pool.worker.assignments import Books, aged
+from thornback.pool.worker.assignments import Books, Item
 from thornback.pool.worker.deaths import Death, KillReason, OomKills, died
 from thornback.pool.worker.environ import slot_env, worker_env
-from thornback.pool.worker.rankprocess import Done, Need, SetUp, Started, parse
+from thornback.pool.worker.freeport import FreePorts, outside
+from thornback.pool.worker.news import (
+    Done,
+    Need,
+    Progressed,
+    Saved,
+    SetUp,
+    Started,
+    TornDown,
+    parse,
+)
+from thornback.pool.worker.pace import Pace
 from thornback.pool.worker.wire import FrameError, Frames
 
 # -- frames --------------------------------------------------------------------------------------
@@ -51,10 +64,21 @@ def test_pickled_and_json_frames() -> None:
 def test_what_a_rank_process_says_is_understood() -> None:
     assert parse(b'["started",3]') == Started(serial=3)
     assert parse(b'["need","k"]') == Need(key="k")
-    assert parse(b'["set_up",null,5,null]') == SetUp(error=None, peak_rss_bytes=5)
-    assert parse(b'["done",3,"{}",[["a","b"]],null,0.5,9,null]') == Done(
-        serial=3, result="{}", outputs=(("a", "b"),), error=None, ran_s=0.5, peak_rss_bytes=9
+    assert parse(b'["set_up",null,5,null,true]') == SetUp(
+        error=None, peak_rss_bytes=5, has_teardown=True
     )
+    assert parse(b'["done",3,"{}",[["a","b"]],null,0.5,9,null,7]') == Done(
+        serial=3,
+        result="{}",
+        outputs=(("a", "b"),),
+        error=None,
+        ran_s=0.5,
+        peak_rss_bytes=9,
+        log_size=7,
+    )
+    assert parse(b'["torn_down"]') == TornDown()
+    assert parse(b'["checkpoint",3,1,"AAE="]') == Saved(serial=3, number=1, data=b"\x00\x01")
+    assert parse(b'["progress",3,1.5,null]') == Progressed(serial=3, done=1.5, total=None)
 
 
 @pytest.mark.parametrize(
@@ -64,15 +88,24 @@ def test_what_a_rank_process_says_is_understood() -> None:
         b"\xff\x00",
         b"{}",
         b'["done",3]',
-        b'["done",3,1,[],null,0.5,9,null]',
-        b'["done",3,null,[["a"]],null,0.5,9,null]',
-        b'["done",3,null,[["a",1]],null,0.5,9,null]',
-        b'["done",3,null,[],"error",0.5,9,null]',
-        b'["done",3,null,[],null,"0.5",9,null]',
-        b'["done",3,null,[],null,0.5,9]',
-        b'["done",3,null,[],null,0.5,9,[]]',
-        b'["done",3,null,[],null,0.5,9,[0,0,1.5,[["name"]]]]',
-        b'["set_up",[],5,null]',
+        b'["done",3,1,[],null,0.5,9,null,7]',
+        b'["done",3,null,[["a"]],null,0.5,9,null,7]',
+        b'["done",3,null,[["a",1]],null,0.5,9,null,7]',
+        b'["done",3,null,[],"error",0.5,9,null,7]',
+        b'["done",3,null,[],null,"0.5",9,null,7]',
+        b'["done",3,null,[],null,NaN,9,null,7]',
+        b'["done",3,null,[],null,0.5,9,null]',
+        b'["done",3,null,[],null,0.5,9,null,-2]',
+        b'["done",3,null,[],null,0.5,9,null,1e300]',
+        b'["done",3,null,[],null,0.5,9,[],7]',
+        b'["done",3,null,[],null,0.5,9,[0,0,1.5,[["name"]]],7]',
+        b'["set_up",[],5,null,false]',
+        b'["set_up",null,5,null,1]',
+        b'["checkpoint",3,1,"A"]',
+        b'["checkpoint",3,1,"' + b"AAAA" * 349_526 + b'"]',
+        b'["progress",3,Infinity,null]',
+        b'["progress",3,1.0,NaN]',
+        b'["progress",3,null,null]',
         b'["started","3"]',
     ],
 )
@@ -94,24 +127,28 @@ def _ranges(draw: st.DrawFn) -> tuple[range, ...]:
     return tuple(range(*edge) for edge in zip(edges[::2], edges[1::2], strict=False))
 
 
-@given(_ranges(), st.lists(st.sampled_from(["begin", "ok", "recalled", "hand back"]), max_size=40))
+EVENTS = ["begin", "ok", "recalled", "take back", "hand back"]
+
+
+@given(_ranges(), st.lists(st.sampled_from(EVENTS), max_size=40))
 def test_every_rank_is_reported_once(ranks: tuple[range, ...], events: list[str]) -> None:
     books = Books(work=assignment(*ranks))
     for now, event in enumerate(chain(events, ["ok", "begin"] * 25)):
         if event == "hand back":
             books.hand_back()
-        elif event == "begin" and books.running is None:
+        elif event == "begin":
             books.begin()
-        elif event in ("ok", "recalled") and books.running is not None:
-            outcome = Outcome(rank=books.running, ok=True)
-            books.end(outcome if event == "ok" else None, now)
-        books.report(now)
+        elif event == "take back":
+            books.unbegin(max(0, len(books.out) - 1))
+        elif books.out:
+            books.end({"rank": books.out[0].rank, "ok": True} if event == "ok" else None, now)
+        books.report()
     assert books.over
     assert books.first is not None
     assert books.last is not None
-    parts = [books.first[0]]
+    parts = [books.first.report(99.0)]
     if not parts[0].final:
-        parts.append(books.last[0])
+        parts.append(books.last.report(99.0))
     assert [part.final for part in parts][-1:] == [True]
     outcomes = [outcome.rank for part in parts for outcome in part.outcomes]
     returned = [rank for part in parts for each in part.returned for rank in each]
@@ -122,22 +159,104 @@ def test_every_rank_is_reported_once(ranks: tuple[range, ...], events: list[str]
 def test_the_first_part_comes_with_the_hand_back_and_the_last_with_the_end() -> None:
     books = Books(work=assignment(range(4)))
     books.begin()
-    books.end(Outcome(rank=0, ok=True), 1.0)
+    books.end({"rank": 0, "ok": True}, 1.0)
     books.begin()
-    books.report(2.0)
+    books.report()
     assert books.first is None
     books.hand_back()
-    books.report(3.0)
+    books.report()
     assert books.first is not None
-    first = aged(books.first, 5.0)
+    first = books.first.report(5.0)
     assert (first.running, first.returned, first.final) == (1, (range(2, 4),), False)
     assert [outcome.ago_s for outcome in first.outcomes] == [4.0]
     assert books.last is None
     books.end(None, 6.0)
-    books.report(6.0)
+    books.report()
     assert books.last is not None
-    assert (books.last[0].returned, books.last[0].final) == ((range(1, 2),), True)
-    assert aged(books.first, 5.0) == first
+    last = books.last.report(6.0)
+    assert (last.returned, last.final) == ((range(1, 2),), True)
+    assert books.first.report(5.0) == first
+
+
+def test_what_is_taken_back_comes_again_with_what_is_its_own() -> None:
+    work = attrs.evolve(assignment(range(3)), args=(b"a", b"b", b"c"), restored=(None, b"s", None))
+    books = Books(work=work)
+    items = [books.begin() for _ in range(3)]
+    assert items == [Item(0, b"a", None), Item(1, b"b", b"s"), Item(2, b"c", None)]
+    assert books.begin() is None
+    books.unbegin(2)
+    assert not books.over
+    assert [books.begin(), books.begin(), books.begin()] == [items[1], items[2], None]
+    books.hand_back()
+    books.unbegin(1)
+    books.end({"rank": 0, "ok": True}, 1.0)
+    books.end(None, 1.0)
+    books.report()
+    assert books.last is not None
+    assert books.last.report(1.0).returned == (range(1, 2), range(2, 3))
+
+
+def test_a_checkpoint_lasts_until_its_rank_has_succeeded() -> None:
+    books = Books(work=assignment(range(3)))
+    books.begin()
+    books.save(b"one")
+    books.save(b"two")
+    saved = Checkpoint(rank=0, version=2, data=b"two")
+    assert (books.newer(0), books.newer(1), books.newer(2)) == (saved, saved, None)
+    books.end({"rank": 0, "ok": False}, 1.0)
+    books.begin()
+    books.end({"rank": 1, "ok": True}, 1.0)
+    assert books.newer(0) == saved
+    books.begin()
+    books.save(b"three")
+    assert books.newer(2) == Checkpoint(rank=2, version=3, data=b"three")
+    books.end({"rank": 2, "ok": True}, 1.0)
+    assert books.newer(0) is None
+
+
+# -- pace ----------------------------------------------------------------------------------------
+
+
+def test_only_fast_ranks_lie_ahead() -> None:
+    pace = Pace()
+    assert (pace.most, pace.nap_s(0)) == (1, 0.0)
+    pace.ran(1e-6)
+    assert pace.most == 64
+    assert 0.0 < pace.nap_s(63) <= 63 * pace.each_s / 2
+    assert pace.nap_s(3) == 0.0
+    pace.ran(1.0)
+    assert pace.most == 1
+    for _ in range(20):
+        pace.ran(0.004)
+    assert pace.most in (3, 4)
+    assert Pace(0.001).nap_s(1000) == 0.005
+
+
+# -- ports ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"),
+    [
+        (32_768, 60_999, [range(20_000, 32_768), range(61_000, 65_536)]),
+        (1_024, 65_535, []),
+        (15_000, 61_000, [range(61_001, 65_536)]),
+        (20_010, 65_500, []),
+    ],
+)
+def test_ports_outside_of_the_ephemeral_range(low: int, high: int, found: list[range]) -> None:
+    assert list(outside(low, high)) == found
+
+
+def test_a_port_is_free_and_not_given_twice() -> None:
+    ports = FreePorts()
+    given = [ports.one() for _ in range(50)]
+    assert len(set(given)) == 50
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    if outside(low, high):
+        assert not any(low <= port <= high for port in given)
+    with socket.create_server(("", given[0])):
+        pass
 
 
 # -- deaths --------------------------------------------------------------------------------------

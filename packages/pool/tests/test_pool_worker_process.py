@@ -114,7 +114,7 @@ def run_stubborn(worker: Worker, folder: Path) -> tuple[list[int], list[int]]:
 def test_ctrl_c_is_left_to_the_driver(worker: Worker) -> None:
     worker.start()
     worker.process.send_signal(signal.SIGINT)
-    assert worker.call("beat", ()) is not None
+    assert worker.call("beat", ((), None)) is not None
 
 
 def kill(worker: Worker) -> None:
@@ -189,12 +189,12 @@ def test_calls_are_answered_side_by_side(worker: Worker, tmp_path: Path) -> None
     for number, report in answered.items():
         assert isinstance(report, Report)
         assert [outcome.result for outcome in report.outcomes] == [str(number)]
-    worker.send("close", ())
+    worker.send("close", None)
     assert {worker.answer()[0], worker.answer()[0]} == {watch, worker.calls}
 
 
 def test_a_wrong_call_is_answered_with_the_error_as_data(worker: Worker) -> None:
-    worker.send("beat", ())
+    worker.send("beat", ((), None))
     _, ok, error = worker.answer()
     assert not ok
     assert isinstance(error, CaughtError)

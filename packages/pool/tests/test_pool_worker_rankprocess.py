@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import pickle
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
+import attrs
 import pytest
 
+from thornback.pool import Assignment, Report
 from thornback.pool.worker import wire
+from thornback.pool.worker.assignments import Books
 from thornback.pool.worker.deaths import Death, KillReason
+from thornback.pool.worker.feed import Feed, FeedContext
+from thornback.pool.worker.forks import Sockets
+from thornback.pool.worker.params import SupervisorParams
 from thornback.pool.worker.ranklog import RankLog
-from thornback.pool.worker.rankprocess import Done, RankProcess
+from thornback.pool.worker.rankprocess import RankProcess
 
 pytestmark = pytest.mark.anyio
 
-DONE = wire.as_json(["done", 1, "{}", [], None, 0.5, 9, None])
 BOUND_S = 10.0
+
+
+def done(serial: int) -> bytes:
+    return wire.as_json(["done", serial, "{}", [], None, 0.5, 9, None, 0])
 
 
 @pytest.fixture
@@ -26,19 +37,49 @@ def anyio_backend() -> str:
 
 
 class Other:
-    """What a test holds: the process object, the other end of its stream, the kills asked for."""
+    """What a test holds: the process object, the other ends of its sockets, the kills asked
+    for."""
 
     def __init__(self, log: RankLog) -> None:
-        ours, self.stream = socket.socketpair()
+        ours, self.stream, self.takes = Sockets.made()
         self.kills: list[int] = []
+        self.killed = anyio.Event()
         self.process = RankProcess(
             5,
             ours,
             log,
             program="p",
-            kill=self.kills.append,
+            kill=self.kill,
             blob={"k": b"blob"}.get,
         )
+        self.books = Books(
+            work=Assignment(assignment=1, epoch="e", stage=0, ranks=(range(4),), program="p")
+        )
+
+    def kill(self, pid: int) -> None:
+        self.kills.append(pid)
+        self.killed.set()
+
+    def take(self) -> int:
+        """Take a ticket as the process does; return its serial."""
+        serial: int = pickle.loads(self.takes.recv(1 << 14))[1]
+        return serial
+
+    def say(self, *messages: bytes) -> None:
+        self.stream.sendall(b"".join(messages))
+
+    def start(self) -> int:
+        serial = self.take()
+        self.say(wire.as_json(["started", serial]))
+        return serial
+
+    @property
+    def fate(self) -> Report:
+        """What became of the ranks so far, handing back what is left."""
+        self.books.hand_back()
+        self.books.report()
+        assert self.books.first is not None
+        return self.books.first.report(0.0)
 
 
 @pytest.fixture
@@ -46,62 +87,152 @@ async def other(tmp_path: Path) -> AsyncIterator[Other]:
     log = RankLog(str(tmp_path / "log"), 1 << 20)
     made = Other(log)
     with anyio.fail_after(BOUND_S):
-        await made.process.connect()
+        made.process.connect()
         yield made
         made.stream.close()
+        made.takes.close()
         made.process.reaped(0, 0)
-        made.process.finish()
         log.close()
 
 
-async def ask(other: Other, found: list[object]) -> None:
-    found.append(await other.process.ask(("rank", 1, {}), serial=1))
+async def feed(other: Other, found: list[int], timeout_s: float | None = None) -> Feed:
+    """Begin to feed the ranks; their first ticket is there then."""
+    params = SupervisorParams(start_limit_s=BOUND_S)
+    other.books.work = attrs.evolve(other.books.work, timeout_s=timeout_s)
+    context = FeedContext(node="n", params=params, oom_risen=lambda: False, saved=lambda: None)
+    made = Feed(other.process, other.books, context)
+    assert other.books.begin() is not None
+
+    async def run() -> None:
+        found.append(await made.run({}, 0))
+
+    other.process.pace.each_s = 0.005  # so that several tickets lie ahead
+    asyncio.get_running_loop().create_task(run())
+    await anyio.wait_all_tasks_blocked()
+    return made
 
 
 async def test_what_was_said_before_the_death_counts(other: Other) -> None:
-    found: list[object] = []
-    async with anyio.create_task_group() as group:
-        group.start_soon(ask, other, found)
-        await anyio.wait_all_tasks_blocked()
-        other.stream.sendall(DONE)
-        other.stream.shutdown(socket.SHUT_RDWR)
-        other.process.reaped(9, 7)
-    assert [type(each) for each in found] == [Done]
+    found: list[int] = []
+    await feed(other, found)
+    serial = other.start()
+    other.say(done(serial))
+    other.stream.shutdown(socket.SHUT_RDWR)
+    other.process.reaped(9, 7)
+    await anyio.wait_all_tasks_blocked()
+    assert [each.ok for each in other.fate.outcomes] == [True]
+    assert (other.fate.running, other.fate.returned) == (1, (range(2, 4),))
+    assert found == [1]
     assert not other.process.usable
-    await other.process.dead.wait()
     assert other.process.death == Death(pid=5, status=9, max_rss_bytes=7)
 
 
 async def test_a_death_counts_also_if_something_holds_the_stream_open(other: Other) -> None:
-    found: list[object] = []
-    async with anyio.create_task_group() as group:
-        group.start_soon(ask, other, found)
-        await anyio.wait_all_tasks_blocked()
-        other.process.reaped(3 << 8, 7)
-    assert found == [Death(pid=5, status=3 << 8, max_rss_bytes=7)]
-    assert await other.process.ask(("rank", 2, {}), serial=2) == found[0]
+    found: list[int] = []
+    await feed(other, found)
+    other.start()
+    other.process.reaped(3 << 8, 7)
+    await anyio.wait_all_tasks_blocked()
+    assert found == [0]
+    (outcome,) = other.fate.outcomes
+    assert outcome.error is not None
+    assert outcome.error.attributes == {"exit_code": 3}
+    assert other.fate.returned == (range(1, 4),)
+
+
+@pytest.mark.parametrize("took", [0, 1, 3])
+async def test_a_death_costs_one_rank_however_many_tickets_were_taken(
+    other: Other, took: int
+) -> None:
+    """A rank that has not said that it started is nobody's victim: it goes to the next process."""
+    found: list[int] = []
+    await feed(other, found)
+    for _ in range(took):
+        other.take()
+    other.process.reaped(9, 0)
+    await anyio.wait_all_tasks_blocked()
+    assert found == [1]
+    assert [item.rank for item in other.books.out] == [0]
+    assert other.fate.outcomes == ()
+
+
+async def test_what_is_handed_back_is_what_the_process_has_not_taken(other: Other) -> None:
+    found: list[int] = []
+    made = await feed(other, found)
+    first = other.start()
+    second = other.take()  # so it is done with the first, and has not said so yet
+    made.hand_back()
+    assert other.books.running == 1
+    assert other.fate.returned == (range(2, 4),)
+    with pytest.raises(BlockingIOError):
+        other.takes.recv(1, socket.MSG_DONTWAIT)
+    other.say(done(first), wire.as_json(["started", second]), done(second))
+    while not found:
+        await anyio.lowlevel.checkpoint()
+    other.books.report()
+    assert other.books.last is not None
+    last = other.books.last.report(0.0)
+    assert [(each.rank, each.ok) for each in last.outcomes] == [(0, True), (1, True)]
+
+
+async def test_a_kill_waits_until_it_is_certain_whom_it_hits(other: Other) -> None:
+    found: list[int] = []
+    made = await feed(other, found)
+    assert not made.kill(KillReason.MEMORY), "nothing has started"
+    first = other.start()
+    second = other.take()
+    assert not made.kill(KillReason.MEMORY), "it is done with the first rank"
+    other.say(done(first), wire.as_json(["started", second]))
+    assert not made.kill(KillReason.MEMORY), "the first rank is over"
+    assert other.kills == []
+    assert made.kill(KillReason.MEMORY)
+    assert other.kills == [5]
+    with pytest.raises(BlockingIOError):
+        other.takes.recv(1, socket.MSG_DONTWAIT)
+
+
+async def test_a_time_out_counts_from_the_start_of_each_rank(other: Other) -> None:
+    found: list[int] = []
+    await feed(other, found, timeout_s=0.05)
+    first = other.start()
+    second = other.take()
+    await anyio.sleep(0.1)  # now it is over its time, but it is done: a kill would hit the next
+    assert other.kills == []
+    other.say(done(first), wire.as_json(["started", second]))
+    await other.killed.wait()
+    other.process.reaped(9, 0)
+    await anyio.wait_all_tasks_blocked()
+    fine, late = other.fate.outcomes
+    assert fine.ok
+    assert late.error is not None
+    assert late.error.type_names[0] == "thornback.pool.RankTimedOut"
+    assert late.rank == 1
 
 
 @pytest.mark.parametrize(
     "said",
     [
-        pytest.param(wire.as_json(["done", 2, None, [], None, 0.5, 9, None]), id="another-rank"),
-        pytest.param(wire.as_json(["set_up", None, 9, None]), id="a-setup"),
+        pytest.param(done(77), id="another-rank"),
+        pytest.param(wire.as_json(["set_up", None, 9, None, False]), id="a-setup"),
+        pytest.param(wire.as_json(["torn_down"]), id="a-teardown"),
+        pytest.param(wire.as_json(["checkpoint", 77, 1, ""]), id="a-checkpoint-of-another"),
+        pytest.param(wire.as_json(["progress", 77, 1.0, None]), id="progress-of-another"),
         pytest.param(wire.as_json({}), id="nonsense"),
         pytest.param(b"\xff" * 8, id="a-huge-frame"),
         pytest.param(wire.frame(b"[" * 100_000), id="deep-json"),
-        pytest.param(DONE + DONE, id="twice"),
+        pytest.param(None, id="twice"),
     ],
 )
-async def test_a_process_that_says_something_else_is_killed(other: Other, said: bytes) -> None:
-    found: list[object] = []
-    async with anyio.create_task_group() as group:
-        group.start_soon(ask, other, found)
-        await anyio.wait_all_tasks_blocked()
-        other.stream.sendall(said)
-        while not other.kills:
-            await anyio.lowlevel.checkpoint()
-        other.process.reaped(9, 0)
+async def test_a_process_that_says_something_else_is_killed(
+    other: Other, said: bytes | None
+) -> None:
+    await feed(other, [])
+    serial = other.start()
+    other.say(done(serial) * 2 if said is None else said)
+    await other.killed.wait()
+    with pytest.raises(BlockingIOError):
+        other.takes.recv(1, socket.MSG_DONTWAIT)  # nothing more is started in it
+    other.process.reaped(9, 0)
     assert other.process.death is not None
     assert other.process.death.killed_for is KillReason.PROTOCOL
     assert not other.process.usable
@@ -113,6 +244,5 @@ async def test_why_it_was_killed_stands_only_if_that_is_what_ended_it(other: Oth
     assert other.kills == [5, 5]
     other.process.reaped(11, 0)
     other.process.kill(KillReason.CLOSED)
-    other.process.finish()
     assert other.kills == [5, 5]
     assert other.process.death == Death(pid=5, status=11, max_rss_bytes=0)
