@@ -351,3 +351,37 @@ async def conformance() -> None:
         suite(as_make)
     async with as_make() as bench:
         as_blobs = bench.blob
+
+
+async def what_user_code_does() -> None:
+    from thornback.pool.testing import (
+        USER_CODE,
+        Bench,
+        FakeBackend,
+        MakeBench,
+        UserCodeRow,
+        UserCodeTrial,
+        check_user_code,
+    )
+
+    @contextlib.asynccontextmanager
+    async def make() -> AsyncIterator[Bench]:
+        yield bench
+
+    bench = Bench(
+        backend=FakeBackend(),
+        node="n0",
+        handle=None,
+        spec=WorkerSpec(),
+        ok=b"",
+        fails=b"",
+        blocks=b"",
+        crash=lambda pid: None,
+    )
+    as_make: MakeBench = make
+    await check_user_code(as_make)
+    assert_type(USER_CODE, tuple[UserCodeRow, ...])
+    async with UserCodeTrial(bench) as trial:
+        for row in USER_CODE:
+            assert_type((row.name, row.kind, row.ok), tuple[str, str, bool])
+            assert_type(await trial.check(row), Outcome)

@@ -2,8 +2,9 @@
 pass alike.
 
 `check_worker_backend` checks what `WorkerPool` relies on; `check_workers` checks what the pool
-promises its users. They need no test framework: they raise `AssertionError`, or `TimeoutError` when
-something hangs.
+promises its users; `check_user_code` does to workers whatever user code can do (`USER_CODE`; by
+`UserCodeTrial` row by row). They need no test framework: they raise `AssertionError`, or
+`TimeoutError` when something hangs.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from thornback.pool.ports import (
     WorkerBackend,
     WorkerSpec,
 )
+from thornback.pool.usercode import USER_CODE, UserCodeRow
+from thornback.pool.usercodetrial import UserCodeTrial, check_user_code
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -352,6 +355,7 @@ async def _check_loss(bench: Bench, pool: WorkerPool) -> None:
 
 
 __all__ = [
+    "USER_CODE",
     "Bench",
     "FakeBackend",
     "FakeDeathError",
@@ -359,7 +363,10 @@ __all__ = [
     "FakeWorker",
     "MakeBench",
     "ManualClock",
+    "UserCodeRow",
+    "UserCodeTrial",
     "assignment",
+    "check_user_code",
     "check_worker_backend",
     "check_workers",
     "fake_blobs",
