@@ -2,109 +2,233 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
+from tests.chaos.arena import Arena, death_reason, drain, gone, kinds, told
 from thornback.executor import Executor, Job, RankContext, RunFailed, Stage
+from thornback.executor.on_ray import RayPlatform
 from thornback.executor.ports import LiveRun
-from thornback.executor.testing import Chaos
+from thornback.executor.testing import Chaos, sighted
+from thornback.placement import AllocatorParams
+from thornback.pool import PoolParams
 
 if TYPE_CHECKING:
+    from ray._private.node import Node
+
     from tests.conftest import RayTestCluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 
-def spinner(marks: Path, spin_s: float) -> Callable[[RankContext], int]:
-    """Return a rank function that computes for a while and leaves a mark of its start."""
-    folder = str(marks)
-
-    def spin(ctx: RankContext) -> int:
-        import os
-        import time
-
-        name = f"{ctx.rank}.{ctx.attempt}.{ctx.epoch}.{os.getpid()}"
-        open(os.path.join(folder, name), "w").close()
-        end = time.monotonic() + spin_s
-        while time.monotonic() < end:
-            pass
-        return ctx.rank
-
-    return spin
-
-
 @pytest.fixture
-def clean(ray_cluster: RayTestCluster) -> Iterator[None]:
-    """Assert that a run leaves no group but REMOVED, no actor but DEAD, none of its processes."""
-    yield
+def arena(ray_cluster: RayTestCluster, tmp_path: Path) -> Iterator[Arena]:
+    """A run leaves no group but REMOVED, no actor but DEAD, none of its processes."""
+    yield Arena(folder=tmp_path, cluster=ray_cluster)
     ray_cluster.assert_nothing_left(timeout_s=10)
 
 
-@pytest.mark.usefixtures("clean")
-def test_killed_rank_and_killed_worker_are_retried(tmp_path: Path) -> None:
-    released = tmp_path / "released"
+@pytest.fixture
+def victim(ray_cluster: RayTestCluster, arena: Arena) -> Iterator[Node]:
+    """A node of two CPUs, besides the two that stay."""
+    node = ray_cluster.add_node(num_cpus=2)
+    yield node
+    if node in ray_cluster.cluster.worker_nodes:
+        ray_cluster.remove_node(node)
 
-    def wait(ctx: RankContext) -> int:
-        import os
-        import time
 
-        end = time.monotonic() + 120
-        while not os.path.exists(released) and time.monotonic() < end:
-            time.sleep(0.02)
-        return ctx.rank
+# -- processes
 
-    chaos = Chaos(kill_ranks=2, kill_workers=2)
 
-    async def kill_then_release(driver: LiveRun) -> None:
-        await chaos(driver)  # no rank ends before: each blow finds first attempts running
-        released.touch()
+def test_killed_rank_and_killed_worker_are_retried(arena: Arena) -> None:
+    chaos = Chaos(kill_ranks=2, kill_workers=1)  # a gang is hit once: there are four
+    report = arena.run(chaos, ranks=8, cpus=1)
 
-    job = Job("chaos", [Stage("wait", wait, ranks=40)])
-    executor = Executor.on_ray(state=str(tmp_path / "state"), companions=[kill_then_release])
-    report = executor.run(job)
-
-    assert report.results("wait") == {rank: rank for rank in range(40)}
-    assert Counter(kill.what for kill in chaos.kills) == {"rank": 2, "worker": 2}
-    kinds = Counter((a.fault.origin.value, a.fault.kind.value) for a in report.attempts)
-    assert kinds["process", "worker_crash"] == 2
-    assert kinds["worker", "worker_crash"] >= 2
+    arena.assert_recorded_once(report)
+    assert Counter(kill.what for kill in chaos.kills) == {"rank": 2, "worker": 1}
+    found = Counter((a.fault.origin.value, a.fault.kind.value) for a in report.attempts)
+    assert found["process", "worker_crash"] == 2
+    assert set(found) == {("process", "worker_crash"), ("worker", "worker_crash")}
     assert all(attempt.retried for attempt in report.attempts)
 
 
-@pytest.mark.usefixtures("clean")
-def test_ranks_of_a_lost_node_run_elsewhere(ray_cluster: RayTestCluster, tmp_path: Path) -> None:
-    marks = tmp_path / "marks"
-    marks.mkdir()
-    victim = ray_cluster.add_node(num_cpus=2)
-    lost: list[int] = []
+def test_stopped_worker_is_found_by_its_silence_and_its_late_report_counts_for_nothing(
+    arena: Arena,
+) -> None:
+    stopped: list[tuple[int, int]] = []
 
+    async def stop(driver: LiveRun) -> None:
+        at = await sighted(driver)
+        stopped.append((at.beat.pid, at.running.rank))
+        os.kill(at.beat.pid, signal.SIGSTOP)
+        while await driver.beat(at.dispatched.gang):  # until the pool has given it up
+            await anyio.lowlevel.checkpoint()
+
+    pool = PoolParams(beat_every_s=0.5, silence_s=4.0, ask_s=1.0, kill_s=2.0)
+    try:
+        report = arena.run(stop, platform=RayPlatform(pool=pool), ranks=4)
+    finally:
+        for pid, _ in stopped:  # ray.kill does not reach a process that is stopped
+            with_suppress_kill(pid, signal.SIGCONT)
+    arena.assert_recorded_once(report)
+    ((_, rank),) = stopped
+    assert len(arena.starts()[rank]) == 2
+    assert kinds(report) == {"timeout": 1}, told(report)
+    assert report.attempts[0].fault.phase == "heartbeat"
+
+
+def with_suppress_kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def test_killed_member_of_a_gang_of_two_nodes_fails_the_rank_once(arena: Arena) -> None:
+    async def kill(driver: LiveRun) -> None:
+        at = await sighted(driver)
+        beats = await driver.beat(at.dispatched.gang)
+        (second,) = [beat for beat in beats if beat.node != at.beat.node]
+        os.kill(second.pid, signal.SIGKILL)
+
+    report = arena.run(kill, ranks=2, nodes=2, cpus=1, max_gangs=1)
+    assert report.state == "succeeded", told(report)
+    assert kinds(report) == {"worker_crash": 1}, told(report)
+    assert list(report.results("hold")) == [0, 1]
+
+
+# -- nodes
+
+
+def test_ranks_of_a_lost_node_run_elsewhere(arena: Arena, victim: Node) -> None:
     async def kill_node(driver: LiveRun) -> None:
-        async for seen in driver.dispatches():
-            beats = await driver.beat(seen.gang)
-            if any(beat.node == victim.node_id and beat.running for beat in beats):
-                lost.append(seen.gang)
-                await anyio.to_thread.run_sync(ray_cluster.remove_node, victim)
-                return
+        at = await sighted(driver, where=lambda beat: beat.node == victim.node_id)
+        await anyio.to_thread.run_sync(arena.cluster.remove_node, victim)
+        await gone(at)
 
-    job = Job("node", [Stage("spin", spinner(marks, 0.3), ranks=60)])
-    executor = Executor.on_ray(state=str(tmp_path / "state"), companions=[kill_node])
-    report = executor.run(job)
-
-    assert lost, "a rank was seen running on the victim"
-    assert report.results("spin") == {rank: rank for rank in range(60)}
-    assert any(attempt.lost_ranks for attempt in report.attempts)
+    report = arena.run(kill_node)
+    arena.assert_recorded_once(report)
+    assert set(kinds(report)) == {"node_lost"}, told(report)
     assert all(attempt.retried for attempt in report.attempts)
+    assert death_reason(victim) == 2
 
 
-@pytest.mark.usefixtures("clean")
-def test_rank_that_exceeds_its_time_is_killed_and_tried_again(tmp_path: Path) -> None:
-    flag = tmp_path / "tried"
+def test_node_whose_raylet_is_killed_is_lost(arena: Arena, victim: Node) -> None:
+    async def kill_raylet(driver: LiveRun) -> None:
+        at = await sighted(driver, where=lambda beat: beat.node == victim.node_id)
+        os.kill(victim.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        await gone(at)
+
+    report = arena.run(kill_raylet)
+    arena.assert_recorded_once(report)
+    assert set(kinds(report)) == {"node_lost"}, told(report)
+    assert death_reason(victim) == 2
+
+
+def test_node_that_leaves_in_order_is_lost_too(arena: Arena, victim: Node) -> None:
+    async def remove(driver: LiveRun) -> None:
+        at = await sighted(driver, where=lambda beat: beat.node == victim.node_id)
+        call = partial(arena.cluster.remove_node, victim, graceful=True)
+        await anyio.to_thread.run_sync(call)
+        await gone(at)
+
+    report = arena.run(remove)
+    arena.assert_recorded_once(report)
+    assert set(kinds(report)) == {"node_lost"}, told(report)
+    assert death_reason(victim) == 1
+
+
+def test_preemption_is_charged_to_nobody(arena: Arena, victim: Node) -> None:
+    async def preempt(driver: LiveRun) -> None:
+        at = await sighted(driver, where=lambda beat: beat.node == victim.node_id)
+        await anyio.to_thread.run_sync(drain, victim, 30.0)
+        await anyio.to_thread.run_sync(arena.cluster.remove_node, victim)
+        await gone(at)
+
+    report = arena.run(preempt)
+    arena.assert_recorded_once(report)
+    assert set(kinds(report)) == {"preemption"}, told(report)
+    arena.assert_charged_to_nobody()
+    assert death_reason(victim) == 3
+
+
+# -- placement
+
+
+def test_removed_placement_group_is_replaced(arena: Arena) -> None:
+    async def remove(driver: LiveRun) -> None:
+        at = await sighted(driver)
+        await anyio.to_thread.run_sync(remove_group_on, at.beat.node)
+        await gone(at)
+
+    report = arena.run(remove, ranks=4)
+    arena.assert_recorded_once(report)
+    assert kinds(report) == {"placement_removed": 1}, told(report)
+
+
+def remove_group_on(node: str) -> None:
+    """Remove the one group that holds a node."""
+    from ray.util.placement_group import (
+        get_placement_group,
+        placement_group_table,
+        remove_placement_group,
+    )
+
+    (name,) = [
+        row["name"]
+        for row in placement_group_table().values()
+        if row["state"] == "CREATED" and node in row["bundles_to_node_id"].values()
+    ]
+    remove_placement_group(get_placement_group(name))
+
+
+def test_request_that_never_fits_is_refused_within_seconds_with_numbers(arena: Arena) -> None:
+    def never(ctx: RankContext) -> None: ...
+
+    platform = RayPlatform(placement=AllocatorParams(infeasible_after_s=1.0))
+    executor = Executor(platform=platform, state=str(arena.folder / "state"))
+    started = time.monotonic()
+    with pytest.raises(RunFailed) as caught:
+        executor.run(Job("never", [Stage("never", never, cpus=64)]))
+    assert time.monotonic() - started < 15
+    (attempt,) = caught.value.report.attempts
+    assert attempt.fault.kind.value == "unschedulable"
+    assert "64" in attempt.fault.message
+    assert "largest node has" in attempt.fault.message
+
+
+# -- limits
+
+
+def test_rank_over_its_memory_gets_more(arena: Arena) -> None:
+    def greedy(ctx: RankContext) -> int:
+        import os
+        import threading
+
+        held = bytearray(os.urandom(1 << 20)) * 150
+        if ctx.attempt == 1:
+            threading.Event().wait()  # until the limit is found to be exceeded
+        return len(held) >> 20
+
+    job = Job("oom", [Stage("greedy", greedy, memory="140MiB")])
+    report = Executor.on_ray(state=str(arena.folder / "state")).run(job)
+    assert report.results("greedy") == {0: 150}
+    (attempt,) = report.attempts
+    assert (attempt.fault.kind.value, attempt.fault.origin.value) == ("oom", "process")
+    assert attempt.peak_rss_bytes > 140 << 20
+
+
+def test_rank_that_exceeds_its_time_is_killed_and_tried_again(arena: Arena) -> None:
+    flag = arena.folder / "tried"
 
     def slow_once(ctx: RankContext) -> str:
         import os
@@ -115,15 +239,17 @@ def test_rank_that_exceeds_its_time_is_killed_and_tried_again(tmp_path: Path) ->
             time.sleep(3600)
         return "done"
 
-    job = Job("slow", [Stage("slow", slow_once, ranks=4, timeout_s=5)])
-    report = Executor.on_ray(state=str(tmp_path / "state")).run(job)
+    job = Job("slow", [Stage("slow", slow_once, ranks=4, timeout_s=2)])
+    report = Executor.on_ray(state=str(arena.folder / "state")).run(job)
     assert report.results("slow") == dict.fromkeys(range(4), "done")
     (attempt,) = report.attempts
     assert (attempt.rank, attempt.fault.kind.value, attempt.fault.phase) == (1, "timeout", "rank")
 
 
-@pytest.mark.usefixtures("clean")
-def test_failed_rank_raises_with_its_cause_and_skips_what_follows(tmp_path: Path) -> None:
+# -- user code (row by row in tests/contracts; here that a run ends as it should)
+
+
+def test_failed_rank_raises_with_its_cause_and_skips_what_follows(arena: Arena) -> None:
     def bad(ctx: RankContext) -> None:
         if ctx.rank == 2:
             raise ValueError("the third is bad")
@@ -132,20 +258,19 @@ def test_failed_rank_raises_with_its_cause_and_skips_what_follows(tmp_path: Path
 
     job = Job("bad", [Stage("bad", bad, ranks=4), Stage("after", after, after="bad")])
     with pytest.raises(RunFailed) as caught:
-        Executor.on_ray(state=str(tmp_path / "state")).run(job)
+        Executor.on_ray(state=str(arena.folder / "state")).run(job)
     (failure,) = caught.value.exceptions
     assert "the third is bad" in str(failure)
     progress = caught.value.report.stages
     assert (progress["bad"].done, progress["bad"].failed, progress["after"].skipped) == (3, 1, 1)
 
 
-@pytest.mark.parametrize("how", ["exit", "segv", "unpicklable", "system_exit"])
-@pytest.mark.usefixtures("clean")
-def test_whatever_user_code_does_comes_back_and_hangs_nothing(tmp_path: Path, how: str) -> None:
-    number = int(signal.SIGSEGV)
+def ends(how: str) -> Callable[[RankContext], None]:
+    """Return a rank function that ends badly."""
 
     def rank(ctx: RankContext) -> None:
         import os
+        import signal
 
         class Picky(Exception):
             def __init__(self, a: int, b: int) -> None:
@@ -154,13 +279,23 @@ def test_whatever_user_code_does_comes_back_and_hangs_nothing(tmp_path: Path, ho
         if how == "exit":
             os._exit(7)
         elif how == "segv":
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGSEGV)
         elif how == "system_exit":
             raise SystemExit(3)
         raise Picky(1, 2)
 
-    job = Job("end", [Stage("end", rank, max_retries=1)])
+    return rank
+
+
+def test_whatever_user_code_does_ends_its_stage_and_hangs_nothing(arena: Arena) -> None:
+    ways = ("exit", "segv", "unpicklable", "system_exit")
+    job = Job("end", [Stage(way, ends(way), max_retries=1) for way in ways])
     with pytest.raises(RunFailed) as caught:
-        Executor.on_ray(state=str(tmp_path / "state")).run(job)
-    kinds = {a.fault.kind.value for a in caught.value.report.attempts}
-    assert kinds == ({"worker_crash"} if how in ("exit", "segv") else {"application"})
+        Executor.on_ray(state=str(arena.folder / "state")).run(job)
+    found = {(a.stage, a.fault.kind.value) for a in caught.value.report.attempts}
+    assert found == {
+        ("exit", "worker_crash"),
+        ("segv", "worker_crash"),
+        ("unpicklable", "application"),
+        ("system_exit", "application"),
+    }

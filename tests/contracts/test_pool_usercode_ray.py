@@ -6,16 +6,18 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 import pytest
 
-from tests.conftest import RayTestCluster
 from thornback.executor.ports import Attribute
 from thornback.faults import Classifier, Fault
 from thornback.pool import Outcome, WorkerSpec
 from thornback.pool.testing import USER_CODE, Bench, UserCodeRow, UserCodeTrial
+
+if TYPE_CHECKING:
+    from tests.conftest import RayTestCluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.anyio]
 

@@ -64,16 +64,18 @@ from thornback.executor.ports import (
     StageIdentity,
     Workers,
 )
-from thornback.executor.testing import Chaos, Kill
+from thornback.executor.testing import Chaos, Kill, Sighting, sighted
 from thornback.faults import ErrorData, Fault, FaultKind, Origin
-from thornback.placement import GangRequest, Lease
+from thornback.placement import AllocatorParams, GangRequest, Lease
 from thornback.pool import (
     Assignment,
     Beat,
     Blobs,
     GangLostError,
     PoolObserver,
+    PoolParams,
     Report,
+    RunningRank,
     WorkerSpec,
 )
 
@@ -359,6 +361,19 @@ platform: Platform = Nowhere()
 live: LiveRun = Seen()
 local: Platform = LocalPlatform(cpus=2)
 ray: Platform = RayPlatform(address="host:6379", local_cpus=2)
+quick: Platform = RayPlatform(
+    pool=PoolParams(silence_s=5), placement=AllocatorParams(infeasible_after_s=1)
+)
+
+
+async def look_for(run: LiveRun) -> None:
+    at = await sighted(run, where=lambda beat: beat.node == "n0", stage="clean")
+    assert_type(at, Sighting)
+    assert_type(at.beat, Beat)
+    assert_type(at.running, RunningRank)
+    assert_type(at.dispatched.gang, int)
+
+
 mine = Executor(platform=platform, state="runs/mine", clock=clock, classifier=classifier)
 
 

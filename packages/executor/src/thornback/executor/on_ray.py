@@ -15,8 +15,8 @@ from opentelemetry.trace import TracerProvider
 
 from thornback.executor.errors import BackendUnavailable
 from thornback.executor.ports import Connection
-from thornback.placement import Allocator
-from thornback.pool import Blobs, PoolObserver, WorkerPool
+from thornback.placement import Allocator, AllocatorParams
+from thornback.pool import Blobs, PoolObserver, PoolParams, WorkerPool
 
 __all__ = ["RayPlatform"]
 
@@ -37,6 +37,10 @@ class RayPlatform:
     cluster that runs on this machine, else start one."""
     local_cpus: int | None = None
     """Logical CPUs of a Ray that is started for this run; None: what the machine has."""
+    pool: PoolParams = attrs.field(factory=PoolParams)
+    """Bounds and rhythms of the workers."""
+    placement: AllocatorParams = attrs.field(factory=AllocatorParams)
+    """Durations of the leases."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse at once what can never work."""
@@ -99,8 +103,9 @@ class RayPlatform:
 
         address = ray.get_runtime_context().gcs_address
         cluster, backend = RayCluster(), RayBackend()
-        leases = Allocator(cluster, tracer=tracers.get_tracer("thornback.placement"))
-        workers = WorkerPool(backend, blobs, tracer_provider=tracers, observer=observer)
+        tracer = tracers.get_tracer("thornback.placement")
+        leases = Allocator(cluster, params=self.placement, tracer=tracer)
+        workers = WorkerPool(backend, blobs, self.pool, tracer_provider=tracers, observer=observer)
         async with leases, workers:
             yield Connection(
                 name=f"Ray {ray.__version__} at {address}", leases=leases, workers=workers

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import anyio
@@ -15,7 +15,7 @@ import attrs
 from thornback.executor.ports import Dispatched, LiveRun
 from thornback.pool import Beat, RunningRank
 
-__all__ = ["Chaos", "Kill"]
+__all__ = ["Chaos", "Kill", "Sighting", "sighted"]
 
 LOOKS = 2000
 """How often one assignment is looked at before the next is tried: each look is an answered call,
@@ -34,6 +34,43 @@ class Kill:
     rank: int
     """The rank that ran then."""
     gang: int
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Sighting:
+    """A rank that was seen running."""
+
+    dispatched: Dispatched
+    """Its assignment."""
+    beat: Beat
+    """What its worker said."""
+    running: RunningRank
+
+
+async def sighted(
+    run: LiveRun, *, where: Callable[[Beat], bool] | None = None, stage: str | None = None
+) -> Sighting:
+    """Wait, in a companion, until a rank that is handed over from now on is seen running.
+
+    Args:
+        run: that the companion goes along with.
+        where: which workers are looked at; None: all.
+        stage: name of the only stage that counts; None: any.
+
+    Raises:
+        LookupError: the run ended before.
+    """
+    async for seen in run.dispatches():
+        if stage not in (None, seen.stage):
+            continue
+        while True:
+            beats = [b for b in await run.beat(seen.gang) if where is None or where(b)]
+            if (found := _running(beats, seen.assignment)) is not None:
+                return Sighting(dispatched=seen, beat=found[0], running=found[1])
+            if not beats or run.outstanding(seen.assignment) == ():
+                break
+            await anyio.lowlevel.checkpoint()
+    raise LookupError("the run ended before such a rank was seen running")
 
 
 @attrs.define(slots=True, eq=False)
