@@ -10,16 +10,27 @@ from __future__ import annotations
 import json
 import os
 import select
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import anyio.to_thread
 import attrs
 
-from thornback.executor import Executor, Job, RankContext, RunReport, Stage
+from thornback.executor import (
+    AttemptReport,
+    Executor,
+    Job,
+    RankContext,
+    RunInfo,
+    RunReport,
+    Stage,
+    StageProgress,
+)
 from thornback.executor.on_ray import RayPlatform
 from thornback.executor.ports import LiveRun
 from thornback.executor.testing import Sighting
@@ -40,6 +51,8 @@ class Arena:
 
     folder: Path
     cluster: RayTestCluster
+    failed: anyio.Event = attrs.field(factory=anyio.Event, init=False)
+    """Set once the driver has judged a failure."""
 
     @property
     def released(self) -> Path:
@@ -59,7 +72,9 @@ class Arena:
             import os
             import time
 
-            open(os.path.join(marks, f"{ctx.rank} {ctx.attempt} {ctx.epoch}"), "x").close()
+            open(
+                os.path.join(marks, f"{ctx.rank} {ctx.attempt} {ctx.epoch} {ctx.node_index}"), "x"
+            ).close()
             end = time.monotonic() + held_s
             while not os.path.exists(released) and time.monotonic() < end:
                 time.sleep(0.02)
@@ -92,6 +107,7 @@ class Arena:
             platform=platform or RayPlatform(),
             state=str(self.folder / "state"),
             companions=[companion],
+            observers=[Failures(self.failed)],
         )
         report = executor.run(job, check=False)
         if failed:
@@ -102,8 +118,9 @@ class Arena:
         """Return (attempt, epoch) of every start of each rank."""
         found: dict[int, list[tuple[int, str]]] = {}
         for mark in self.marks.iterdir():
-            rank, attempt, epoch = mark.name.split()
-            found.setdefault(int(rank), []).append((int(attempt), epoch))
+            rank, attempt, epoch, node_index = mark.name.split()
+            if node_index == "0":
+                found.setdefault(int(rank), []).append((int(attempt), epoch))
         return found
 
     def assert_recorded_once(self, report: RunReport) -> None:
@@ -121,6 +138,26 @@ class Arena:
     def assert_charged_to_nobody(self) -> None:
         """Every start of a rank was its first attempt: nothing was charged."""
         assert {attempt for starts in self.starts().values() for attempt, _ in starts} == {1}
+
+
+@attrs.frozen(slots=True)
+class Failures:
+    """Notes the first failure that the driver has judged (fulfils `Observer`)."""
+
+    seen: anyio.Event
+
+    def started(self, info: RunInfo, /) -> None:
+        """Nothing to do."""
+
+    def progressed(self, stages: tuple[StageProgress, ...], /) -> None:
+        """Nothing to do."""
+
+    def failed(self, attempt: AttemptReport, /) -> None:
+        """Tell it."""
+        self.seen.set()
+
+    def finished(self, report: RunReport, /) -> None:
+        """Nothing to do."""
 
 
 def records(state: Path, stage: str) -> Counter[int]:
@@ -157,18 +194,27 @@ async def gone(at: Sighting, timeout_s: float = 20.0) -> None:
     await anyio.to_thread.run_sync(wait)
 
 
-def kinds(report: RunReport) -> Counter[str]:
-    """Return how often each kind of fault is in the report."""
-    return Counter(attempt.fault.kind.value for attempt in report.attempts)
+def kinds(report: RunReport) -> set[str]:
+    """Return the kinds of fault in the report, which are all of one gang and were all retried.
+
+    One gang can be there several times: a rank that was queued behind the running one is charged,
+    too, if its worker dies before it has said that it did not start it.
+    """
+    assert len({attempt.gang for attempt in report.attempts}) == 1, told(report)
+    assert all(attempt.retried for attempt in report.attempts), told(report)
+    return {attempt.fault.kind.value for attempt in report.attempts}
 
 
 def told(report: RunReport) -> str:
     """Return every fault and verdict in the report, for a test that fails."""
-    return "; ".join(f"{a.rank} {a.fault} ({a.verdict})" for a in report.attempts)
+    return "; ".join(
+        f"{a.rank} {a.fault} ({a.verdict}) {dict(a.fault.facts)}" for a in report.attempts
+    )
 
 
-def drain(node: Node, left_s: float) -> None:
-    """Tell Ray that a node will be preempted in so many seconds."""
+def drain(node: Node, left_s: float, timeout_s: float = 10.0) -> None:
+    """Tell Ray that a node will be preempted in so many seconds; return once Ray has noted it for
+    the actors there. What kills the node before that is no preemption to Ray."""
     import ray
     from ray.core.generated import autoscaler_pb2
 
@@ -178,14 +224,35 @@ def drain(node: Node, left_s: float) -> None:
     until_ms = int((time.time() + left_s) * 1000)
     accepted, why = worker.gcs_client.drain_node(node.node_id, reason, "spot", until_ms)
     assert accepted, why
+    deadline = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not _noted(node):
+        assert time.monotonic() < deadline, "Ray does not note the drain for the actors of the node"
+        pause.wait(0.02)
 
 
-def death_reason(node: Node) -> int:
-    """Return why Ray thinks that a node is dead."""
+def _noted(node: Node) -> bool:
+    import ray._private.state
+    from ray.core.generated import gcs_pb2
+
+    tables: Any = gcs_pb2
+    accessor: Any = ray._private.state.state._connect_and_get_accessor()
+    rows = [tables.ActorTableData.FromString(row) for row in accessor.get_actor_table(None, None)]
+    here = [row for row in rows if row.address.node_id.hex() == node.node_id]
+    return bool(here) and all(row.preempted for row in here)
+
+
+def death_reason(node: Node, timeout_s: float = 10.0) -> int:
+    """Return why Ray thinks that a node is dead, once it does."""
     import ray
 
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # ray has no types here
-    (record,) = [each for each in nodes if each["NodeID"] == node.node_id]
-    assert not record["Alive"]
-    reason: int = record["DeathReason"]
-    return reason
+    deadline = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while True:
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # ray has no types here
+        (record,) = [each for each in nodes if each["NodeID"] == node.node_id]
+        if not record["Alive"]:
+            reason: int = record["DeathReason"]
+            return reason
+        assert time.monotonic() < deadline, f"Ray thinks that {node.node_id} lives"
+        pause.wait(0.1)

@@ -70,8 +70,7 @@ def test_stopped_worker_is_found_by_its_silence_and_its_late_report_counts_for_n
         at = await sighted(driver)
         stopped.append((at.beat.pid, at.running.rank))
         os.kill(at.beat.pid, signal.SIGSTOP)
-        while await driver.beat(at.dispatched.gang):  # until the pool has given it up
-            await anyio.lowlevel.checkpoint()
+        await arena.failed.wait()
 
     pool = PoolParams(beat_every_s=0.5, silence_s=4.0, ask_s=1.0, kill_s=2.0)
     try:
@@ -82,7 +81,7 @@ def test_stopped_worker_is_found_by_its_silence_and_its_late_report_counts_for_n
     arena.assert_recorded_once(report)
     ((_, rank),) = stopped
     assert len(arena.starts()[rank]) == 2
-    assert kinds(report) == {"timeout": 1}, told(report)
+    assert kinds(report) == {"timeout"}, told(report)
     assert report.attempts[0].fault.phase == "heartbeat"
 
 
@@ -102,7 +101,7 @@ def test_killed_member_of_a_gang_of_two_nodes_fails_the_rank_once(arena: Arena) 
 
     report = arena.run(kill, ranks=2, nodes=2, cpus=1, max_gangs=1)
     assert report.state == "succeeded", told(report)
-    assert kinds(report) == {"worker_crash": 1}, told(report)
+    assert kinds(report) == {"worker_crash"}, told(report)
     assert list(report.results("hold")) == [0, 1]
 
 
@@ -117,20 +116,21 @@ def test_ranks_of_a_lost_node_run_elsewhere(arena: Arena, victim: Node) -> None:
 
     report = arena.run(kill_node)
     arena.assert_recorded_once(report)
-    assert set(kinds(report)) == {"node_lost"}, told(report)
-    assert all(attempt.retried for attempt in report.attempts)
+    assert kinds(report) == {"node_lost"}, told(report)
     assert death_reason(victim) == 2
 
 
 def test_node_whose_raylet_is_killed_is_lost(arena: Arena, victim: Node) -> None:
     async def kill_raylet(driver: LiveRun) -> None:
         at = await sighted(driver, where=lambda beat: beat.node == victim.node_id)
-        os.kill(victim.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        raylet = victim.all_processes["raylet"][0].process
+        raylet.kill()
+        raylet.wait()  # its workers look for it, and take a zombie for alive
         await gone(at)
 
     report = arena.run(kill_raylet)
     arena.assert_recorded_once(report)
-    assert set(kinds(report)) == {"node_lost"}, told(report)
+    assert kinds(report) == {"node_lost"}, told(report)
     assert death_reason(victim) == 2
 
 
@@ -143,7 +143,7 @@ def test_node_that_leaves_in_order_is_lost_too(arena: Arena, victim: Node) -> No
 
     report = arena.run(remove)
     arena.assert_recorded_once(report)
-    assert set(kinds(report)) == {"node_lost"}, told(report)
+    assert kinds(report) == {"node_lost"}, told(report)
     assert death_reason(victim) == 1
 
 
@@ -156,7 +156,7 @@ def test_preemption_is_charged_to_nobody(arena: Arena, victim: Node) -> None:
 
     report = arena.run(preempt)
     arena.assert_recorded_once(report)
-    assert set(kinds(report)) == {"preemption"}, told(report)
+    assert kinds(report) == {"preemption"}, told(report)
     arena.assert_charged_to_nobody()
     assert death_reason(victim) == 3
 
@@ -172,7 +172,7 @@ def test_removed_placement_group_is_replaced(arena: Arena) -> None:
 
     report = arena.run(remove, ranks=4)
     arena.assert_recorded_once(report)
-    assert kinds(report) == {"placement_removed": 1}, told(report)
+    assert kinds(report) == {"placement_removed"}, told(report)
 
 
 def remove_group_on(node: str) -> None:
