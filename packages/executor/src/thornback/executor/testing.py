@@ -17,9 +17,9 @@ from thornback.pool import Beat, RunningRank
 
 __all__ = ["Chaos", "Kill", "Sighting", "sighted"]
 
-LOOKS = 2000
-"""How often one assignment is looked at before the next is tried: each look is an answered call,
-not a sleep."""
+LOOK_S = 5.0
+"""How long one assignment is looked at before the next is tried. Without a sleep: each look is an
+answered call."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -114,7 +114,8 @@ class Chaos:
         """Look at the gang until the assignment is seen running, then kill. Gives up when it has
         ended meanwhile."""
         what = self._next()
-        for _ in range(LOOKS):
+        end = anyio.current_time() + LOOK_S
+        while anyio.current_time() < end:
             beats = [b for b in await run.beat(seen.gang) if b.host == socket.gethostname()]
             found = _running(beats, seen.assignment)
             if found is not None:
