@@ -212,9 +212,8 @@ def told(report: RunReport) -> str:
     )
 
 
-def drain(node: Node, left_s: float, timeout_s: float = 10.0) -> None:
-    """Tell Ray that a node will be preempted in so many seconds; return once Ray has noted it for
-    the actors there. What kills the node before that is no preemption to Ray."""
+def drain(node: Node, left_s: float) -> None:
+    """Tell Ray that a node will be preempted in so many seconds."""
     import ray
     from ray.core.generated import autoscaler_pb2
 
@@ -224,22 +223,6 @@ def drain(node: Node, left_s: float, timeout_s: float = 10.0) -> None:
     until_ms = int((time.time() + left_s) * 1000)
     accepted, why = worker.gcs_client.drain_node(node.node_id, reason, "spot", until_ms)
     assert accepted, why
-    deadline = time.monotonic() + timeout_s
-    pause = threading.Event()
-    while not _noted(node):
-        assert time.monotonic() < deadline, "Ray does not note the drain for the actors of the node"
-        pause.wait(0.02)
-
-
-def _noted(node: Node) -> bool:
-    import ray._private.state
-    from ray.core.generated import gcs_pb2
-
-    tables: Any = gcs_pb2
-    accessor: Any = ray._private.state.state._connect_and_get_accessor()
-    rows = [tables.ActorTableData.FromString(row) for row in accessor.get_actor_table(None, None)]
-    here = [row for row in rows if row.address.node_id.hex() == node.node_id]
-    return bool(here) and all(row.preempted for row in here)
 
 
 def death_reason(node: Node, timeout_s: float = 10.0) -> int:
