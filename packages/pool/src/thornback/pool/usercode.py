@@ -245,7 +245,9 @@ def _leaves_many_children(call: RankCall) -> str:
 
 
 def _forks_and_comes_back(call: RankCall) -> str:
-    os.fork()
+    """Return twice: the copy has to end there, as if its program had."""
+    if (copy := os.fork()) and (status := os.waitpid(copy, 0)[1]):
+        raise RuntimeError(f"the copy that came back ended with status {status}")
     return "[]"
 
 
