@@ -41,6 +41,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.ray, pytest.mark.usefixtures("ray_c
 ONE = GangRequest(bundle=Bundle(cpus=1))
 ALL = GangRequest(bundle=Bundle(cpus=2), nodes=2)
 NEVER = GangRequest(bundle=Bundle(cpus=0, gpus=8), nodes=2)
+RARE = GangRequest(bundle=Bundle(cpus=0, resources={"rare": 8}), nodes=2)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -380,7 +381,7 @@ async def placed_by_labels(leases: Allocator, node: str) -> None:
         pinned = GangRequest(bundle=bundle, labels={"ray.io/node-id": node})
         async with leases.lease(pinned, avoid=[node]) as lease:
             assert lease.nodes == (node,), "avoidance is dropped: there is no other"
-        with pytest.raises(Unschedulable, match=r"none of 4 nodes has zone=b \(zone: a\)"):
+        with pytest.raises(Unschedulable, match=r"none of \d nodes has zone=b \(zone: a\)"):
             await leases.acquire(GangRequest(bundle=bundle, labels={"zone": "b"}))
 
 
@@ -411,13 +412,13 @@ def autoscaler_with(**node_groups: tuple[dict[str, int], int]) -> Iterator[None]
 
 async def test_what_an_autoscaler_may_bring_is_told_and_waited_for(cluster: RayCluster) -> None:
     said: list[Explanation] = []
-    with autoscaler_with(cpu=({"CPU": 4}, -1), gpu=({"CPU": 8, "GPU": 8}, 2)):
+    with autoscaler_with(cpu=({"CPU": 4}, -1), rare=({"CPU": 8, "rare": 8}, 2)):
         async with (
             Allocator(cluster, observe=said.append) as leases,
             anyio.create_task_group() as tasks,
         ):
             start = time.perf_counter()
-            tasks.start_soon(leases.acquire, NEVER)
+            tasks.start_soon(leases.acquire, RARE)
             with anyio.fail_after(20):
                 while not said:
                     await anyio.lowlevel.checkpoint()
@@ -425,20 +426,20 @@ async def test_what_an_autoscaler_may_bring_is_told_and_waited_for(cluster: RayC
             assert time.perf_counter() - start < 5
             tasks.cancel_scope.cancel()
     assert [e.text for e in said] == [
-        "needs 2 x {GPU: 8} on different nodes; largest node has {GPU: 0}; "
-        "would fit on 2 more nodes of type 'gpu'; waiting for the autoscaler"
+        "needs 2 x {rare: 8} on different nodes; largest node has {rare: 0}; "
+        "would fit on 2 more nodes of type 'rare'; waiting for the autoscaler"
     ]
     assert said[0].fails_in_s > 500, "it waits until the placement deadline"
 
 
 async def test_what_no_autoscaler_can_bring_is_refused(cluster: RayCluster) -> None:
     params = AllocatorParams(infeasible_after_s=0.0)
-    with autoscaler_with(gpu=({"CPU": 8, "GPU": 4}, 10)):
+    with autoscaler_with(rare=({"CPU": 8, "rare": 4}, 10)):
         async with Allocator(cluster, params=params, observe=lambda _: None) as leases:
             with anyio.fail_after(20), pytest.raises(Unschedulable) as caught:
-                await leases.acquire(NEVER)
+                await leases.acquire(RARE)
     assert str(caught.value).endswith(
-        "no node type of the autoscaler can hold it: largest has {GPU: 4}"
+        "no node type of the autoscaler can hold it: largest has {rare: 4}"
     )
     assert (await cluster.look()).node_types == (), "what the test told is taken back"
 
@@ -529,6 +530,18 @@ async def busy(cluster: RayCluster) -> AsyncIterator[None]:
             yield
         finally:
             go.set()
+
+
+async def test_a_removal_that_is_given_up_is_done_all_the_same(cluster: RayCluster) -> None:
+    from thornback.placement.on_ray import RayCluster, RayParams
+
+    slow = RayCluster(params=RayParams(threads=1))
+    reservation = await slow.reserve(ONE, Strategy.PACK, ())
+    async with anyio.create_task_group() as tasks, busy(slow):
+        tasks.start_soon(reservation.remove)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert await cluster.call(held) == 0
 
 
 async def test_cancelled_or_late_while_the_gcs_is_slow_nothing_is_held(

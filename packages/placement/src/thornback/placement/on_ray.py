@@ -65,7 +65,7 @@ class RayParams:
     """Interval of the one table call for all waiting groups, where Ray has no task-less
     readiness."""
     undo_s: float = 10.0
-    """The bound of undoing a creation whose answer nobody waits for any more."""
+    """The bound of undoing what an allocator that ends has given up: it may end so much later."""
     threads: int = 4
     """Calls to the GCS under way at the same time."""
 
@@ -281,7 +281,13 @@ class _RayReservation:
                 self._listen(ready)
 
     async def remove(self) -> bool:
-        return await self._cluster.call(self._remove)
+        try:
+            return await self._cluster.call(self._remove)
+        except anyio.get_cancelled_exc_class():
+            # Given up, perhaps before a thread was free for it: nobody else would remove it.
+            with anyio.move_on_after(self._cluster.params.undo_s, shield=True):
+                await self._cluster.call(self._remove)
+            raise
 
     def _listen(self, ready: ray.ObjectRef[PlacementGroup]) -> None:
         """Source: ray 2.60 `object_ref.pyi` `_on_ready`: called from a thread of C++."""
