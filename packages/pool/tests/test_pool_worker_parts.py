@@ -67,7 +67,7 @@ def test_what_a_rank_process_says_is_understood() -> None:
     assert parse(b'["set_up",null,5,null,true]') == SetUp(
         error=None, peak_rss_bytes=5, has_teardown=True
     )
-    assert parse(b'["done",3,"{}",[["a","b"]],null,0.5,9,null,7]') == Done(
+    assert parse(b'["done",3,"{}",[["a","b"]],null,0.5,9,null,7,4]') == Done(
         serial=3,
         result="{}",
         outputs=(("a", "b"),),
@@ -75,6 +75,7 @@ def test_what_a_rank_process_says_is_understood() -> None:
         ran_s=0.5,
         peak_rss_bytes=9,
         log_size=7,
+        next=4,
     )
     assert parse(b'["torn_down"]') == TornDown()
     assert parse(b'["checkpoint",3,1,"AAE="]') == Saved(serial=3, number=1, data=b"\x00\x01")
@@ -88,17 +89,18 @@ def test_what_a_rank_process_says_is_understood() -> None:
         b"\xff\x00",
         b"{}",
         b'["done",3]',
-        b'["done",3,1,[],null,0.5,9,null,7]',
-        b'["done",3,null,[["a"]],null,0.5,9,null,7]',
-        b'["done",3,null,[["a",1]],null,0.5,9,null,7]',
-        b'["done",3,null,[],"error",0.5,9,null,7]',
-        b'["done",3,null,[],null,"0.5",9,null,7]',
-        b'["done",3,null,[],null,NaN,9,null,7]',
-        b'["done",3,null,[],null,0.5,9,null]',
-        b'["done",3,null,[],null,0.5,9,null,-2]',
-        b'["done",3,null,[],null,0.5,9,null,1e300]',
-        b'["done",3,null,[],null,0.5,9,[],7]',
-        b'["done",3,null,[],null,0.5,9,[0,0,1.5,[["name"]]],7]',
+        b'["done",3,1,[],null,0.5,9,null,7,4]',
+        b'["done",3,null,[["a"]],null,0.5,9,null,7,4]',
+        b'["done",3,null,[["a",1]],null,0.5,9,null,7,4]',
+        b'["done",3,null,[],"error",0.5,9,null,7,4]',
+        b'["done",3,null,[],null,"0.5",9,null,7,4]',
+        b'["done",3,null,[],null,NaN,9,null,7,4]',
+        b'["done",3,null,[],null,0.5,9,null,7]',
+        b'["done",3,null,[],null,0.5,9,null,-2,0]',
+        b'["done",3,null,[],null,0.5,9,null,1e300,0]',
+        b'["done",3,null,[],null,0.5,9,[],7,4]',
+        b'["done",3,null,[],null,0.5,9,[0,0,1.5,[["name"]]],7,4]',
+        b'["torn_down"] ["torn_down"]',
         b'["set_up",[],5,null,false]',
         b'["set_up",null,5,null,1]',
         b'["checkpoint",3,1,"A"]',

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.anyio
 BOUND_S = 10.0
 
 
-def done(serial: int) -> bytes:
-    return wire.as_json(["done", serial, "{}", [], None, 0.5, 9, None, 0])
+def done(serial: int, following: int = 0) -> bytes:
+    return wire.as_json(["done", serial, "{}", [], None, 0.5, 9, None, 0, following])
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ async def test_what_is_handed_back_is_what_the_process_has_not_taken(other: Othe
     assert other.fate.returned == (range(2, 4),)
     with pytest.raises(BlockingIOError):
         other.takes.recv(1, socket.MSG_DONTWAIT)
-    other.say(done(first), wire.as_json(["started", second]), done(second))
+    other.say(done(first, second), done(second))
     while not found:
         await anyio.lowlevel.checkpoint()
     other.books.report()
@@ -182,7 +182,7 @@ async def test_a_kill_waits_until_it_is_certain_whom_it_hits(other: Other) -> No
     first = other.start()
     second = other.take()
     assert not made.kill(KillReason.MEMORY), "it is done with the first rank"
-    other.say(done(first), wire.as_json(["started", second]))
+    other.say(done(first, second))
     assert not made.kill(KillReason.MEMORY), "the first rank is over"
     assert other.kills == []
     assert made.kill(KillReason.MEMORY)
@@ -198,7 +198,7 @@ async def test_a_time_out_counts_from_the_start_of_each_rank(other: Other) -> No
     second = other.take()
     await anyio.sleep(0.1)  # now it is over its time, but it is done: a kill would hit the next
     assert other.kills == []
-    other.say(done(first), wire.as_json(["started", second]))
+    other.say(done(first, second))
     await other.killed.wait()
     other.process.reaped(9, 0)
     await anyio.wait_all_tasks_blocked()
@@ -215,6 +215,7 @@ async def test_a_time_out_counts_from_the_start_of_each_rank(other: Other) -> No
         pytest.param(done(77), id="another-rank"),
         pytest.param(wire.as_json(["set_up", None, 9, None, False]), id="a-setup"),
         pytest.param(wire.as_json(["torn_down"]), id="a-teardown"),
+        pytest.param(done(77, 78), id="another-rank-next"),
         pytest.param(wire.as_json(["checkpoint", 77, 1, ""]), id="a-checkpoint-of-another"),
         pytest.param(wire.as_json(["progress", 77, 1.0, None]), id="progress-of-another"),
         pytest.param(wire.as_json({}), id="nonsense"),

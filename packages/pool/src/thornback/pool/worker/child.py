@@ -6,17 +6,18 @@ back was not started. What is too large for a packet comes as a message on the s
 
 Tickets (pickled tuples): `("rank", serial, work, rank, args, restored)`; `("large", serial, work,
 rank)`, whose `("large", serial, args, restored)` is on the stream; `("do", serial)`, which says
-that a `setup` or `teardown` is there. Messages down the stream (pickled tuples): `("work", number,
-fields)`, what the ranks of an assignment have in common; `("do", serial, "setup", blob, fields)`,
-first; `("do", serial, "teardown")`, last; `("input", key, blob or None)`; `("kept", number)`, the
-answer to a checkpoint; `("drain", instant)`. Up (JSON lists): `["set_up", error, peak, spans, has a
-teardown]`, `["started", serial]`, `["done", serial, result, outputs, error, ran_s, peak, spans, log
-size]`, `["torn_down"]`, `["need", key]`, `["checkpoint", serial, number, base64]`, `["progress",
-serial, done, total]`. `fields` are those of `RankCall` and `env`; `spans` as in `spandata`. When
-the tickets end, so does the process.
+that a `setup` or `teardown` is there. When they end, so does the process.
 
-What is said last of a rank and first of the next goes out together, but always before the next
-one's code runs: a death costs one rank.
+Messages down the stream (pickled tuples): `("work", number, fields)`, what the ranks of an
+assignment have in common; `("do", serial, "setup", blob, fields)`, first; `("do", serial,
+"teardown")`, last; `("input", key, blob or None)`; `("kept", number)`, the answer to a checkpoint;
+`("drain", instant)`. `fields` are those of `RankCall`, and `env`.
+
+Up (JSON lists): `["set_up", error, peak, spans, has a teardown]`; `["started", serial]`; `["done",
+serial, result, outputs, error, ran_s, peak, spans, log size, following]`; `["torn_down"]`;
+`["need", key]`; `["checkpoint", serial, number, base64]`; `["progress", serial, done, total]`.
+`spans` as in `spandata`. `following` is the serial of a rank that begins right after, or 0: one
+message is less work than two. It goes out before that rank's code runs, so a death costs one rank.
 
 What is guarded against. User code may fork and come back (only the original answers), close or
 replace the standard streams (they are put back before each rank), leave processes behind (ended
@@ -156,8 +157,7 @@ class RankProcess:
         before = self._begin()
         self._line.open(serial)
         call = self._call(Mouth(self._line, serial), rank, args, restored)
-        self._line.say(["started", serial])
-        self._line.flush()
+        self._line.say_started(serial)
         started = time.monotonic()
         try:
             assert self._program is not None, "a rank before its setup"
@@ -172,7 +172,7 @@ class RankProcess:
         self._end(before)
         self._leftovers.end()
         peak, size = self._peak.bytes(), self._streams.log_size()
-        self._line.say(["done", serial, result, outputs, error, ran_s, peak, spans, size])
+        self._line.say_done(["done", serial, result, outputs, error, ran_s, peak, spans, size])
 
     def _tear_down(self) -> None:
         """Let the program end what it has begun. What it raises goes to the log."""

@@ -183,6 +183,10 @@ class Feed:
             raise Unexpected("it answered what it was not asked")
         if isinstance(news, Done):
             self._done(news)
+            if news.next:
+                if not self._sent or news.next != self._sent[0]:
+                    raise Unexpected("it answered what it was not asked")
+                self._started()
         elif isinstance(news, Started):
             self._started()
         elif isinstance(news, Saved):

@@ -42,6 +42,8 @@ class Line:
         self._frames = wire.Frames()
         self._out = bytearray()
         """What is still to be sent, the rest of a frame first."""
+        self._done: list[object] | None = None
+        """The end of the last rank, still to be sent."""
         self._mail: dict[tuple[str, int], tuple[Any, ...]] = {}
         self._inputs: dict[str, bytes | None] = {}
         self._speaker = 0
@@ -64,25 +66,39 @@ class Line:
     # -- between ranks -----------------------------------------------------------------------------
 
     def say(self, message: list[object]) -> None:
-        """Send a message at the next occasion: before user code runs, or anything is waited
-        for."""
+        """Send a message, before user code runs or anything is waited for."""
         self._out += wire.as_json(message)
 
-    def flush(self) -> None:
-        """Send what there is to be sent."""
+    def say_done(self, message: list[object]) -> None:
+        """Send the end of a rank, before user code runs or anything is waited for."""
+        self._done = message
+
+    def say_started(self, serial: int) -> None:
+        """Send at once that a rank begins, along with the end of the one before."""
+        if self._done is not None:
+            self._flush_done(serial)
+        else:
+            self.say(["started", serial])
         self._send(None)
+
+    def _flush_done(self, following: int) -> None:
+        if self._done is not None:
+            self.say([*self._done, following])
+            self._done = None
 
     def next_ticket(self) -> tuple[Any, ...] | None:
         """Return the next ticket; None: the supervisor is gone.
 
-        What is to be said waits for a ticket that is there already: its `started` goes along.
+        The end of a rank is not sent yet if the next ticket is there already: see
+        `say_started`.
         """
         size = 0
-        if self._out:
-            try:
+        if self._done is not None:
+            with contextlib.suppress(BlockingIOError):
                 size = self._tickets.recv_into(self._ticket, 0, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                self.flush()
+        if size == 0:
+            self._flush_done(0)
+            self._send(None)
         if size == 0:
             size = self._tickets.recv_into(self._ticket)
         if size == 0:

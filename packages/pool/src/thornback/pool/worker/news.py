@@ -17,6 +17,7 @@ from thornback.pool.worker.spandata import spans_from_plain
 MAX_CHECKPOINT_BYTES = 1 << 20
 _MAX_SIZE = 1 << 62
 """Of a log."""
+_DECODER = json.JSONDecoder()
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -45,6 +46,8 @@ class Done:
     spans_dropped: int = 0
     log_size: int = -1
     """At its end; -1: unknown."""
+    next: int = 0
+    """Serial of the rank that begins right after; 0: none does."""
 
 
 @attrs.frozen(slots=True)
@@ -94,7 +97,7 @@ def parse(body: bytes) -> News:
     Raises:
         ValueError: it is not what a rank process says.
     """
-    match json.loads(body):
+    match _value(body):
         case [
             "done",
             int(serial),
@@ -105,11 +108,12 @@ def parse(body: bytes) -> News:
             int(peak),
             plain_spans,
             int(size),
+            int(following),
         ] if -1 <= size <= _MAX_SIZE and 0.0 <= ran_s < math.inf:
             spans, dropped = spans_from_plain(plain_spans) if plain_spans is not None else ((), 0)
             pairs = tuple(map(_pair, outputs)) if outputs else ()
             caught = None if error is None else from_plain(error)
-            return Done(serial, result, pairs, caught, ran_s, peak, spans, dropped, size)
+            return Done(serial, result, pairs, caught, ran_s, peak, spans, dropped, size, following)
         case ["started", int(serial)]:
             return Started(serial)
         case ["set_up", error, int(peak), plain_spans, bool(has_teardown)]:
@@ -134,6 +138,14 @@ def parse(body: bytes) -> News:
         ):
             return Progressed(serial, done, total)
     raise ValueError(f"not a message of a rank process: {body[:80]!r}")
+
+
+def _value(body: bytes) -> object:
+    text = body.decode("ascii")
+    value, end = _DECODER.raw_decode(text)
+    if end != len(text):
+        raise ValueError("more than one value")
+    return value
 
 
 def _finite(done: float, total: float | None) -> bool:
