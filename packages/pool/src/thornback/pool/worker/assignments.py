@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -15,6 +15,8 @@ from thornback.pool.ports import Assignment, Checkpoint, Outcome, Ranks, Report
 class Item:
     """A rank, with what belongs to it alone."""
 
+    at: int
+    """Position in the assignment."""
     rank: int
     args: bytes | None = None
     restored: bytes | None = None
@@ -75,7 +77,11 @@ class Books:
     @property
     def over(self) -> bool:
         """Whether nothing runs and nothing is left to run."""
-        return not self.out and self._position == self._size
+        return not self.out and not self._left
+
+    @property
+    def _left(self) -> int:
+        return self._size - self._position + len(self._again)
 
     @property
     def running(self) -> int | None:
@@ -84,30 +90,33 @@ class Books:
 
     def begin(self) -> Item | None:
         """Take the next rank; None: there is none."""
-        if self._position == self._size:
-            return None
         if self._again:
             item = self._again.pop()
-        else:
+        elif self._position < self._size:
             work, at = self.work, self._position
             item = Item(
+                at,
                 next(self._ranks),
                 work.args[at] if work.args else None,
                 work.restored[at] if work.restored else None,
             )
-        self._position += 1
+            self._position += 1
+        else:
+            return None
         self.out.append(item)
         return item
 
-    def unbegin(self, count: int) -> None:
-        """Take back the last `count` that were begun: none of them has started."""
-        for _ in range(count):
-            item = self.out.pop()
-            if self._handed_back:
-                self._returned.append(range(item.rank, item.rank + 1))
-            else:
-                self._again.append(item)
-                self._position -= 1
+    def unbegin(self, items: Sequence[Item]) -> None:
+        """Take back some that were begun: none of them has started."""
+        if not items:
+            return
+        for item in items:
+            self.out.remove(item)
+        if self._handed_back:
+            self._returned += _coalesced([range(each.rank, each.rank + 1) for each in items])
+        else:
+            self._again += items
+            self._again.sort(key=lambda item: -item.at)
 
     def end(self, outcome: Mapping[str, Any] | None, now: float) -> None:
         """Enter the fields of the outcome of the first that is not over; None: it was recalled, and
@@ -132,14 +141,15 @@ class Books:
 
     def hand_back(self) -> None:
         """Return all ranks that have not begun."""
-        self._returned.extend(_without_first(self.work.ranks, self._position))
+        again = [range(item.rank, item.rank + 1) for item in reversed(self._again)]
+        self._returned += _coalesced([*again, *_without_first(self.work.ranks, self._position)])
         self._position = self._size
         self._handed_back = True
         self._again.clear()
 
     def report(self) -> None:
         """Make the next part of the report, if it is time."""
-        if self.last is not None or self._position < self._size:
+        if self.last is not None or self._left:
             return
         if self.first is not None and not self.over:
             return
@@ -162,3 +172,14 @@ def _without_first(ranks: Ranks, count: int) -> Iterator[range]:
         count = max(0, count - len(each))
         if rest:
             yield rest
+
+
+def _coalesced(ranges: Sequence[range]) -> list[range]:
+    """Join what follows directly upon another."""
+    found: list[range] = []
+    for each in ranges:
+        if found and found[-1].stop == each.start:
+            found[-1] = range(found[-1].start, each.stop)
+        else:
+            found.append(each)
+    return found

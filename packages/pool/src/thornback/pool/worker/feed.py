@@ -54,8 +54,8 @@ class Feed:
         self._books = books
         self._context = context
         self._work = 0
-        self._sent: deque[int] = deque()
-        """Serials of the first ones of `books.out`: their tickets were sent."""
+        self._sent: deque[tuple[int, Item]] = deque()
+        """Whose tickets were sent, with the serials of these; in the order of `books.out`."""
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[int] = self._loop.create_future()
         self._tries = 0
@@ -92,8 +92,9 @@ class Feed:
 
     def hand_back(self) -> None:
         """Return all ranks that have not started."""
-        self._unsend(self._process.take_back())
-        self._books.unbegin(len(self._books.out) - len(self._sent))
+        self._take_back()
+        unsent = list(self._books.out)[len(self._sent) :]
+        self._books.unbegin(unsent)
         self._books.hand_back()
         self._settle()
 
@@ -122,7 +123,7 @@ class Feed:
                 break
             if not self._send(item):
                 if len(books.out) > 1:
-                    books.unbegin(1)
+                    books.unbegin([item])
                 elif self._again is None:
                     self._again = self._loop.call_later(_AGAIN_S, self._send_again)
                 break
@@ -135,6 +136,11 @@ class Feed:
         self._again = None
         self._fill()
 
+    @property
+    def _serial(self) -> int:
+        """Of the first ticket whose rank is not over; 0: there is none."""
+        return self._sent[0][0] if self._sent else 0
+
     def _send(self, item: Item) -> bool:
         process = self._process
         serial = process.next_serial()
@@ -146,19 +152,25 @@ class Feed:
             ticket = ("rank", serial, self._work, item.rank, item.args, item.restored)
             sent = process.send(ticket)
         if sent:
-            self._sent.append(serial)
+            self._sent.append((serial, item))
         return sent
 
-    def _unsend(self, count: int) -> None:
-        for _ in range(count):
-            self._sent.pop()
-        if not self._sent:
-            self._due = None
+    def _take_back(self) -> None:
+        """Take tickets back: their ranks have not started. If it was all of them, the first stays
+        begun, to be sent again."""
+        if back := self._process.take_back():
+            taken = [(serial, item) for serial, item in self._sent if serial not in back]
+            ahead = [item for serial, item in self._sent if serial in back]
+            if not taken:
+                self._due = None
+                self._books.unbegin(ahead[1:])
+            else:
+                self._books.unbegin(ahead)
+            self._sent = deque(taken)
 
     def withdraw(self) -> None:
-        """Take back what has not started; the first stays begun."""
-        self._unsend(self._process.take_back())
-        self._books.unbegin(len(self._books.out) - max(1, len(self._sent)))
+        """See `Listener`."""
+        self._take_back()
 
     def _alone(self) -> bool:
         """Make sure that nothing but the rank that runs can be hit by a kill.
@@ -166,10 +178,10 @@ class Feed:
         With no ticket left, the process cannot go on to another. If it has taken two, it is done
         with the first.
         """
-        front = self._sent[0] if self._sent else 0
-        self.withdraw()
+        front = self._serial
+        self._take_back()
         self._process.hear()
-        if self.began is not None and len(self._sent) == 1 and self._sent[0] == front:
+        if self.began is not None and len(self._sent) == 1 and self._serial == front:
             return True
         self._settle()
         return False
@@ -179,12 +191,12 @@ class Feed:
     def heard(self, news: Started | Done | Saved | Progressed, /) -> None:
         """See `Listener`."""
         starts = isinstance(news, Started)
-        if not self._sent or news.serial != self._sent[0] or starts is (self.began is not None):
+        if news.serial != self._serial or starts is (self.began is not None):
             raise Unexpected("it answered what it was not asked")
         if isinstance(news, Done):
             self._done(news)
             if news.next:
-                if not self._sent or news.next != self._sent[0]:
+                if news.next != self._serial:
                     raise Unexpected("it answered what it was not asked")
                 self._started()
         elif isinstance(news, Started):
@@ -252,7 +264,7 @@ class Feed:
             self._finish()
             return
         self._process.take_back()
-        self._books.unbegin(len(self._books.out) - 1)
+        self._books.unbegin(list(self._books.out)[1:])
         self._sent.clear()
         now = self._loop.time()
         if death.killed_for is KillReason.RECALLED:

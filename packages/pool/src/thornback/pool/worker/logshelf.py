@@ -62,13 +62,23 @@ class LogShelf:
         own: the folder is the worker's own; then a log that was read to its end is removed.
         marker: the first part of all names: no other worker has it.
         cap_bytes: disk space for each.
+        most_closed: how many are kept of processes that have ended.
     """
 
-    def __init__(self, folder: str, *, own: bool, marker: str, cap_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        *,
+        own: bool,
+        marker: str,
+        cap_bytes: int,
+        most_closed: int = MAX_CLOSED_LOGS,
+    ) -> None:
         self.folder = folder
         self._own = own
         self._marker = marker
         self._cap_bytes = cap_bytes
+        self._most_closed = most_closed
         self._logs: dict[str, RankLog] = {}
         """By name, who was served longest ago first."""
         self._told: dict[str, None] = {}
@@ -123,9 +133,9 @@ class LogShelf:
             log.remove()
 
     def _drop_oldest(self) -> None:
-        if len(self._logs) > MAX_CLOSED_LOGS:
+        if len(self._logs) > self._most_closed + 1:
             closed = [name for name, log in self._logs.items() if log.closed]
-            for name in closed[: len(closed) - MAX_CLOSED_LOGS // 2]:
+            for name in closed[: len(closed) - self._most_closed // 2]:
                 self._forget(name)
 
 

@@ -196,18 +196,20 @@ class RankProcess:
             self._write(("large", serial, args, restored))
         return sent
 
-    def take_back(self) -> int:
-        """Take back the tickets that it has not taken, the last ones of those sent; returns how
-        many. They will never be started."""
-        count = 0
+    def take_back(self) -> list[int]:
+        """Take back the tickets that it has not taken; returns their serials. They will never be
+        started.
+
+        They come in order, but it may take one in the middle of this.
+        """
+        found: list[int] = []
         while self.death is None:
             try:
-                # What does not fit is dropped: only the count matters.
-                self._sockets.back.recv(1, socket.MSG_DONTWAIT)
+                ticket = self._sockets.back.recv(2 * MAX_TICKET_BYTES, socket.MSG_DONTWAIT)
             except OSError:
                 break
-            count += 1
-        return count
+            found.append(pickle.loads(ticket)[1])
+        return found
 
     def drain(self, goes_at: float) -> None:
         """Tell it when its node goes away, on the monotonic clock."""

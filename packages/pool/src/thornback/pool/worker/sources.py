@@ -36,7 +36,7 @@ class SourceProgram:
         return ProgramResult(result=None if value is None else json.dumps(value))
 
 
-def _call(body: str, call: RankCall, state: dict[str, object]) -> object:
+def _call(body: str, call: RankCall | None, state: dict[str, object]) -> object:
     source = "def body(call, state):\n" + textwrap.indent(textwrap.dedent(body) or "pass", "    ")
     namespace: dict[str, object] = {}
     exec(source, namespace)
@@ -46,6 +46,19 @@ def _call(body: str, call: RankCall, state: dict[str, object]) -> object:
     return value
 
 
-def source_program(body: str, setup: str = "pass") -> bytes:
-    """Return the blob of a program, for `load`."""
-    return pickle.dumps(SourceProgram(body, setup))
+@attrs.define(slots=True, eq=False)
+class TidySourceProgram(SourceProgram):
+    """Has a teardown: the body of a function of `state` (and of `call`, which is None)."""
+
+    teardown_body: str = "pass"
+
+    def teardown(self) -> None:
+        """Run the body of the teardown."""
+        _call(self.teardown_body, None, self.state)
+
+
+def source_program(body: str, setup: str = "pass", teardown: str | None = None) -> bytes:
+    """Return the blob of a program, for `load`; without `teardown` it has no such method."""
+    if teardown is None:
+        return pickle.dumps(SourceProgram(body, setup))
+    return pickle.dumps(TidySourceProgram(body, setup, teardown_body=teardown))

@@ -454,6 +454,8 @@ class Supervisor:
 
     async def _tear_down(self, timeout_s: float) -> None:
         """Let idle rank processes end in order; those that do not in time are cut off."""
+        if self._hurry.is_set():
+            return
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(slot.tear_down()) for slot in self._slots]
         alarm = loop.call_later(timeout_s, self._hurry.set)
