@@ -343,8 +343,10 @@ class KilledWorker:
             stream.sendall(wire.pickled((number, method, payload)))
             body = wire.receive(stream)
             assert body is not None
-            call, ok, answer = wire.unpickled(body)  # type: ignore[misc]
-            assert (call, ok) == (number, True), answer
+            reply = wire.unpickled(body)
+            assert isinstance(reply, tuple)
+            assert reply[:2] == (number, True), reply
+            answer = reply[2]
         assert isinstance(answer, Beat)
         self.log_dir = answer.log_dir
         pids = descendants_of(process.pid)

@@ -97,7 +97,8 @@ def parse(body: bytes) -> News:
     Raises:
         ValueError: it is not what a rank process says.
     """
-    match _value(body):
+    value = _value(body)
+    match value:
         case [
             "done",
             int(serial),
@@ -116,6 +117,13 @@ def parse(body: bytes) -> News:
             return Done(serial, result, pairs, caught, ran_s, peak, spans, dropped, size, following)
         case ["started", int(serial)]:
             return Started(serial)
+    if (news := _rare(value)) is None:
+        raise ValueError(f"not a message of a rank process: {body[:80]!r}")
+    return news
+
+
+def _rare(value: object) -> News | None:
+    match value:
         case ["set_up", error, int(peak), plain_spans, bool(has_teardown)]:
             spans, dropped = spans_from_plain(plain_spans)
             return SetUp(
@@ -137,7 +145,7 @@ def parse(body: bytes) -> News:
             done, total
         ):
             return Progressed(serial, done, total)
-    raise ValueError(f"not a message of a rank process: {body[:80]!r}")
+    return None
 
 
 def _value(body: bytes) -> object:

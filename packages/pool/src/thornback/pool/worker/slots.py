@@ -10,7 +10,7 @@ program down first.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -285,3 +285,22 @@ class Slot:
 
 async def _as_coroutine(awaitable: Awaitable[RankProcess]) -> RankProcess:
     return await awaitable
+
+
+async def tear_down_all(slots: Sequence[Slot], timeout_s: float, hurry: asyncio.Event) -> None:
+    """Let idle rank processes end in order; those that do not in time, or until `hurry` is set, are
+    cut off."""
+    if hurry.is_set():
+        return
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(slot.tear_down()) for slot in slots]
+    alarm = loop.call_later(timeout_s, hurry.set)
+    enough = loop.create_task(hurry.wait())
+    try:
+        for task in tasks:
+            await asyncio.wait({task, enough}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        alarm.cancel()
+        for each in (*tasks, enough):
+            each.cancel()
+        await asyncio.gather(*tasks, enough, return_exceptions=True)

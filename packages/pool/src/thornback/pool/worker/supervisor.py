@@ -10,6 +10,8 @@ It knows neither Ray nor the driver. Its host calls `handle(method, payload)`: a
 Everything that user code can do comes back as data in a `Report`. What is raised here is a wrong
 call (`SupervisorRefused`). A worker that cannot go on ends its own process, so that the pool sees
 it lost.
+
+Over 400 lines, and not split further: what is left is one method per call, and what it promises.
 """
 
 from __future__ import annotations
@@ -23,42 +25,22 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import NoReturn
 
-import attrs
-
 from thornback.pool.ports import Assignment, Beat, Report, WorkerSpec
-from thornback.pool.worker.assignments import Books, Part
+from thornback.pool.worker.assignments import Part
 from thornback.pool.worker.deaths import OomKills
+from thornback.pool.worker.entries import Entries, Entry
 from thornback.pool.worker.freeport import FreePorts
 from thornback.pool.worker.nursery import Nursery
 from thornback.pool.worker.params import SupervisorParams
 from thornback.pool.worker.proctree import rss_bytes
-from thornback.pool.worker.slots import Slot, SlotContext
+from thornback.pool.worker.slots import Slot, SlotContext, tear_down_all
 
 GAVE_UP_EXIT_CODE = 70
-_KEPT_REPORTS = 64
-_REMEMBERED = 4096
 
 
 class SupervisorRefused(Exception):
     """The call was wrong, or came after the end: unlike a rank's failure, which is data in a
     report."""
-
-
-@attrs.define(slots=True, eq=False)
-class _Entry:
-    """An assignment that this worker has accepted."""
-
-    books: Books
-    first_made: asyncio.Event = attrs.field(factory=asyncio.Event)
-    news: asyncio.Event = attrs.field(factory=asyncio.Event)
-    """Replaced when set: a checkpoint, or the last part."""
-    slot: Slot | None = None
-    timer: asyncio.TimerHandle | None = None
-
-    def tell(self) -> None:
-        """Wake those who wait for news."""
-        self.news.set()
-        self.news = asyncio.Event()
 
 
 def end_this_process(reason: str) -> NoReturn:
@@ -106,10 +88,8 @@ class Supervisor:
         self._params = params or SupervisorParams()
         self._give_up = give_up
         self._blobs: dict[str, bytes] = {}
-        self._entries: dict[int, _Entry] = {}
-        self._forgotten: dict[int, None] = {}
-        self._early: dict[int, None] = {}
-        self._queue: asyncio.Queue[_Entry] = asyncio.Queue()
+        self._entries = Entries(spec.slots)
+        self._queue: asyncio.Queue[Entry] = asyncio.Queue()
         self._oom = OomKills()
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._address = address
@@ -222,7 +202,7 @@ class Supervisor:
 
         Cancellation: the assignment goes on; `recall` ends it.
         """
-        self._acknowledge(ack)
+        self._entries.acknowledge(ack)
         entry = self._entries.get(assignment.assignment) or self._accept(assignment)
         await entry.first_made.wait()
         return self._sendable(entry, entry.books.first, 0)
@@ -234,7 +214,7 @@ class Supervisor:
         The final report carries such a checkpoint, too, unless its rank has succeeded. Again if
         asked again, until it is acknowledged. Raises as `run`.
         """
-        self._acknowledge(ack)
+        self._entries.acknowledge(ack)
         entry = self._entries.get(number)
         if entry is None:
             raise SupervisorRefused(f"assignment {number} is not known here: it must be run first")
@@ -249,10 +229,8 @@ class Supervisor:
         """Hand back what has not started; with `kill` also the running rank, whose tree is killed.
         Unknown: a no-op."""
         entry = self._entries.get(number)
-        if entry is None and number not in self._forgotten:
-            self._early[number] = None  # it overtook its `run`
-            while len(self._early) > _REMEMBERED:
-                del self._early[next(iter(self._early))]
+        if entry is None:
+            self._entries.recalled_early(number)
         if entry is None or entry.books.over:
             return
         self._hand_back(entry)
@@ -270,7 +248,7 @@ class Supervisor:
             offsets: how much of each log has arrived (see `LogShelf.chunks`); None: no logs are
                 wanted. Answered after `close` as well.
         """
-        self._acknowledge(ack)
+        self._entries.acknowledge(ack)
         return Beat(
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -325,31 +303,14 @@ class Supervisor:
 
     # -- assignments -----------------------------------------------------------------------------
 
-    def _accept(self, work: Assignment) -> _Entry:
-        number, limit = work.assignment, 2 * len(self._slots)
-        size = sum(map(len, work.ranks))
-        live = sum(not entry.books.over for entry in self._entries.values())
-        refusal = ""
-        if self._closing is not None or not self._started:
-            refusal = "the worker is not running"
-        elif number in self._forgotten:
-            refusal = "it is over and was acknowledged"
-        elif live >= limit:
-            refusal = f"this worker has {live} already, at most {limit} (2 per slot) are expected"
-        elif work.program not in self._blobs:
-            refusal = f"its program {work.program!r} is not loaded: call load first"
-        elif size == 0:
-            refusal = "it has no ranks"
-        elif work.args and len(work.args) != size:
-            refusal = f"expected args for all of its {size} ranks or none, got {len(work.args)}"
-        elif work.restored and len(work.restored) != size:
-            got = len(work.restored)
-            refusal = f"expected what was saved of all of its {size} ranks or none, got {got}"
+    def _accept(self, work: Assignment) -> Entry:
+        refusal = "the worker is not running"
+        if self._closing is None and self._started:
+            refusal = self._entries.refusal(work, loaded=work.program in self._blobs)
         if refusal:
-            raise SupervisorRefused(f"assignment {number} is refused: {refusal}")
-        entry = self._entries[number] = _Entry(books=Books(work=work))
-        if number in self._early:
-            del self._early[number]
+            raise SupervisorRefused(f"assignment {work.assignment} is refused: {refusal}")
+        entry = self._entries.add(work)
+        if self._entries.was_recalled(work.assignment):
             entry.books.hand_back()
             self._report(entry)
             return entry
@@ -369,23 +330,23 @@ class Supervisor:
             self._report(entry)
             entry.slot = None
 
-    def _arm(self, entry: _Entry) -> None:
+    def _arm(self, entry: Entry) -> None:
         if entry.timer is not None:
             entry.timer.cancel()
         loop = asyncio.get_running_loop()
         entry.timer = loop.call_later(self._params.reclaim_s, self._reclaim, entry)
 
-    def _reclaim(self, entry: _Entry) -> None:
+    def _reclaim(self, entry: Entry) -> None:
         self._hand_back(entry)
         self._report(entry)
 
-    def _hand_back(self, entry: _Entry) -> None:
+    def _hand_back(self, entry: Entry) -> None:
         if entry.slot is not None:
             entry.slot.hand_back()
         else:
             entry.books.hand_back()
 
-    def _report(self, entry: _Entry) -> None:
+    def _report(self, entry: Entry) -> None:
         entry.books.report()
         if entry.books.first is not None:
             entry.first_made.set()
@@ -394,21 +355,10 @@ class Supervisor:
         if entry.books.last is not None:
             entry.tell()
 
-    def _sendable(self, entry: _Entry, part: Part | None, seen: int) -> Report:
+    def _sendable(self, entry: Entry, part: Part | None, seen: int) -> Report:
         if part is None:
             raise SupervisorRefused("the worker is closed")
         return part.report(asyncio.get_running_loop().time(), entry.books.newer(seen))
-
-    def _acknowledge(self, ack: Sequence[int]) -> None:
-        """Drop reports that have arrived, and the oldest of too many that nobody acknowledges."""
-        over = [number for number, entry in self._entries.items() if entry.books.last is not None]
-        spare = len(over) - max(_KEPT_REPORTS, 4 * len(self._slots))
-        for position, number in enumerate(over):
-            if number in ack or position < spare:
-                del self._entries[number]
-                self._forgotten[number] = None
-        while len(self._forgotten) > _REMEMBERED:
-            del self._forgotten[next(iter(self._forgotten))]
 
     async def _tick(self) -> None:
         ticks_per_s = max(1, round(1.0 / self._params.tick_s))
@@ -438,12 +388,12 @@ class Supervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for entry in self._entries.values():
+        for entry in self._entries.all():
             if entry.timer is not None:
                 entry.timer.cancel()
-        await self._tear_down(timeout_s)
+        await tear_down_all(self._slots, timeout_s, self._hurry)
         self._ended = True
-        for entry in self._entries.values():
+        for entry in self._entries.all():
             entry.first_made.set()
             entry.tell()
         gone = await self._nursery.close()
@@ -451,23 +401,6 @@ class Supervisor:
             slot.close()
         self._closed.set()
         return gone
-
-    async def _tear_down(self, timeout_s: float) -> None:
-        """Let idle rank processes end in order; those that do not in time are cut off."""
-        if self._hurry.is_set():
-            return
-        loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(slot.tear_down()) for slot in self._slots]
-        alarm = loop.call_later(timeout_s, self._hurry.set)
-        hurry = loop.create_task(self._hurry.wait())
-        try:
-            for task in tasks:
-                await asyncio.wait({task, hurry}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            alarm.cancel()
-            for each in (*tasks, hurry):
-                each.cancel()
-            await asyncio.gather(*tasks, hurry, return_exceptions=True)
 
 
 def _ids(ack: object) -> Sequence[int]:
