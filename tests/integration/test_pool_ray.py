@@ -180,9 +180,9 @@ async def test_without_straight_lines_calls_go_by_ray_and_logs_are_salvaged_by_a
         (logs / ".thornback-own").touch()
         (logs / "w-slot0-1.log").write_bytes(b"one two")
         assert await pool.close(1, kill=True, timeout_s=15.0)
-        rest = await worker.salvage(str(logs), {"w-slot0-1.log": 4})
+        rest = await worker.salvage(str(logs), "w-", {"w-slot0-1.log": 4})
         assert [(c.offset, c.data) for c in rest if c.log == "w-slot0-1.log"] == [(4, b"two")]
-        assert list(await worker.salvage(str(logs), {})) == [], "removed"
+        assert list(await worker.salvage(str(logs), "w-", {})) == [], "removed"
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -45,10 +45,10 @@ def test_a_closed_log_is_told_once_and_forgotten_when_the_worker_knows() -> None
     assert book.offsets() == {}
 
 
-def test_a_name_alone_is_remembered_and_not_told() -> None:
+def test_an_empty_chunk_is_no_news() -> None:
     book = LogBook()
     assert enter(book, chunk("a", 0, b"")) == []
-    assert book.offsets() == {"a": 0}
+    assert book.offsets() == {}
 
 
 def test_logs_that_stay_in_their_folder_are_remembered() -> None:

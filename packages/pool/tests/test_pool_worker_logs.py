@@ -149,7 +149,7 @@ def test_what_a_flood_lost_is_skipped(tmp_path: Path) -> None:
     assert set(found) == {ord("a")}
     assert len(found) <= 64 << 10
     log.close()
-    (chunk, *_) = salvage(str(tmp_path), {"m-slot0-1.log": 0})
+    (chunk, *_) = salvage(str(tmp_path), "m-", {"m-slot0-1.log": 0})
     assert set(chunk.data) == {ord("a")}
     assert chunk.skipped == reader.skipped[name]
 
@@ -175,7 +175,9 @@ def test_in_a_shared_folder_logs_stay_and_their_names_are_told(tmp_path: Path) -
     assert shelf.chunks(reader.offsets) == ()
     write(log.path, b"x")
     (tmp_path / "other-slot0-1.log").write_bytes(b"of another worker")
-    assert [c.log for c in salvage(str(tmp_path), reader.offsets, remove=True)] == ["m-slot0-1.log"]
+    assert [c.log for c in salvage(str(tmp_path), "m-", reader.offsets, remove=True)] == [
+        "m-slot0-1.log"
+    ]
     log.close()
     reader.take_all(shelf)
     assert shelf.empty
@@ -210,14 +212,14 @@ def test_salvage_gives_the_rest_of_each_log_and_removes_only_a_workers_own_folde
     offsets = {"m-slot0-1.log": 5, "m-slot1-3.log": 8}
     reader = Reader()
     reader.offsets = dict(offsets)
-    chunks = salvage(str(own), offsets)
+    chunks = salvage(str(own), "m-", offsets)
     assert all(len(chunk.data) <= 256 << 10 for chunk in chunks)
     reader.take(chunks)
     assert reader.data == {"m-slot0-1.log": b"rest", "m-slot1-2.log": b"n" * (600 << 10)}
     assert list(reader.closed) == ["m-slot0-1.log", "m-slot1-2.log"]
-    assert salvage(str(own), offsets, remove=True) == chunks
+    assert salvage(str(own), "m-", offsets, remove=True) == chunks
     assert not own.exists()
-    assert salvage(str(own), offsets, remove=True) == []
+    assert salvage(str(own), "m-", offsets, remove=True) == []
 
 
 # -- a supervisor --------------------------------------------------------------------------------
@@ -383,7 +385,7 @@ def test_logs_of_a_killed_worker_stay_for_who_salvages_them(
     assert callable(owner)
     worker = KilledWorker(tmp_path, owner(), offsets)
     assert entries(tmp_path) == [os.path.basename(worker.log_dir)] * stays
-    (chunk,) = salvage(worker.log_dir, {}, remove=True) if stays else [None]
+    (chunk,) = salvage(worker.log_dir, "", {}, remove=True) if stays else [None]
     if chunk is not None:
         assert (chunk.data, chunk.closed) == (b"last words\n", True)
     assert entries(tmp_path) == []

@@ -77,7 +77,9 @@ class Remote:
     ) -> tuple[CaughtError | BaseException, Mapping[str, Attribute]]:
         return failure, {"exit_code": 1, "preempted": False, "reason": None}
 
-    async def salvage(self, folder: str, have: Mapping[str, int], /) -> Sequence[LogChunk]:
+    async def salvage(
+        self, folder: str, prefix: str, have: Mapping[str, int], /
+    ) -> Sequence[LogChunk]:
         return [LogChunk(log=name, offset=at, data=folder.encode()) for name, at in have.items()]
 
 

@@ -263,7 +263,9 @@ class FakeWorker:
         await self._end()
         return (error, {}) if self.obituary is None else (error, self.obituary[1])
 
-    async def salvage(self, log_dir: str, offsets: Mapping[str, int], /) -> Sequence[LogChunk]:
+    async def salvage(
+        self, log_dir: str, log_prefix: str, offsets: Mapping[str, int], /
+    ) -> Sequence[LogChunk]:
         """Return what is left of its logs, which it then has no more. See `Worker.salvage`."""
         self.salvages.append((log_dir, dict(offsets)))
         await anyio.lowlevel.checkpoint()

@@ -59,6 +59,7 @@ class Link:
         self._logs = LogBook()
         self._log_dir = ""
         """Where it has logs that are wanted; empty: nothing is to be salvaged."""
+        self._log_prefix = ""
         self._around = surroundings
         self._roster = roster
         self._worker: Worker | None = None
@@ -85,6 +86,7 @@ class Link:
             if isinstance(beat, Beat):
                 self.address = beat.address
                 self._log_dir = beat.log_dir if self._telling.wanted else ""
+                self._log_prefix = beat.log_prefix
                 self._tell(beat)
         except GangLostError:
             raise  # the backend has explained it already
@@ -218,12 +220,13 @@ class Link:
         """Kill the worker, and fetch what it had not sent of its logs. Bounded by `timeout_s` and
         `salvage_s`, idempotent, never raises."""
         await self.kill(timeout_s)
-        worker, log_dir, clock = self._worker, self._log_dir, self._around.clock
+        worker, clock = self._worker, self._around.clock
+        log_dir, prefix = self._log_dir, self._log_prefix
         if worker is None or not log_dir or not self.killed:
             return
         try:
             limit_s, offsets = self._around.params.salvage_s, self._logs.for_salvage()
-            chunks = await within(clock, limit_s, lambda: worker.salvage(log_dir, offsets))
+            chunks = await within(clock, limit_s, lambda: worker.salvage(log_dir, prefix, offsets))
         except Exception as failure:  # noqa: BLE001  # then the logs end where they end
             _LOG.warning("the logs of a dead worker on %s are lost: %r", self.node, failure)
         else:

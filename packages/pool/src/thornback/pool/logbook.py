@@ -43,7 +43,7 @@ class LogBook:
         """Enter what a worker sent; return what is new of it, with its gang and node."""
         found = []
         for chunk in chunks:
-            here = self._arrived.setdefault(chunk.log, 0)  # a name alone is news for `salvage`
+            here = self._arrived.get(chunk.log, 0)
             known = min(max(here - chunk.offset, 0), len(chunk.data))
             ending = chunk.closed and chunk.log not in self._closed
             if known == len(chunk.data) and not ending:

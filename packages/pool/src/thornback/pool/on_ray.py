@@ -129,9 +129,9 @@ def _log_root() -> str:
     return folder
 
 
-def _salvage(log_dir: str, offsets: Mapping[str, int]) -> Sequence[LogChunk]:
+def _salvage(log_dir: str, log_prefix: str, offsets: Mapping[str, int]) -> Sequence[LogChunk]:
     """Run on the node, as a task."""
-    return logshelf.salvage(log_dir, offsets, remove=True)
+    return logshelf.salvage(log_dir, log_prefix, offsets, remove=True)
 
 
 @attrs.define(slots=True, eq=False)
@@ -345,7 +345,9 @@ class _RayWorker:
         self._node_gone = facts.get("death_cause") == "NODE_DIED"
         return error, facts
 
-    async def salvage(self, log_dir: str, offsets: Mapping[str, int], /) -> Sequence[LogChunk]:
+    async def salvage(
+        self, log_dir: str, log_prefix: str, offsets: Mapping[str, int], /
+    ) -> Sequence[LogChunk]:
         """Read the rest of its logs, by a task on the node, and remove them. A node that is gone
         gives nothing.
 
@@ -353,7 +355,7 @@ class _RayWorker:
         """
         if self._node_gone:
             return ()
-        send = partial(self._salvaging.remote, log_dir, dict(offsets))
+        send = partial(self._salvaging.remote, log_dir, log_prefix, dict(offsets))
         ref = await self._bridge.in_thread(send)
         read = False
         try:

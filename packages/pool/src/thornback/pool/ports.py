@@ -297,6 +297,8 @@ class Beat:
     """IP address at which the other nodes of its gang reach it."""
     log_dir: str = ""
     """Folder of the logs, on its node."""
+    log_prefix: str = ""
+    """What the names of its logs begin with, and those of no other worker."""
     logs: tuple[LogChunk, ...] = attrs.field(default=(), repr=False)
     """What was asked for of the logs; bounded."""
     node: str = ""
@@ -470,12 +472,15 @@ class Worker(Protocol):
         """
         ...
 
-    async def salvage(self, log_dir: str, offsets: Mapping[str, int], /) -> Sequence[LogChunk]:
+    async def salvage(
+        self, log_dir: str, log_prefix: str, offsets: Mapping[str, int], /
+    ) -> Sequence[LogChunk]:
         """Read what a dead worker's rank processes had written to their logs and it had not sent;
         takes a few seconds at most.
 
         Args:
             log_dir: `Beat.log_dir` of the worker.
+            log_prefix: its `Beat.log_prefix`.
             offsets: how much of each log has arrived; logs that are not named: nothing.
 
         Returns:

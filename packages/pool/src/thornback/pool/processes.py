@@ -167,13 +167,15 @@ class WorkerProcess:
         )
         return died, facts
 
-    async def salvage(self, log_dir: str, offsets: Mapping[str, int], /) -> Sequence[LogChunk]:
+    async def salvage(
+        self, log_dir: str, log_prefix: str, offsets: Mapping[str, int], /
+    ) -> Sequence[LogChunk]:
         """Read the rest of its logs, in a thread, and remove their folder if it was its own. See
         `Worker.salvage`.
 
         Cancellation: the thread goes on to the end.
         """
-        read = partial(logshelf.salvage, log_dir, offsets, remove=True)
+        read = partial(logshelf.salvage, log_dir, log_prefix, offsets, remove=True)
         return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
 
     async def _exited(self) -> None:

@@ -255,9 +255,11 @@ async def _check_death(bench: Bench, worker: Worker) -> None:
         assert isinstance(error, BaseException | CaughtError)
         assert isinstance(dict(facts), dict)
     assert await worker.kill(timeout_s=10.0)
-    chunks = await worker.salvage(beat.log_dir, {})
+    chunks = await worker.salvage(beat.log_dir, beat.log_prefix, {})
     assert all(isinstance(chunk, LogChunk) for chunk in chunks), f"got {chunks!r}"
-    assert list(await worker.salvage(beat.log_dir, {})) == [], "what is read is removed"
+    assert list(await worker.salvage(beat.log_dir, beat.log_prefix, {})) == [], (
+        "what is read is removed"
+    )
 
 
 async def check_workers(make: MakeBench) -> None:

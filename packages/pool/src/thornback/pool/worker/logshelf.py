@@ -180,26 +180,27 @@ def remove_own(folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def salvage(log_dir: str, offsets: Mapping[str, int], *, remove: bool = False) -> list[LogChunk]:
+def salvage(
+    log_dir: str, log_prefix: str, offsets: Mapping[str, int], *, remove: bool = False
+) -> list[LogChunk]:
     """Return what a dead worker's rank processes had written and it had not sent.
 
     To be called on its node, when it is dead. Bounded as a beat is, for each log; and in all.
 
     Args:
         log_dir: `Beat.log_dir` of the worker.
-        offsets: how much of each log has arrived; logs that are not named: nothing. In a folder
-            that the worker shared with others, the names tell which logs are its.
+        log_prefix: its `Beat.log_prefix`: in a folder that it shared with others, the names tell
+            which logs are its.
+        offsets: how much of each log has arrived; logs that are not named: nothing.
         remove: remove the folder, if it was the worker's own: nobody else will.
 
     Returns:
         The rest of each log, in chunks that join; all are `closed`. Nothing if there is no folder.
     """
-    own = os.path.exists(os.path.join(log_dir, OWN_MARK))
-    markers = {name.partition(_SLOT)[0] for name in offsets}
     found: list[LogChunk] = []
     left = MAX_SALVAGED_BYTES
     for name, path in _files(log_dir):
-        if own or name.partition(_SLOT)[0] in markers:
+        if name.startswith(log_prefix):
             for chunk in _rest(name, path, offsets.get(name, 0), left):
                 found.append(chunk)
                 left -= len(chunk.data)

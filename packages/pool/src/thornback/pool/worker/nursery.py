@@ -84,6 +84,11 @@ class Nursery:
         self._has_forked = False
         self._closed = False
 
+    @property
+    def log_prefix(self) -> str:
+        """What the names of this worker's logs begin with."""
+        return f"{self._marker}-"
+
     async def start(self) -> None:
         """Start the fork server; raises `ForkServerLost`, or `OSError` if there is no place for
         logs."""

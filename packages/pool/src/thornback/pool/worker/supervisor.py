@@ -256,6 +256,7 @@ class Supervisor:
             running=tuple(each for slot in self._slots if (each := slot.running()) is not None),
             address=self._address,
             log_dir=self._nursery.log_dir,
+            log_prefix=self._nursery.log_prefix,
             logs=() if offsets is None else self._nursery.logs(offsets),
         )
 
