@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -476,6 +476,33 @@ async def test_a_node_that_is_known_to_be_dead_is_never_leased(
     finally:
         if not killed:
             ray_cluster.remove_node(victim)
+
+
+async def test_a_ready_group_waits_while_the_gcs_takes_its_node_for_dead(
+    cluster: RayCluster,
+) -> None:
+    from thornback.placement.on_ray import RayCluster
+
+    asked: list[Sequence[str]] = []
+
+    class Doubtful(RayCluster):
+        doubts = True
+
+        async def _all_alive(self, nodes: Sequence[str]) -> bool:
+            asked.append(nodes)
+            return await super()._all_alive(["", *nodes] if self.doubts else nodes)
+
+    doubtful = Doubtful()
+    reservation = await doubtful.reserve(ONE, Strategy.PACK, ())
+    with anyio.fail_after(30), anyio.move_on_after(2) as scope:
+        await reservation.granted()
+    assert scope.cancelled_caught, "a group with a bundle that is nowhere is not granted"
+    assert len(asked) > 1, "it was ready"
+    doubtful.doubts = False
+    with anyio.fail_after(30):
+        grant = await reservation.granted()
+    assert grant.nodes == asked[-1]
+    assert await reservation.remove()
 
 
 async def live_nodes(cluster: RayCluster) -> list[str]:
