@@ -89,6 +89,20 @@ class RayTestCluster:
                 raise AssertionError(f"left behind after {timeout_s} s: {left}")
             pause.wait(0.1)
 
+    def retire_node(self, node: Node, *, timeout_s: float = 60.0) -> None:
+        """End a node at the end of its test, unless that has happened, and wait until Ray counts it
+        as gone: the next test must not find it."""
+        import ray
+
+        if node in self.cluster.worker_nodes:
+            self.remove_node(node, graceful=True)
+        deadline = time.monotonic() + timeout_s
+        pause = threading.Event()
+        while any(each["NodeID"] == node.node_id and each["Alive"] for each in ray.nodes()):  # type: ignore[no-untyped-call]  # ray has no types here
+            if time.monotonic() > deadline:
+                raise AssertionError(f"node {node.node_id} is not gone after {timeout_s} s")
+            pause.wait(0.1)
+
     def remove_node(self, node: Node, *, graceful: bool = False) -> None:
         """End a node: gracefully, or by SIGKILL of all its processes."""
         self.cluster.remove_node(node, allow_graceful=graceful)

@@ -42,8 +42,7 @@ def victim(ray_cluster: RayTestCluster, arena: Arena) -> Iterator[Node]:
     """A node of two CPUs, besides the two that stay."""
     node = ray_cluster.add_node(num_cpus=2)
     yield node
-    if node in ray_cluster.cluster.worker_nodes:
-        ray_cluster.remove_node(node)
+    ray_cluster.retire_node(node)
 
 
 # -- processes

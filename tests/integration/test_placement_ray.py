@@ -290,7 +290,7 @@ async def test_a_drain_is_told(cluster: RayCluster, ray_cluster: Any) -> None:
             await refused(cluster, on_victim)
             assert await leases.release(lease, timeout_s=10)
     finally:
-        ray_cluster.remove_node(victim)
+        ray_cluster.retire_node(victim)
 
 
 async def refused(cluster: RayCluster, request: GangRequest) -> None:
@@ -359,7 +359,7 @@ async def test_labels_and_accelerators_choose_the_node(
                 "needs 1 x {GPU: 1, accelerator: T4}; largest node has {GPU: 2, accelerator: A100}"
             )
     finally:
-        ray_cluster.remove_node(node)
+        ray_cluster.retire_node(node)
 
 
 async def placed_by_labels(leases: Allocator, node: str) -> None:
@@ -475,7 +475,7 @@ async def test_a_node_that_is_known_to_be_dead_is_never_leased(
             )
     finally:
         if not killed:
-            ray_cluster.remove_node(victim)
+            ray_cluster.retire_node(victim)
 
 
 async def test_a_ready_group_waits_while_the_gcs_takes_its_node_for_dead(
@@ -537,7 +537,7 @@ async def test_a_group_that_loses_a_node_is_granted_when_it_is_whole_again(
         assert await reservation.remove()
     finally:
         for victim in victims:
-            ray_cluster.remove_node(victim)
+            ray_cluster.retire_node(victim)
     assert held() == 0
 
 

@@ -250,4 +250,4 @@ async def test_a_lost_node_is_told_apart(ray_cluster: Any) -> None:
             assert await pool.close(1, kill=True, timeout_s=15.0)
     finally:
         if not gone:
-            ray_cluster.remove_node(node)
+            ray_cluster.retire_node(node)
