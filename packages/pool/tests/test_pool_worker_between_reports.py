@@ -7,7 +7,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -66,6 +66,12 @@ def work(number: int = 1, count: int = 1) -> Assignment:
     )
 
 
+async def final(supervisor: Supervisor, one: Assignment) -> Report:
+    """Run one rank to its end, however slow the machine is."""
+    report = await supervisor.run(one)
+    return report if report.final else await supervisor.wait(one.assignment)
+
+
 def values(report: Report) -> list[object]:
     assert all(outcome.ok for outcome in report.outcomes), report
     return [json.loads(outcome.result or "null") for outcome in report.outcomes]
@@ -76,27 +82,33 @@ def only(report: Report) -> Outcome:
     return outcome
 
 
+class Gate:
+    """Holds ranks until it is opened for one of them."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        self.body = f"\nwith open({str(path)!r}) as leave: leave.readline()\n"
+
+    def open(self) -> None:
+        os.write(self._fd, b"\n")
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
 @pytest.fixture
-def fifo(tmp_path: Path) -> Path:
-    path = tmp_path / "leave"
-    os.mkfifo(path)
-    return path
-
-
-def blocks(fifo: Path) -> str:
-    """Code that goes on when the test has written a line."""
-    return f"\nwith open({str(fifo)!r}) as leave: leave.readline()\n"
-
-
-async def leave(fifo: Path) -> None:
-    await anyio.Path(fifo).write_text("\n")
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    made = Gate(tmp_path / "leave")
+    yield made
+    made.close()
 
 
 # -- checkpoints ---------------------------------------------------------------------------------
 
 
-async def test_a_checkpoint_is_sent_at_once_and_again_until_it_was_seen(fifo: Path) -> None:
-    body = f"call.checkpoint(b'one'){blocks(fifo)}call.checkpoint(b'two'){blocks(fifo)}1/0"
+async def test_a_checkpoint_is_sent_at_once_and_again_until_it_was_seen(gate: Gate) -> None:
+    body = f"call.checkpoint(b'one'){gate.body}call.checkpoint(b'two'){gate.body}1/0"
     async with running(body) as supervisor:
         first = await supervisor.run(work())
         assert (first.running, first.final) == (0, False)
@@ -104,10 +116,10 @@ async def test_a_checkpoint_is_sent_at_once_and_again_until_it_was_seen(fifo: Pa
         for _ in range(2):
             report = await supervisor.handle("wait", (1, (), 0))
             assert report == Report(running=0, checkpoint=one)
-        await leave(fifo)
+        gate.open()
         two = Checkpoint(rank=0, version=2, data=b"two")
         assert await supervisor.wait(1, (), 1) == Report(running=0, checkpoint=two)
-        await leave(fifo)
+        gate.open()
         last = await supervisor.wait(1, (), 2)
         assert (last.final, last.checkpoint, only(last).ok) == (True, None, False)
         assert (await supervisor.wait(1, (), 1)).checkpoint == two
@@ -122,8 +134,8 @@ async def test_a_checkpoint_outlives_a_process_that_is_killed_right_after() -> N
     assert report.checkpoint.data == bytes(range(256)) * 4096
 
 
-async def test_a_recalled_rank_keeps_its_checkpoint_and_a_good_one_does_not(fifo: Path) -> None:
-    body = f"call.checkpoint(b'x')\nif call.rank:{blocks(fifo).replace(chr(10), chr(10) + '    ')}"
+async def test_a_recalled_rank_keeps_its_checkpoint_and_a_good_one_does_not(gate: Gate) -> None:
+    body = f"call.checkpoint(b'x')\nif call.rank:{gate.body.replace(chr(10), chr(10) + '    ')}"
     async with running(body, params=PATIENT) as supervisor:
         assert (await supervisor.run(work())).checkpoint is None
         async with anyio.create_task_group() as group:
@@ -196,7 +208,7 @@ return sorted(found)
         assert values(await supervisor.run(work())) == [[5] * 8 + [1 << 20] * 8]
 
 
-async def test_a_forked_copy_cannot_speak_for_its_rank(fifo: Path) -> None:
+async def test_a_forked_copy_cannot_speak_for_its_rank(gate: Gate) -> None:
     """Also if a thread held the lock at the fork."""
     body = f"""
 import threading
@@ -211,7 +223,7 @@ with lock:
         os._exit(said if call.draining() is not None else 3)
 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 call.checkpoint(b'original')
-{blocks(fifo)}
+{gate.body}
 return code
 """
     async with running("call.draining()" + body) as supervisor:
@@ -219,41 +231,41 @@ return code
         await supervisor.run(work())
         report = await supervisor.wait(1)
         assert report.checkpoint == Checkpoint(rank=0, version=1, data=b"original")
-        await leave(fifo)
+        gate.open()
         assert values(await supervisor.wait(1, (), 1)) == [1]
 
 
 # -- progress, drains ----------------------------------------------------------------------------
 
 
-async def test_progress_is_in_the_beats(fifo: Path) -> None:
-    body = f"call.progress(3, 10)\ncall.progress(4, 10)\ncall.checkpoint(b''){blocks(fifo)}"
+async def test_progress_is_in_the_beats(gate: Gate) -> None:
+    body = f"call.progress(3, 10)\ncall.progress(4, 10)\ncall.checkpoint(b''){gate.body}"
     async with running(body) as supervisor:
         await supervisor.run(work(count=2))
         await supervisor.wait(1)
         (found,) = (await supervisor.beat()).running
         assert found.progress == (3.0, 10.0)  # the second came within a second
-        await leave(fifo)
+        gate.open()
         await supervisor.wait(1, (), 1)
         (await supervisor.run(attrs.evolve(work(2), ranks=(range(7, 8),))))
         await supervisor.wait(2)
         (found,) = (await supervisor.beat()).running
         assert (found.rank, found.progress) == (7, (3.0, 10.0))
-        await leave(fifo)
+        gate.open()
         await supervisor.wait(2, (), 1)
 
 
-async def test_a_running_rank_hears_of_a_drain_and_the_newest_counts(fifo: Path) -> None:
+async def test_a_running_rank_hears_of_a_drain_and_the_newest_counts(gate: Gate) -> None:
     body = (
         "seen = [call.draining()]\ncall.checkpoint(b'')\n"
-        f"{blocks(fifo)}seen.append(call.draining())\nreturn seen"
+        f"{gate.body}seen.append(call.draining())\nreturn seen"
     )
     async with running(body, spec=WorkerSpec(slots=2)) as supervisor:
         await supervisor.run(work())
         await supervisor.wait(1)
         await supervisor.handle("drain", None)
         await supervisor.handle("drain", 50)
-        await leave(fifo)
+        gate.open()
         (seen,) = values(await supervisor.wait(1, (), 1))
         match seen:
             case [None, float(left_s)]:
@@ -263,10 +275,10 @@ async def test_a_running_rank_hears_of_a_drain_and_the_newest_counts(fifo: Path)
         await supervisor.drain(-1.0)
         other = attrs.evolve(work(2), program="q")  # in a process that comes after the notice
         await supervisor.load("q", source_program("return call.draining()", "call.draining()"))
-        assert values(await supervisor.run(other)) == [0.0]
+        assert values(await final(supervisor, other)) == [0.0]
         await supervisor.drain(None)
         await supervisor.load("r", source_program("return str(call.draining())"))
-        soon = await supervisor.run(attrs.evolve(work(3), program="r"))
+        soon = await final(supervisor, attrs.evolve(work(3), program="r"))
         assert values(soon) == [str(math.inf)]
         with pytest.raises(SupervisorRefused, match="nan"):
             await supervisor.drain(math.nan)
@@ -274,11 +286,11 @@ async def test_a_running_rank_hears_of_a_drain_and_the_newest_counts(fifo: Path)
 
 async def test_time_goes_on_while_a_notice_lies_unread() -> None:
     async with running("return call.draining()") as supervisor:
-        await supervisor.run(work())
+        await final(supervisor, work())
         await supervisor.drain(50.0)
         began = anyio.current_time()
         await anyio.sleep(0.2)
-        (left_s,) = values(await supervisor.run(work(2)))
+        (left_s,) = values(await final(supervisor, work(2)))
         assert isinstance(left_s, float)
         assert left_s <= 50.0 - 0.2
         assert left_s >= 50.0 - (anyio.current_time() - began) - 0.01
@@ -388,8 +400,8 @@ async def test_a_process_that_grows_is_replaced() -> None:
 # -- tickets ahead -------------------------------------------------------------------------------
 
 
-async def test_a_recall_takes_back_what_lies_ahead_behind_a_rank_that_blocks(fifo: Path) -> None:
-    body = f"if call.rank == 500:{blocks(fifo).replace(chr(10), chr(10) + '    ')}"
+async def test_a_recall_takes_back_what_lies_ahead_behind_a_rank_that_blocks(gate: Gate) -> None:
+    body = f"if call.rank == 500:{gate.body.replace(chr(10), chr(10) + '    ')}"
     async with running(body, params=PATIENT) as supervisor:
         async with anyio.create_task_group() as group:
             group.start_soon(supervisor.run, work(count=1000))
@@ -399,7 +411,7 @@ async def test_a_recall_takes_back_what_lies_ahead_behind_a_rank_that_blocks(fif
             first = await supervisor.run(work(count=1000))
             assert (len(first.outcomes), first.running) == (500, 500)
             assert first.returned == (range(501, 1000),)
-            await leave(fifo)
+            gate.open()
             last = await supervisor.wait(1)
         assert [(each.rank, each.ok) for each in last.outcomes] == [(500, True)]
         assert only(await supervisor.run(work(2))).pid == last.outcomes[0].pid
