@@ -120,6 +120,8 @@ DEATHS: list[tuple[str, dict[str, Attribute], dict[str, Attribute], FaultKind]] 
     ("", {}, {"node_death_reason": "AUTOSCALER_DRAIN_PREEMPTED"}, K.PREEMPTION),
     ("\tthe actor's node was preempted: spot", {}, {}, K.PREEMPTION),
     ("", {}, {"death_cause": "NODE_DIED", "node_death_reason": 2}, K.NODE_LOST),
+    ("", {}, {"death_cause": "NODE_DIED", "node_draining": True}, K.PREEMPTION),
+    ("", {}, {"death_cause": "WORKER_DIED", "node_draining": True}, K.WORKER_CRASH),
     ("", {}, {"death_cause": "NODE_DIED", "node_death_reason": 1}, K.NODE_LOST),
     ("The actor died because its node has died. Node Id: 1", {}, {}, K.NODE_LOST),
     ("", {}, {"death_cause": "OOM"}, K.OOM),

@@ -512,11 +512,37 @@ async def test_a_worker_that_loses_its_fork_server_again_gives_up() -> None:
         await supervisor.start()
         try:
             (server,) = descendants_of(os.getpid())
+            await supervisor.load("p", source_program("return 1", "pass"))
+            assert only(await supervisor.run(work(1))).ok
             os.kill(server, signal.SIGKILL)
             await given_up.wait()
         finally:
             await supervisor.close()
-    assert reasons == ["its fork server ended, 1 times by now"]
+    assert reasons == ["its fork server ended, 1 times by now: it ended by itself"]
+
+
+@pytest.mark.parametrize("blow", [signal.SIGSTOP, signal.SIGKILL])
+async def test_a_worker_whose_fork_server_does_not_answer_gives_up(blow: signal.Signals) -> None:
+    given_up = anyio.Event()
+    reasons: list[str] = []
+
+    def give_up(reason: str) -> None:
+        reasons.append(reason)
+        given_up.set()
+
+    with anyio.fail_after(BOUND_S):
+        params = SupervisorParams(fork_server_s=0.5, fork_server_restarts=0)
+        supervisor = Supervisor(WorkerSpec(), "node-1", params=params, give_up=give_up)
+        await supervisor.start()
+        try:
+            (server,) = descendants_of(os.getpid())
+            os.kill(server, blow)  # it has just been started
+            await given_up.wait()
+        finally:
+            assert await supervisor.close()
+    assert not is_alive(server)
+    (reason,) = reasons
+    assert reason.startswith("its fork server ended, 1 times by now: the fork server "), reason
 
 
 def _parent_of(pid: int) -> int:

@@ -30,6 +30,10 @@ class DrainTeller:
         self._ends[node] = None if left_s is None else self._clock.monotonic() + left_s
         self._start(node, tasks)
 
+    def knows(self, node: str | None) -> bool:
+        """Whether there was a notice that this node will go away."""
+        return node in self._ends
+
     def gang_ready(self, nodes: tuple[str, ...], tasks: TaskGroup) -> None:
         """Tell a gang that was opened, perhaps while the notice came."""
         for node in dict.fromkeys(nodes):

@@ -329,7 +329,9 @@ class Driver:
             if isinstance(posted, ev.GangReady):
                 self._nodes.update(dict.fromkeys(posted.nodes))
             return posted
-        fault = self._parts.classifier.classify(posted.error, posted.facts)
+        # Ray calls a node preempted only if it finds it dead after the deadline of its drain.
+        facts = {**posted.facts, "node_draining": self._drains.knows(posted.node)}
+        fault = self._parts.classifier.classify(posted.error, facts)
         return ev.GangLost(gang=posted.gang, fault=fault, node=posted.node)
 
     def _held_by(self, gang: int) -> list[tuple[LiveAssignment, Ranks]]:

@@ -167,7 +167,7 @@ class Classifier:
                 it, everything else, and what a `RayTaskError` carries, as raised by the rank's own
                 code. Others that rules ask for: `phase`, `exit_code`, `signal`, `oom_kill`,
                 `memory_limit_exceeded`, `preempted`, `death_cause`, `exit_type`,
-                `node_death_reason`, `cancelled_by_us`. All are kept in the fault.
+                `node_death_reason`, `node_draining`, `cancelled_by_us`. All are kept in the fault.
         """
         try:
             return self._explain(error, dict(facts or {}), brief=True).fault

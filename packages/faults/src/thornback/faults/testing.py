@@ -232,6 +232,11 @@ CASES: tuple[Case, ...] = (
     (_lost("ActorDiedError"), _WORKER, FaultKind.WORKER_CRASH),
     (_lost("ActorDiedError", preempted=True), _WORKER, FaultKind.PREEMPTION),
     (_lost("ActorDiedError"), {**_WORKER, "death_cause": "NODE_DIED"}, FaultKind.NODE_LOST),
+    (
+        _lost("ActorDiedError"),
+        {**_WORKER, "death_cause": "NODE_DIED", "node_draining": True},
+        FaultKind.PREEMPTION,
+    ),
     (_lost("ActorUnavailableError"), _WORKER, FaultKind.UNAVAILABLE),
     (_lost("OutOfMemoryError"), _WORKER, FaultKind.OOM),
     (_lost("GetTimeoutError"), _WORKER, FaultKind.TIMEOUT),

@@ -110,11 +110,11 @@ class ForkServerClient:
         self._process: subprocess.Popen[bytes] | None = None
         self.lost = False
 
-    async def start(self, limit_s: float) -> None:
-        """Start it and wait until it has said hello (it preloads modules after that).
+    def start(self) -> None:
+        """Start its process, without waiting for it.
 
         Raises:
-            ForkServerLost: it could not be started or gave no answer within `limit_s`.
+            ForkServerLost: it could not be started.
         """
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
@@ -137,6 +137,14 @@ class ForkServerClient:
                 raise ForkServerLost(f"the fork server could not be started: {error}") from error
         ours.setblocking(False)
         loop.add_reader(ours.fileno(), self._readable)
+
+    async def answered(self, limit_s: float) -> None:
+        """Return when it has said hello; it preloads modules after that.
+
+        Raises:
+            ForkServerLost: it has ended, or gave no answer within `limit_s`.
+        """
+        assert self._hello is not None, "it was not started"
         try:
             async with asyncio.timeout(limit_s):
                 await self._hello

@@ -74,7 +74,8 @@ class Nursery:
         self._server: ForkServerClient | None = None
         self._ready = asyncio.Event()
         self._restarts = 0
-        self._replacing: asyncio.Task[None] | None = None
+        self._awaiting: asyncio.Task[None] | None = None
+        """Waits for a fork server: the first one, or one that replaces a lost one."""
         self._processes: dict[int, RankProcess] = {}
         self._forks = 0
         self._forking: dict[int, tuple[RankLog, str]] = {}
@@ -89,9 +90,15 @@ class Nursery:
         """What the names of this worker's logs begin with."""
         return f"{self._marker}-"
 
-    async def start(self) -> None:
-        """Start the fork server; raises `ForkServerLost`, or `OSError` if there is no place for
-        logs."""
+    def start(self) -> None:
+        """Start the fork server, which is waited for only when a process is wanted: meanwhile the
+        worker is asked for and given its first work. One that is lost, or does not answer, is
+        replaced, and in the end the worker given up.
+
+        Raises:
+            ForkServerLost: there is no process to be had for it.
+            OSError: there is no place for the logs.
+        """
         folder = self._spec.log_dir or self._log_root
         if folder:
             os.makedirs(folder, exist_ok=True)
@@ -104,7 +111,8 @@ class Nursery:
             marker=self._marker,
             cap_bytes=self._params.log_cap_bytes,
         )
-        await self._start_server()
+        server = self._spawn_server()
+        self._awaiting = asyncio.get_running_loop().create_task(self._await_server(server))
 
     @property
     def log_dir(self) -> str:
@@ -163,9 +171,9 @@ class Nursery:
     async def close(self) -> bool:
         """End everything, with all that descends from it. Bounded. True: nothing is left."""
         self._closed = True
-        if self._replacing is not None:
-            self._replacing.cancel()
-            await asyncio.wait({self._replacing})
+        if self._awaiting is not None:
+            self._awaiting.cancel()
+            await asyncio.wait({self._awaiting})
         gone = await self._server.close(self._params.close_s) if self._server is not None else True
         processes, forking = tuple(self._processes.values()), tuple(self._forking.values())
         self._all_died()
@@ -231,7 +239,7 @@ class Nursery:
 
     # -- the fork server -------------------------------------------------------------------------
 
-    async def _start_server(self) -> None:
+    def _spawn_server(self) -> ForkServerClient:
         marker = f"{self._marker}.{self._restarts}"
         config = ForkServerConfig(
             env=worker_env(
@@ -251,17 +259,26 @@ class Nursery:
         server = self._server = ForkServerClient(
             config, on_forked=self._forked, on_death=self._died, on_lost=self._lost
         )
-        await server.start(self._params.fork_server_s)
-        if not server.lost:
-            self._ready.set()
+        server.start()
+        return server
+
+    async def _await_server(self, server: ForkServerClient) -> None:
+        try:
+            await server.answered(self._params.fork_server_s)
+        except ForkServerLost as error:
+            await self._replace_server(str(error))
+        else:
+            if not server.lost:
+                self._ready.set()
 
     def _lost(self) -> None:
         ready = self._ready.is_set()
         self._ready.clear()
-        if ready and not self._closed:  # else `start` tells
-            self._replacing = asyncio.get_running_loop().create_task(self._replace_server())
+        if ready and not self._closed:  # else who waits for it hears of it
+            replace = self._replace_server("it ended by itself")
+            self._awaiting = asyncio.get_running_loop().create_task(replace)
 
-    async def _replace_server(self) -> None:
+    async def _replace_server(self, reason: str) -> None:
         """End what the lost fork server leaves; tell the deaths that it could not tell; start
         another."""
         assert self._server is not None
@@ -272,10 +289,12 @@ class Nursery:
         self._restarts += 1
         if self._restarts > self._params.fork_server_restarts:
             self.leave_logs()  # the worker ends at once, and the fork server cannot do it
-            self._give_up(f"its fork server ended, {self._restarts} times by now")
+            self._give_up(f"its fork server ended, {self._restarts} times by now: {reason}")
             return
         try:
-            await self._start_server()
+            server = self._spawn_server()
         except (ForkServerLost, OSError) as error:
             self.leave_logs()
             self._give_up(f"its fork server ended, and another could not be started: {error}")
+        else:
+            await self._await_server(server)

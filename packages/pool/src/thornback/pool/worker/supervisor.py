@@ -126,14 +126,15 @@ class Supervisor:
     # -- for the host ----------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start the fork server; return when it has answered. Modules are preloaded after that.
+        """Start the fork server, and be ready for calls; the first rank waits for it. If it does
+        not answer within `fork_server_s`, nor another one, the worker is given up.
 
         Raises:
-            ForkServerLost: it did not start within `fork_server_s`. Nothing is left running.
+            ForkServerLost: no process can be started. Nothing is left running.
             OSError: there is no place for the logs.
         """
         try:
-            await self._nursery.start()
+            self._nursery.start()
         except BaseException:
             await self.close()
             raise
