@@ -55,7 +55,7 @@ class Worker:
         return result
 
     def start(self, spec: WorkerSpec | None = None) -> None:
-        assert self.call("start", (spec or WorkerSpec(), "node-1", 0, 1)) is None
+        assert self.call("start", (spec or WorkerSpec(), "node-1", 0, 1, 0)) is None
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_a_fork_server_that_is_still_importing_ends_with_its_worker(
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     worker = Worker()
-    worker.send("start", (WorkerSpec(preload=("thornback_imports_long",)), "node-1", 0, 1))
+    worker.send("start", (WorkerSpec(preload=("thornback_imports_long",)), "node-1", 0, 1, 0))
     assert select.select([said], [], [], BOUND_S)[0], "the module is being imported"
     pid = int(os.read(said, 100))
     os.close(said)

@@ -13,18 +13,15 @@ import hmac
 import logging
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
 
 import anyio
 
-from thornback.pool.caught import catch
 from thornback.pool.connection import Connection
-from thornback.pool.worker import wire
+from thornback.pool.worker.answering import Answering, Handle
 
 _LOG = logging.getLogger(__name__)
 _NONCE_BYTES = 32
 _PROOF_BYTES = 32
-_CHUNK_BYTES = 1 << 18
 _PROVE_S = 5.0
 """For a caller to prove that it knows the secret."""
 _MOST_CALLERS = 16
@@ -32,8 +29,6 @@ _MOST_CALLERS = 16
 _IDLE_S, _PROBE_EVERY_S, _PROBES, _UNHEARD_MS = 10, 5, 3, 20_000
 """A peer that the network has lost is noticed within half a minute: before `PoolParams.silence_s`.
 """
-
-Handle = Callable[[str, object], Awaitable[object]]
 
 
 class LineRefused(Exception):
@@ -60,10 +55,9 @@ class LineServer:
     """
 
     def __init__(self, handle: Handle, secret: bytes) -> None:
-        self._handle = handle
+        self._answering = Answering(handle)
         self._secret = secret
         self._callers: dict[asyncio.StreamWriter, None] = {}
-        self._calls: dict[asyncio.Task[None], None] = {}
         self._server: asyncio.Server | None = None
 
     async def open(self, address: str) -> int:
@@ -82,8 +76,7 @@ class LineServer:
             self._server.close()
         for writer in tuple(self._callers):
             writer.close()
-        for task in tuple(self._calls):
-            task.cancel()
+        self._answering.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -108,25 +101,7 @@ class LineServer:
         writer.write(_proof(self._secret, b"worker", theirs))
 
     async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        frames, loop = wire.Frames(), asyncio.get_running_loop()
-        while data := await reader.read(_CHUNK_BYTES):
-            for body in frames.feed(data):
-                task = loop.create_task(self._answer(body, writer))
-                self._calls[task] = None
-                task.add_done_callback(self._calls.pop)
-
-    async def _answer(self, body: bytes, writer: asyncio.StreamWriter) -> None:
-        match wire.unpickled(body):
-            case (int(call), str(method), payload):
-                pass
-            case other:
-                raise wire.FrameError(f"expected (id, method, payload), got {str(other)[:80]}")
-        try:
-            reply = (call, True, await self._handle(method, payload))
-        except Exception as error:  # noqa: BLE001  # whatever it is, the caller must hear of it
-            reply = (call, False, catch(error))
-        if not writer.is_closing():
-            writer.write(wire.pickled(reply))
+        await self._answering.serve(reader, writer)
 
 
 async def dial(address: str, port: int, secret: bytes) -> Connection:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import pickle
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import anyio
 import attrs
 
+from thornback.pool.bench import Bench, MakeBench
 from thornback.pool.pool import WorkerPool
 from thornback.pool.ports import Assignment, GangLostError, Outcome, SeenBy
 from thornback.pool.usercode import (
@@ -20,9 +20,6 @@ from thornback.pool.usercode import (
     UserCodeRow,
     UserProgram,
 )
-
-if TYPE_CHECKING:  # it imports us
-    from thornback.pool.testing import Bench, MakeBench
 
 ROW_S = 30.0
 """For both ranks of a row: what they do takes less than 2 s, on a quiet machine."""
