@@ -67,6 +67,13 @@ async def placed(*bundles: dict[str, float]) -> AsyncIterator[Placed]:
         remove_placement_group(held.group)
 
 
+def test_whatever_a_call_carries_counts_for_how_it_is_sent() -> None:
+    from thornback.pool.on_ray import _size
+
+    work = attrs.evolve(assignment(1, 0, 1), args=(b"a", b"bc"), restored=(None, b"x" * 60_000))
+    assert _size((work, (1, 2))) == 60_003
+
+
 async def blobs(key: str) -> bytes:
     class Tell:
         def setup(self, context: RankCall) -> None:

@@ -538,5 +538,6 @@ def node_facts(nodes: list[dict[str, Any]], node: str) -> dict[str, Attribute]:
 def _size(payload: object) -> int:
     """Return about how many bytes a call's arguments have: those of its byte strings."""
     parts = payload if isinstance(payload, tuple) else ()
-    args = [arg for part in parts if isinstance(part, Assignment) for arg in part.args]
+    works = [part for part in parts if isinstance(part, Assignment)]
+    args = [arg for work in works for arg in (*work.args, *work.restored)]
     return sum(len(part) for part in (*parts, *args) if isinstance(part, bytes))
