@@ -126,6 +126,22 @@ async def test_what_the_rank_raises_is_data_and_its_process_goes_on(
     assert following.pid == outcome.pid
 
 
+async def test_a_rank_that_shuts_all_its_sockets_down_is_ended_and_the_next_goes_on() -> None:
+    body = """
+import socket
+for fd in map(int, os.listdir('/proc/self/fd')):
+    try:
+        socket.socket(fileno=os.dup(fd)).shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+time.sleep(1000)
+"""
+    outcome, _ = await first_and_next(body)
+    assert (outcome.ok, outcome.seen_by) == (False, SeenBy.PROCESS)
+    assert outcome.error is not None
+    assert "closed its stream" in outcome.error.message
+
+
 async def test_groups_and_causes_travel() -> None:
     body = """
 try:

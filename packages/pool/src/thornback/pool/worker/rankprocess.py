@@ -208,6 +208,8 @@ class RankProcess:
                 ticket = self._sockets.back.recv(2 * MAX_TICKET_BYTES, socket.MSG_DONTWAIT)
             except OSError:
                 break
+            if not ticket:  # user code has shut the socket down
+                break
             found.append(pickle.loads(ticket)[1])
         return found
 
