@@ -380,11 +380,14 @@ async def test_a_close_waits_for_teardowns_only_so_long_and_another_hastens_it(
 
 async def test_a_process_is_replaced_after_so_many_ranks() -> None:
     async with running("return 1", params=PATIENT) as supervisor:
-        for number, (limit, count) in enumerate([(1, 6), (2, 3), (3, 2), (None, 1)]):
+        before: list[int] = []
+        for number, (limit, count) in enumerate([(1, 6), (2, 3), (3, 2), (None, 1), (1, 6)]):
             one = attrs.evolve(work(number, 6), max_ranks_per_child=limit)
             pids = [outcome.pid for outcome in (await supervisor.run(one)).outcomes]
             assert len(set(pids)) == count, (limit, pids)
             assert sorted(pids, key=pids.index) == pids
+            assert not {*pids} & {*before}, "what an assignment without a limit used is worn now"
+            before = pids
 
 
 async def test_a_process_that_grows_is_replaced() -> None:

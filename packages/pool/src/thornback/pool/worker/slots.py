@@ -195,7 +195,7 @@ class Slot:
             _Recalled: meanwhile the rank was recalled with a kill.
         """
         process = self._process
-        if process and process.usable and process.program == work.program and not process.worn:
+        if process is not None and process.usable and _suits(process, work):
             return process
         await self._retire()
         loop = asyncio.get_running_loop()
@@ -281,6 +281,14 @@ class Slot:
             await process.dead.wait()
             process.log.close()
             self._process = None
+
+
+def _suits(process: RankProcess, work: Assignment) -> bool:
+    """Whether its next rank may be one of this assignment, whose limit may be lower than that of
+    the last."""
+    most = work.max_ranks_per_child
+    worn = process.worn or (most is not None and process.ranks >= most)
+    return process.program == work.program and not worn
 
 
 async def _as_coroutine(awaitable: Awaitable[RankProcess]) -> RankProcess:
