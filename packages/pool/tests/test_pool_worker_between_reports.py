@@ -339,6 +339,27 @@ async def test_a_program_is_torn_down_when_its_process_ends_in_order(
     assert said.read_text() == "0x|", "a close without leave does not tear down"
 
 
+async def test_a_close_in_order_does_not_wait_for_a_rank_that_runs(
+    fifo: Path, tmp_path: Path
+) -> None:
+    torn = tmp_path / "torn"
+    body = f"{blocks(fifo)}time.sleep(1000)"
+    async with (
+        running(body, more=f"open({str(torn)!r}, 'w')") as supervisor,
+        anyio.create_task_group() as group,
+    ):
+
+        async def run() -> None:
+            with pytest.raises(SupervisorRefused, match="closed"):
+                await supervisor.run(work(1, 2))
+
+        group.start_soon(run)
+        await leave(fifo)  # it has begun
+        with anyio.fail_after(5.0):  # half of `teardown_timeout_s`
+            assert await supervisor.close(BOUND_S)
+    assert not torn.exists()
+
+
 @pytest.mark.parametrize(
     "torn", ["time.sleep(60)", "raise ValueError('odd')", "os._exit(3)", "os.fork()", "sys.exit()"]
 )

@@ -73,6 +73,8 @@ class Feed:
 
         Returns:
             `tries` for the next process.
+
+        Cancellation: the process is killed.
         """
         process = self._process
         self._tries = tries
@@ -84,6 +86,9 @@ class Feed:
             self._work = process.tell_work(fields)
             self._fill()
             return await self._over
+        except asyncio.CancelledError:
+            process.kill(KillReason.CLOSED)  # it is not idle: its end is not to be waited for
+            raise
         finally:
             process.listener = None
             for timer in (self._alarm, self._again):

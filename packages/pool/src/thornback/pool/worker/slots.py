@@ -71,7 +71,7 @@ class Slot:
     async def run(self, books: Books, saved: Callable[[], None]) -> None:
         """Run an assignment until its books are over. `saved` is called at each checkpoint.
 
-        Cancellation: the process is left as it is; close the fork server.
+        Cancellation: a process that runs ranks is killed; close the fork server.
         """
         loop = asyncio.get_running_loop()
         context = FeedContext(
