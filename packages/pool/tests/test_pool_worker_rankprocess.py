@@ -25,6 +25,7 @@ from thornback.pool.worker.rankprocess import RankProcess
 pytestmark = pytest.mark.anyio
 
 BOUND_S = 10.0
+PATIENT = SupervisorParams(start_limit_s=BOUND_S)
 
 
 def done(serial: int, following: int = 0) -> bytes:
@@ -95,9 +96,13 @@ async def other(tmp_path: Path) -> AsyncIterator[Other]:
         log.close()
 
 
-async def feed(other: Other, found: list[int], timeout_s: float | None = None) -> Feed:
+async def feed(
+    other: Other,
+    found: list[int],
+    timeout_s: float | None = None,
+    params: SupervisorParams = PATIENT,
+) -> Feed:
     """Begin to feed the ranks; their first ticket is there then."""
-    params = SupervisorParams(start_limit_s=BOUND_S)
     other.books.work = attrs.evolve(other.books.work, timeout_s=timeout_s)
     context = FeedContext(node="n", params=params, oom_risen=lambda: False, saved=lambda: None)
     made = Feed(other.process, other.books, context)
@@ -191,6 +196,32 @@ async def test_a_kill_waits_until_it_is_certain_whom_it_hits(other: Other) -> No
         other.takes.recv(1, socket.MSG_DONTWAIT)
 
 
+async def test_kills_that_wait_for_a_rank_to_begin_do_not_put_off_its_time_to_begin(
+    other: Other,
+) -> None:
+    params = SupervisorParams(start_limit_s=0.2)
+    made = await feed(other, [], params=params)
+    while not other.kills:
+        assert not made.kill(KillReason.MEMORY)
+        await anyio.sleep(0.02)
+    other.process.reaped(9, 0)
+    assert other.process.death is not None
+    assert other.process.death.killed_for is KillReason.NOT_STARTED
+
+
+async def test_a_process_that_shuts_its_sockets_down_dies_like_any_other(other: Other) -> None:
+    found: list[int] = []
+    await feed(other, found)
+    other.start()
+    other.takes.shutdown(socket.SHUT_RDWR)
+    other.process.kill(KillReason.TIMED_OUT)
+    assert other.kills == [5]
+    other.process.reaped(9, 0)
+    await anyio.wait_all_tasks_blocked()
+    assert found == [0]
+    assert [each.rank for each in other.fate.outcomes] == [0]
+
+
 async def test_a_time_out_counts_from_the_start_of_each_rank(other: Other) -> None:
     found: list[int] = []
     await feed(other, found, timeout_s=0.05)
@@ -237,6 +268,15 @@ async def test_a_process_that_says_something_else_is_killed(
     assert other.process.death is not None
     assert other.process.death.killed_for is KillReason.PROTOCOL
     assert not other.process.usable
+
+
+async def test_what_it_says_of_no_rank_at_all_is_not_believed(other: Other) -> None:
+    made = await feed(other, [])
+    serial = other.start()
+    made.hand_back()
+    other.say(done(serial), wire.as_json(["started", 0]), done(0))
+    await other.killed.wait()
+    assert [each.rank for each in other.fate.outcomes] == [0]
 
 
 async def test_why_it_was_killed_stands_only_if_that_is_what_ended_it(other: Other) -> None:

@@ -181,12 +181,16 @@ class Feed:
         """Make sure that nothing but the rank that runs can be hit by a kill.
 
         With no ticket left, the process cannot go on to another. If it has taken two, it is done
-        with the first.
+        with the first. Before a rank has begun nothing is taken back: sent again, it would have all
+        its time to begin again.
         """
+        if self.began is None:
+            self._process.pull()
+            return False
         front = self._serial
         self._take_back()
         self._process.hear()
-        if self.began is not None and len(self._sent) == 1 and self._serial == front:
+        if len(self._sent) == 1 and self._serial == front:
             return True
         self._settle()
         return False
@@ -196,7 +200,8 @@ class Feed:
     def heard(self, news: Started | Done | Saved | Progressed, /) -> None:
         """See `Listener`."""
         starts = isinstance(news, Started)
-        if news.serial != self._serial or starts is (self.began is not None):
+        asked = self._sent and news.serial == self._serial
+        if not asked or starts is (self.began is not None):
             raise Unexpected("it answered what it was not asked")
         if isinstance(news, Done):
             self._done(news)
