@@ -66,10 +66,20 @@ def test_bad_grammar_says_what_was_expected(selector: str) -> None:
         GangRequest(bundle=Bundle(), labels={"zone": selector})
 
 
-@pytest.mark.parametrize("label", ["", "-a", "a/", "/a", "a/b/c", "x" * 64, "a b"])
+@pytest.mark.parametrize("label", ["", "-a", "a/", "/a", "a/b/c", "x" * 64, "a b", "a..b/c"])
 def test_bad_names_of_labels_are_refused(label: str) -> None:
     with pytest.raises(ValueError, match="expected the name of a label"):
         GangRequest(bundle=Bundle(), labels={label: "v"})
+
+
+@pytest.mark.timeout(10)
+def test_a_long_prefix_is_judged_at_once() -> None:
+    good = ".".join(["a"] * 127)
+    assert matches({f"{good}/zone": "v"}, {f"{good}/zone": "v"})
+    with pytest.raises(ValueError, match="expected the name of a label"):
+        matches({f"{good[:-1]}_/zone": "v"}, {})
+    with pytest.raises(ValueError, match="expected the name of a label"):
+        matches({f"{good}.a/zone": "v"}, {})
 
 
 def test_selectors_are_kept_in_one_way_to_write_them() -> None:
