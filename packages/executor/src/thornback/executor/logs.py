@@ -20,11 +20,11 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import anyio
-import anyio.to_thread
 import fsspec.core
 from anyio.abc import TaskGroup
 from fsspec.implementations.local import LocalFileSystem
 
+from thornback.executor.apart import apart
 from thornback.executor.journal.store import FLAT
 from thornback.executor.logbuffer import LogBuffer, LogParams, Stretch, name_of
 from thornback.pool import LogChunk
@@ -154,7 +154,7 @@ class LogStore:
         write: Callable[[], None] = partial(self._sink.write, batch)
         try:
             with anyio.move_on_after(self._params.write_s) as scope:
-                await anyio.to_thread.run_sync(write, abandon_on_cancel=True, limiter=self._limiter)
+                await apart(write, self._limiter)
         except Exception as error:  # noqa: BLE001  # whatever a store raises
             self._tell("failed", "logs of ranks cannot be stored at the moment: %r", error)
             self._buffer.failed(batch, anyio.current_time())

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 
+from thornback.executor.apart import apart
 from thornback.executor.journal.beats import Beats
 from thornback.executor.journal.errors import (
     HeldByAnother,
@@ -273,9 +274,7 @@ class FileJournal:
 
     async def _connect(self) -> JournalStore:
         with anyio.move_on_after(self.params.open_timeout_s):
-            self._store = await anyio.to_thread.run_sync(
-                open_store, self.url, abandon_on_cancel=True
-            )
+            self._store = await apart(partial(open_store, self.url), anyio.CapacityLimiter(1))
             self._steps = self._new_steps(self._store, threads=10)
             return self._store
         raise JournalError(f"{self.url}: no connection within {self.params.open_timeout_s:.0f} s")

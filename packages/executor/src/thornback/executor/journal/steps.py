@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Generic, TypeAlias, TypeVar, assert_never
 
 import anyio
-import anyio.to_thread
 import attrs
 
+from thornback.executor.apart import apart
 from thornback.executor.journal.errors import JournalError
 from thornback.executor.journal.store import Store
 
@@ -254,9 +254,7 @@ class AsyncSteps:
         with anyio.move_on_after(timeout_s, shield=True) as scope:
             self._calls.append(scope)
             try:
-                return await anyio.to_thread.run_sync(
-                    runner.advance, abandon_on_cancel=True, limiter=self._limiter
-                )
+                return await apart(runner.advance, self._limiter)
             finally:
                 self._calls.remove(scope)
         raise JournalError(
