@@ -262,6 +262,7 @@ async def test_a_store_that_always_fails_does_not_keep_the_end_of_the_run() -> N
         async with LogStore("/nowhere", flush_s=60.0, params=params, sink=sink) as store:
             store.put([chunk(0, b"a")])
     assert sink.batches
+    assert store.lost == 1, "the report tells that it is not there"
 
 
 @pytest.mark.anyio
@@ -305,6 +306,7 @@ async def test_the_end_waits_for_the_store_no_longer_than_it_may(
     finally:
         gate.set()
     assert "were not stored within 0.05 s" in caplog.text
+    assert store.lost == 3
 
 
 @pytest.mark.anyio

@@ -143,6 +143,7 @@ class LogStore:
                         return
                     await self._wait()
         finally:
+            self._buffer.give_up()  # what is left, and what a write has not confirmed
             self._ended.set()
 
     async def _wait(self) -> None:
