@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -149,6 +150,22 @@ def test_largest_memory_is_that_of_nodes_which_hold_the_rest() -> None:
     assert largest_memory_bytes(gang(2, cpus=2, memory=99 * GIB), nodes) == 2 * GIB
     assert largest_memory_bytes(gang(1, cpus=9), nodes) is None
     assert largest_memory_bytes(gang(1, cpus=1), [node("a", CPU=1)]) is None
+
+
+def test_largest_memory_is_found_in_few_looks() -> None:
+    """Each node of a large cluster has a memory of its own; the event loop waits meanwhile."""
+
+    class Counted(dict[str, float]):
+        def get(self, name: str, default: Any = None) -> Any:
+            looks.append(name)
+            return super().get(name, default)
+
+    looks: list[str] = []
+    nodes = [
+        NodeView(name=f"n{n}", resources=Counted(CPU=1.0, memory=float(n + 1))) for n in range(300)
+    ]
+    assert largest_memory_bytes(gang(200, cpus=1, memory=99 * GIB), nodes) == 101
+    assert len(looks) < 300 * 50
 
 
 def test_without_leaves_out_by_name() -> None:

@@ -278,11 +278,15 @@ def largest_memory_bytes(
     bare = attrs.evolve(request, bundle=attrs.evolve(request.bundle, memory_bytes=0))
     staying = [node for node in nodes if not node.draining]
     coming = [node for each in node_types for node in _coming(request, each)]
-    for level in sorted({_memory(node) for node in (*staying, *coming)}, reverse=True):
+    levels = sorted({_memory(node) for node in (*staying, *coming)} - {0}, reverse=True)
+
+    def fits(level: int) -> bool:
         there, more = ([n for n in each if _memory(n) >= level] for each in (staying, coming))
-        if level > 0 and fit(bare, there, more) is not None:
-            return level
-    return None
+        return fit(bare, there, more) is not None
+
+    # What fits the nodes of a level fits those of a lower one, too, which are more.
+    first = bisect_left(levels, True, key=fits)
+    return levels[first] if first < len(levels) else None
 
 
 def _memory(node: NodeView) -> int:
