@@ -67,6 +67,7 @@ def other(ctx: RankContext) -> int:
         ),
         (lambda: Stage("a", work, accelerator=cast(Any, None)), "a kind such as 'A100'"),
         (lambda: Stage("a", work, accelerator="accelerator_type:A100"), "a kind such as 'A100'"),
+        (lambda: Stage("a", work, accelerator="A100 "), "a kind such as 'A100'"),
         (lambda: Stage("a", work, labels={"no label!": "x"}), "expected the name of a label"),
         (lambda: Stage("a", work, labels={"zone": "in(a"}), "'in(a,b)' or '!in(a,b)'"),
         (lambda: Stage("a", work, labels={"zone": ""}), "expected 'v'"),

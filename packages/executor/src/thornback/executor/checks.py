@@ -113,9 +113,10 @@ def _placement(stage: Stage) -> None:
         matches(stage.labels, {})
     except ValueError as error:
         raise UsageError(f"Stage {stage.name!r}: {error}") from error
-    if not isinstance(stage.accelerator, str) or stage.accelerator.startswith(_ACCELERATOR):
+    kind = stage.accelerator
+    if not isinstance(kind, str) or kind != kind.strip() or kind.startswith(_ACCELERATOR):
         raise UsageError(
-            f"Stage {stage.name!r}: accelerator={stage.accelerator!r}, expected a kind such as "
+            f"Stage {stage.name!r}: accelerator={kind!r}, expected a kind such as "
             "'A100', or '' for any"
         )
 
