@@ -340,21 +340,13 @@ async def test_a_program_is_torn_down_when_its_process_ends_in_order(
 
 
 async def test_a_close_in_order_does_not_wait_for_a_rank_that_runs(
-    fifo: Path, tmp_path: Path
+    gate: Gate, tmp_path: Path
 ) -> None:
     torn = tmp_path / "torn"
-    body = f"{blocks(fifo)}time.sleep(1000)"
-    async with (
-        running(body, more=f"open({str(torn)!r}, 'w')") as supervisor,
-        anyio.create_task_group() as group,
-    ):
-
-        async def run() -> None:
-            with pytest.raises(SupervisorRefused, match="closed"):
-                await supervisor.run(work(1, 2))
-
-        group.start_soon(run)
-        await leave(fifo)  # it has begun
+    more = f"open({str(torn)!r}, 'w')"
+    async with running(f"call.checkpoint(b'begun'){gate.body}", more=more) as supervisor:
+        assert (await supervisor.run(work(1, 2))).running == 0
+        assert (await supervisor.wait(1, (), 0)).checkpoint is not None, "it has begun"
         with anyio.fail_after(5.0):  # half of `teardown_timeout_s`
             assert await supervisor.close(BOUND_S)
     assert not torn.exists()
