@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import attrs
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -19,6 +20,7 @@ from thornback.pool import (
     GangLostError,
     Outcome,
     Report,
+    Worker,
     WorkerPool,
     WorkerSpec,
 )
@@ -200,6 +202,45 @@ async def test_a_close_ends_an_open_under_way() -> None:
         await settle()
         assert type_of(reader.loss().error) == "thornback.pool.GangClosed"
         assert reader.loss().phase == "close"
+
+
+async def test_a_close_confirms_nothing_while_a_start_is_being_undone() -> None:
+    undone, clock = anyio.Event(), ManualClock()
+    answers: list[bool] = []
+    errors: list[str] = []
+
+    class Slow:
+        async def start(
+            self, node: str, index: int, nodes: int, handle: object, spec: WorkerSpec, /
+        ) -> Worker:
+            with anyio.CancelScope(shield=True):
+                await undone.wait()
+            await anyio.lowlevel.checkpoint()
+            raise AssertionError("it was cancelled before")
+
+    async def close() -> None:
+        answers.append(await pool.close(1, kill=True, timeout_s=8.0))
+
+    async def start() -> None:
+        with pytest.raises(GangLostError) as caught:
+            await pool.open(1, ["a"], "lease", WorkerSpec(), timeout_s=9.0)
+        errors.append(caught.value.phase)
+
+    with anyio.fail_after(10):
+        async with (
+            anyio.create_task_group() as group,
+            WorkerPool(Slow(), fake_blobs, clock=clock) as pool,
+        ):
+            group.start_soon(start)
+            await settle()
+            group.start_soon(close)
+            await clock.advance(1.0)  # an eighth of its time is for the start to end
+            undone.set()
+            assert answers == [False]
+            await settle()
+            assert errors == ["close"]
+            await close()
+            assert answers == [False, True]
 
 
 async def test_bad_gangs_are_refused() -> None:

@@ -48,7 +48,7 @@ class Link:
         self.member = member
         self.node = node
         self.killed = True
-        """There is nothing to kill: not started, or its death is confirmed."""
+        """There is nothing to kill: no start is under way, or its death is confirmed."""
         self.beating = False
         """A heartbeat is under way."""
         self.beat_again = False
@@ -77,10 +77,7 @@ class Link:
         phase = "start"
         self._logs = LogBook(kept=spec.log_dir != "")
         try:
-            self._worker = await self._around.backend.start(
-                self.node, self.member, nodes, handle, spec
-            )
-            self.killed = False
+            self._worker = await self._begun(nodes, handle, spec)
             phase = "ping"
             beat = await self.call("beat", ((), self._offsets()))
             if isinstance(beat, Beat):
@@ -95,6 +92,15 @@ class Link:
             explained, facts = await self.explain(error)
             raise GangLostError(explained, self.node, phase, facts) from error
         self._roster.answered(self.member)
+
+    async def _begun(self, nodes: int, handle: object, spec: WorkerSpec) -> Worker:
+        """Return the worker. While its start, or the undoing of that, is under way, it may live."""
+        self.killed = False
+        try:
+            return await self._around.backend.start(self.node, self.member, nodes, handle, spec)
+        except BaseException:
+            self.killed = True  # see `WorkerBackend.start`
+            raise
 
     async def call(self, method: str, payload: object) -> object:
         """Call once. Raises whatever the backend raises."""
@@ -236,9 +242,9 @@ class Link:
     async def kill(self, timeout_s: float) -> None:
         """Kill the worker; `killed` tells whether its death is confirmed. Bounded, idempotent,
         never raises."""
-        if self.killed:
+        worker = self._worker
+        if self.killed or worker is None:
             return
-        worker = self._started()
         try:
             self.killed = await within(
                 self._around.clock, timeout_s, lambda: worker.kill(timeout_s=timeout_s)
