@@ -45,6 +45,17 @@ def test_a_closed_log_is_told_once_and_forgotten_when_the_worker_knows() -> None
     assert book.offsets() == {}
 
 
+def test_a_late_answer_does_not_bring_back_a_log_that_is_over() -> None:
+    """A companion's call and the pool's own were under way; the worker has closed and forgotten."""
+    book = LogBook()
+    enter(book, chunk("a", 0, b"one "))
+    asked, answer = book.offsets(), [chunk("a", 4, b"two", closed=True), chunk("b", 0, b"new")]
+    enter(book, *answer)
+    book.acknowledged({"a": 7, "b": 3})
+    assert book.entered(answer, gang=3, node="n", asked=asked) == ()
+    assert book.offsets() == {"b": 3}
+
+
 def test_an_empty_chunk_is_no_news() -> None:
     book = LogBook()
     assert enter(book, chunk("a", 0, b"")) == []

@@ -164,11 +164,11 @@ class Link:
     def _arrived(self, beat: Beat, offsets: Mapping[str, int] | None) -> bool:
         if offsets is not None:
             self._logs.acknowledged(offsets)
-        self._tell(beat)
+        self._tell(beat, offsets)
         return has_more(beat.logs)
 
-    def _tell(self, beat: Beat) -> None:
-        chunks = self._logs.entered(beat.logs, gang=self._gang, node=self.node)
+    def _tell(self, beat: Beat, asked: Mapping[str, int] | None = None) -> None:
+        chunks = self._logs.entered(beat.logs, gang=self._gang, node=self.node, asked=asked)
         self._telling.beat(self._gang, attrs.evolve(beat, node=self.node, logs=()))
         self._telling.logs(chunks)
 

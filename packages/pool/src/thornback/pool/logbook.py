@@ -39,10 +39,23 @@ class LogBook:
         """Return how much is here of all that may still be in the folder."""
         return {**self._over, **self._arrived}
 
-    def entered(self, chunks: Iterable[LogChunk], *, gang: int, node: str) -> tuple[LogChunk, ...]:
-        """Enter what a worker sent; return what is new of it, with its gang and node."""
+    def entered(
+        self,
+        chunks: Iterable[LogChunk],
+        *,
+        gang: int,
+        node: str,
+        asked: Mapping[str, int] | None = None,
+    ) -> tuple[LogChunk, ...]:
+        """Enter what a worker sent; return what is new of it, with its gang and node.
+
+        `asked`: the offsets that this is the answer to. Of a log among them that was forgotten
+        meanwhile everything is here: two calls were under way, and this is the late answer.
+        """
         found = []
         for chunk in chunks:
+            if asked is not None and chunk.log in asked and chunk.log not in self._arrived:
+                continue
             here = self._arrived.get(chunk.log, 0)
             known = min(max(here - chunk.offset, 0), len(chunk.data))
             ending = chunk.closed and chunk.log not in self._closed
