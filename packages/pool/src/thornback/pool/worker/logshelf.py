@@ -103,8 +103,6 @@ class LogShelf:
 
         A closed log that a chunk has said so of, and that is named with all its bytes, is
         forgotten. So the reader names it in the call after that chunk, and need not from then on.
-        In a shared folder a log that is not named is mentioned though it is empty: its name tells
-        `salvage` whose it is.
         """
         found: list[LogChunk] = []
         left = MAX_ANSWER_BYTES
@@ -118,7 +116,7 @@ class LogShelf:
             if left <= 0 or len(found) == MAX_CHUNKS:
                 continue
             chunk = _chunk(name, offset, (first, end), log.read, log.closed, left)
-            if chunk.data or chunk.skipped or chunk.closed or not (self._own or name in offsets):
+            if chunk.data or chunk.skipped or chunk.closed:
                 found.append(chunk)
                 left -= len(chunk.data)
                 self._logs[name] = self._logs.pop(name)  # the others come first next time
