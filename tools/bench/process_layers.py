@@ -158,7 +158,7 @@ class Loky(Standard):
     """loky's reusable executor."""
 
     def __init__(self, fresh: bool) -> None:
-        import loky
+        import loky  # pants: no-infer-dep
 
         if fresh:
             raise NotImplementedError
@@ -169,7 +169,7 @@ class Pebble:
     """pebble's `ProcessPool`."""
 
     def __init__(self, fresh: bool) -> None:
-        import pebble
+        import pebble  # pants: no-infer-dep
 
         context = multiprocessing.get_context("forkserver")
         self.pool = pebble.ProcessPool(1, max_tasks=1 if fresh else 0, context=context)
