@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -569,6 +570,67 @@ async def test_a_removal_that_is_given_up_is_done_all_the_same(cluster: RayClust
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
     assert await cluster.call(held) == 0
+
+
+async def test_a_creation_that_is_given_up_while_no_thread_is_free_undoes_itself(
+    cluster: RayCluster,
+) -> None:
+    from thornback.placement.on_ray import RayCluster, RayParams
+
+    begun, go = threading.Event(), threading.Event()
+
+    class Slow(str):
+        """A strategy: Ray compares it, in the thread, before it makes the group."""
+
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            begun.set()
+            assert go.wait(60)
+            return super().__eq__(other)
+
+        __hash__ = str.__hash__
+
+    slow = RayCluster(params=RayParams(threads=1, undo_s=0.05))
+    strategy: Any = SimpleNamespace(value=Slow("PACK"))
+    made = len(states())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(slow.reserve, ONE, strategy, ())
+        await anyio.to_thread.run_sync(begun.wait, 60)
+        tasks.cancel_scope.cancel()
+    go.set()
+    with anyio.fail_after(30):
+        while len(await cluster.call(states)) == made:
+            pass  # it is made all the same
+        while await cluster.call(held):
+            pass
+
+
+async def test_a_wait_can_be_cancelled_at_any_moment_and_taken_up_again(
+    cluster: RayCluster,
+) -> None:
+    from thornback.placement.on_ray import RayCluster
+
+    class Interrupted(RayCluster):
+        whole = False
+
+        async def _all_alive(self, nodes: Sequence[str]) -> bool:
+            return self.whole
+
+        async def call(self, function: Any) -> Any:
+            if getattr(function, "__name__", "") == "ready":
+                scope.cancel()
+            return await super().call(function)
+
+    interrupted = Interrupted()
+    reservation = await interrupted.reserve(ONE, Strategy.PACK, ())
+    with anyio.fail_after(30):
+        with anyio.CancelScope() as scope:
+            await reservation.granted()
+        assert scope.cancelled_caught
+        interrupted.whole = True
+        assert len((await reservation.granted()).nodes) == 1
+    assert await reservation.remove()
 
 
 async def test_cancelled_or_late_while_the_gcs_is_slow_nothing_is_held(

@@ -123,6 +123,7 @@ class RayCluster:
             group, ready = await self.call(creation.create)
         except BaseException:
             # Failed without an answer, perhaps; or cancelled by an allocator that gives up.
+            creation.unwanted = True  # also where no thread is free for more
             with anyio.move_on_after(self.params.undo_s, shield=True):
                 await self.call(creation.undo)
             raise
@@ -210,18 +211,18 @@ class Creation:
     selector: list[dict[str, str]] | None
     callbacks: bool
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
-    _unwanted: bool = False
+    unwanted: bool = attrs.field(default=False, init=False)
+    """Set from any thread: a creation under way undoes itself."""
     _group: PlacementGroup | None = None
 
     def create(self) -> tuple[PlacementGroup, ray.ObjectRef[PlacementGroup] | None]:
         options = {} if self.selector is None else {"bundle_label_selector": self.selector}
-        with self._lock:
-            if self._unwanted:
-                raise PlacementRemoved(f"placement group {self.name} is not wanted any more")
+        if self.unwanted:
+            raise PlacementRemoved(f"placement group {self.name} is not wanted any more")
         group = placement_group(self.bundles, strategy=self.strategy, name=self.name, **options)
         with self._lock:
             self._group = group
-            unwanted = self._unwanted
+            unwanted = self.unwanted
         if unwanted:
             remove_placement_group(group)
         return group, group.ready() if self.callbacks and not unwanted else None
@@ -229,7 +230,7 @@ class Creation:
     def undo(self) -> None:
         """Remove the group, now or as soon as it is made; also one made without an answer."""
         with self._lock:
-            self._unwanted = True
+            self.unwanted = True
             group = self._group
         try:
             remove_placement_group(group or get_placement_group(self.name))
@@ -275,9 +276,9 @@ class _RayReservation:
             # Not yet, or again not: a node died, so that it is, or will be, RESCHEDULING.
             await anyio.sleep(self._cluster.params.poll_every_s)
             if self._cluster.callbacks:
-                self._settled = anyio.Event()
                 ready = await self._cluster.call(self._group.ready)
-                self._ready = ready
+                # Not before: a wait that is cancelled there would be for ever the next time.
+                self._ready, self._settled = ready, anyio.Event()
                 self._listen(ready)
 
     async def remove(self) -> bool:
