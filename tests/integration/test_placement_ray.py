@@ -674,3 +674,24 @@ async def test_many_leases_at_once(cluster: RayCluster) -> None:
                 tasks.start_soon(acquire)
         assert held() == 100
     assert len(got) == 100
+
+
+async def test_groups_that_are_removed_at_once_leave_nothing_reserved(cluster: RayCluster) -> None:
+    """Ray itself leaks what it has prepared for a group that is removed before it is committed."""
+    import ray
+    from ray.util.placement_group import placement_group
+
+    from thornback.placement.on_ray import remove_group
+
+    def make_and_remove() -> None:
+        for number in range(400):
+            group = placement_group([{"CPU": 1}])
+            removed_at = time.perf_counter() + number % 40 * 1e-4  # so in every phase
+            while time.perf_counter() < removed_at:
+                pass
+            remove_group(group)
+
+    await cluster.call(make_and_remove)
+    with anyio.fail_after(30):  # Ray counts late what is given back
+        while (await cluster.call(ray.available_resources)).get("CPU") != 4:
+            pass

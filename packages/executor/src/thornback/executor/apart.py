@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import TypeVar
 
 import anyio
-import anyio.from_thread
 from anyio.lowlevel import current_token
 
 T = TypeVar("T")
@@ -36,8 +35,10 @@ async def apart(function: Callable[[], T], limiter: anyio.CapacityLimiter) -> T:
             results.append(function())
         except BaseException as error:  # noqa: BLE001  # whatever it is, it belongs to the caller
             errors.append(error)
-        with suppress(RuntimeError):  # the loop has ended, or ends just now: nobody waits
-            anyio.from_thread.run_sync(end, token=token)
+        # Semi-private in anyio 4, whose `from_thread.run_sync` waits for an answer: for ever, if
+        # the loop ends just now.
+        with suppress(RuntimeError):  # it has ended: nobody waits
+            token.backend_class.run_sync_soon(end, (), token.native_token)
 
     await limiter.acquire_on_behalf_of(borrower)
     try:
