@@ -623,6 +623,8 @@ async def test_a_wait_can_be_cancelled_at_any_moment_and_taken_up_again(
             return await super().call(function)
 
     interrupted = Interrupted()
+    if not interrupted.callbacks:
+        pytest.skip("this Ray is asked whether a group is ready, and nothing is waited for anew")
     reservation = await interrupted.reserve(ONE, Strategy.PACK, ())
     with anyio.fail_after(30):
         with anyio.CancelScope() as scope:
