@@ -2,6 +2,8 @@
 
 Only plain, picklable values: they travel between driver, worker and rank process. Only durations
 cross a process border, never instants.
+
+Over 400 lines, and not split: declarations with what they promise, which refer to each other.
 """
 
 from __future__ import annotations
