@@ -150,6 +150,50 @@ async def test_a_recalled_rank_keeps_its_checkpoint_and_a_good_one_does_not(gate
     assert last.checkpoint == Checkpoint(rank=1, version=1, data=b"x")
 
 
+UNTIL_DRAINING = "while call.draining() is None: time.sleep(0.001)\ncall.checkpoint(b'x')\n"
+
+
+async def test_while_the_node_drains_a_checkpoint_is_kept_once_the_pool_has_it(
+    tmp_path: Path,
+) -> None:
+    """Sent at once, too, with what has not started, however young the assignment is."""
+    seen = tmp_path / "seen"
+    body = f"{UNTIL_DRAINING}return os.path.exists({str(seen)!r})"
+    async with running(body, params=PATIENT) as supervisor:
+        await supervisor.drain(60)
+        first = await supervisor.run(work(count=3))
+        assert first.checkpoint == Checkpoint(rank=0, version=1, data=b"x")
+        assert (first.running, first.returned, first.final) == (0, (range(1, 3),), False)
+        assert (await supervisor.wait(1, (), 0)).checkpoint == first.checkpoint
+        seen.touch()
+        assert values(await supervisor.wait(1, (), 1)) == [True]
+
+
+async def test_a_pool_that_confirms_nothing_holds_no_rank_for_ever() -> None:
+    params = attrs.evolve(PATIENT, confirm_s=0.01)
+    async with running(f"{UNTIL_DRAINING}return 7", params=params) as supervisor:
+        await supervisor.drain(60)
+        await supervisor.run(work())
+        assert values(await unconfirmed(supervisor)) == [7]
+
+
+async def unconfirmed(supervisor: Supervisor) -> Report:
+    """Like a pool to which no checkpoint ever comes."""
+    while not (report := await supervisor.wait(1, (), 0)).final:
+        await anyio.lowlevel.checkpoint()
+    return report
+
+
+async def test_a_rank_that_waits_for_the_pool_is_recalled_and_closed() -> None:
+    async with running(f"{UNTIL_DRAINING}return 7", params=PATIENT) as supervisor:
+        await supervisor.drain(60)
+        await supervisor.run(work())
+        await supervisor.recall(1, kill=True)
+        assert (await unconfirmed(supervisor)).returned == (range(1),)
+        again = await supervisor.run(work(2))
+        assert again.checkpoint == Checkpoint(rank=0, version=1, data=b"x")
+
+
 async def wait_for_checkpoint(supervisor: Supervisor, one: Assignment) -> Report:
     """Like a pool that waits from the start."""
     await anyio.lowlevel.checkpoint()

@@ -97,8 +97,10 @@ class RankContext:
         """Save a value for the next attempt of this rank, should this one fail or be lost. Replaces
         what was saved before; gone when the rank is recorded or given up.
 
-        Returns when the worker has it, which sends it on at once: what is lost with a node is at
-        most what was on the way. In a gang of several nodes, that of node 0 counts.
+        Returns when the worker has it, which sends it on at once, or within the first 2 s of the
+        rank. While the node drains, it returns when the driver has it, or after 5 s if that does
+        not answer: so save at a drain what the next attempt needs. In a gang of several nodes, that
+        of node 0 counts.
 
         Args:
             value: bytes, or JSON (None, too), of at most 1 MiB.

@@ -358,8 +358,10 @@ class RankCall:
         default=lambda data: None, eq=False, repr=False
     )
     """Saves bytes for the next attempt of this rank; replaces what was saved before. Returns when
-    they are with the worker, which sends them on at once. In a gang of several nodes those of node
-    0 count. Raises `ValueError` for more than 1 MiB."""
+    they are with the worker, which sends them on at once, or with the assignment's first report
+    (within 2 s of its start). While the node drains they are sent at once in any case, and it
+    returns when the pool has them, or after 5 s. In a gang of several nodes those of node 0 count.
+    Raises `ValueError` for more than 1 MiB."""
     progress: Callable[[float, float | None], None] = attrs.field(
         default=lambda done, total: None, eq=False, repr=False
     )

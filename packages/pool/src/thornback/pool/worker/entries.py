@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 
@@ -13,6 +13,15 @@ from thornback.pool.worker.slots import Slot
 
 _KEPT_REPORTS = 64
 _REMEMBERED = 4096
+
+
+@attrs.frozen(slots=True, eq=False)
+class Unconfirmed:
+    """A checkpoint whose rank waits until the pool has it."""
+
+    version: int
+    go_on: Callable[[], None]
+    timer: asyncio.TimerHandle
 
 
 @attrs.define(slots=True, eq=False)
@@ -25,11 +34,30 @@ class Entry:
     """Replaced when set: a checkpoint, or the last part."""
     slot: Slot | None = None
     timer: asyncio.TimerHandle | None = None
+    unconfirmed: Unconfirmed | None = None
 
     def tell(self) -> None:
         """Wake those who wait for news."""
         self.news.set()
         self.news = asyncio.Event()
+
+    def hold(self, go_on: Callable[[], None], limit_s: float) -> None:
+        """Let a rank go on when its newest checkpoint has been seen, or after `limit_s`."""
+        self.confirm()
+        if (saved := self.books.checkpoint) is None:
+            go_on()
+            return
+        timer = asyncio.get_running_loop().call_later(limit_s, self.confirm)
+        self.unconfirmed = Unconfirmed(saved.version, go_on, timer)
+
+    def confirm(self, seen: int | None = None) -> None:
+        """The pool has the checkpoints up to version `seen`; None: it is not waited for."""
+        held = self.unconfirmed
+        if held is None or (seen is not None and seen < held.version):
+            return
+        self.unconfirmed = None
+        held.timer.cancel()
+        held.go_on()
 
 
 class Entries:

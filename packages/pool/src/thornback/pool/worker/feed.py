@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import attrs
@@ -37,8 +38,8 @@ class FeedContext:
     node: str
     params: SupervisorParams
     oom_risen: Callable[[], bool]
-    saved: Callable[[], None]
-    """Called when a rank has saved a checkpoint."""
+    saved: Callable[[Callable[[], None]], None]
+    """Called when a rank has saved a checkpoint, with what lets the rank go on."""
 
 
 class Feed:
@@ -213,8 +214,7 @@ class Feed:
             self._started()
         elif isinstance(news, Saved):
             self._books.save(news.data)
-            self._process.kept(news.number)
-            self._context.saved()
+            self._context.saved(partial(self._process.kept, news.number))
         else:
             self.progress = (news.done, news.total)
 

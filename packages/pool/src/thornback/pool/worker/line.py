@@ -265,7 +265,7 @@ class Line:
             case ("input", str(key), bytes() | None as blob):
                 self._inputs[key] = blob
             case ("kept", int(number)):
-                self._kept = number
+                self._kept = max(self._kept, number)
             case ("drain", float(goes_at)):
                 self._goes_at = goes_at
             case (str(kind), int(number), *rest):

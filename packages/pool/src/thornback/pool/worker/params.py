@@ -19,6 +19,8 @@ class SupervisorParams:
     """For the fork server to start, before it imports anything of the stage."""
     fork_server_restarts: int = 1
     """After so many the worker gives up and ends, so that the pool sees it lost."""
+    confirm_s: float = 5.0
+    """For the pool to confirm a checkpoint while the node drains; then the rank goes on without."""
     kill_s: float = 5.0
     """For the fork server to confirm a death, before it is itself killed, which kills all
     children."""

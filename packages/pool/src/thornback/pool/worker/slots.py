@@ -68,8 +68,9 @@ class Slot:
         self._teardown_s = 0.0
         self._recalled = False
 
-    async def run(self, books: Books, saved: Callable[[], None]) -> None:
-        """Run an assignment until its books are over. `saved` is called at each checkpoint.
+    async def run(self, books: Books, saved: Callable[[Callable[[], None]], None]) -> None:
+        """Run an assignment until its books are over. `saved` is called at each checkpoint, with
+        what lets the rank go on.
 
         Cancellation: a process that runs ranks is killed; close the fork server.
         """

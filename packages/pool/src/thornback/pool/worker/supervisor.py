@@ -23,6 +23,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import NoReturn
 
 from thornback.pool.ports import Assignment, Beat, Report, WorkerSpec
@@ -99,6 +100,7 @@ class Supervisor:
         """The closing must not wait for user code any more."""
         self._ended = False
         self._started = False
+        self._draining = False
         self._closed = asyncio.Event()
         self._nursery = Nursery(
             spec,
@@ -220,6 +222,7 @@ class Supervisor:
         if entry is None:
             raise SupervisorRefused(f"assignment {number} is not known here: it must be run first")
         books = entry.books
+        entry.confirm(seen)
         while books.last is None and not self._ended:
             if (checkpoint := books.newer(seen)) is not None:
                 return Report(running=books.running, checkpoint=checkpoint)
@@ -267,6 +270,7 @@ class Supervisor:
         if left_s is not None and math.isnan(left_s):
             raise SupervisorRefused("expected seconds or None as the time left, got nan")
         left_s = math.inf if left_s is None else max(0.0, float(left_s))
+        self._draining = True
         self._nursery.drain(asyncio.get_running_loop().time() + left_s)
 
     async def port(self) -> int:
@@ -328,9 +332,20 @@ class Supervisor:
                 continue
             entry.slot = slot
             self._arm(entry)
-            await slot.run(entry.books, entry.tell)
+            await slot.run(entry.books, partial(self._saved, entry))
             self._report(entry)
             entry.slot = None
+
+    def _saved(self, entry: Entry, go_on: Callable[[], None]) -> None:
+        """A rank has saved a checkpoint. While the node drains nothing is left for later: it is
+        sent at once, and the rank waits until it has arrived."""
+        if self._draining:
+            entry.hold(go_on, self._params.confirm_s)
+            if entry.books.first is None:
+                asyncio.get_running_loop().call_soon(self._reclaim, entry)
+        else:
+            go_on()
+        entry.tell()
 
     def _arm(self, entry: Entry) -> None:
         if entry.timer is not None:
@@ -393,6 +408,7 @@ class Supervisor:
         for entry in self._entries.all():
             if entry.timer is not None:
                 entry.timer.cancel()
+            entry.confirm()
         await tear_down_all(self._slots, timeout_s, self._hurry)
         self._ended = True
         for entry in self._entries.all():
