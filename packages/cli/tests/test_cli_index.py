@@ -29,8 +29,9 @@ def write(root: Path, files: dict[str, bytes]) -> Corpus:
     return Corpus(root=root, topics={})
 
 
-def test_sources_are_sorted_and_leave_out_installed_packages(tmp_path: Path) -> None:
-    names = ("z.py", "a/b.py", "site-packages/x.py", "a/__pycache__/b.py", "a/note.txt")
+def test_sources_are_sorted_and_leave_out_installed_packages_and_tests(tmp_path: Path) -> None:
+    left_out = ("site-packages/x.py", "a/__pycache__/b.py", "test/b.py", "a/tests/b.py")
+    names = ("z.py", "a/b.py", "a/note.txt", *left_out)
     topics_file = "pydoc_data/topics.py"
     write(tmp_path, dict.fromkeys((*names, topics_file), b""))
     corpus = Corpus(root=tmp_path, topics={"with": "", "class": ""})

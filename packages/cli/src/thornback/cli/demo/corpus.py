@@ -17,7 +17,9 @@ from pathlib import Path
 import attrs
 
 TOPIC = "topic:"
-_SKIPPED_FOLDERS = frozenset({"__pycache__", "dist-packages", "site-packages"})
+_PACKAGES = frozenset({"__pycache__", "dist-packages", "site-packages"})
+_TESTS = frozenset({"idle_test", "test", "tests"})
+"""Half of the library, and not every Python is installed with them."""
 _TOPICS_FILE = "pydoc_data/topics.py"
 
 
@@ -37,15 +39,15 @@ class Corpus:
     def sources(self) -> list[str]:
         """Return the names of all sources, sorted.
 
-        Installed packages are left out, and so is the file that holds the topics: its texts are
-        sources of their own.
+        Installed packages and the library's own tests are left out, and so is the file that holds
+        the topics: its texts are sources of their own.
 
         Raises:
             NoCorpusError: there is no `.py` file.
         """
         files = []
         for folder, subfolders, names in os.walk(self.root):
-            subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS]
+            subfolders[:] = [name for name in subfolders if name not in _PACKAGES | _TESTS]
             base = Path(folder).relative_to(self.root)
             files += [(base / name).as_posix() for name in names if name.endswith(".py")]
         if not files:
