@@ -104,7 +104,9 @@ async def feed(
 ) -> Feed:
     """Begin to feed the ranks; their first ticket is there then."""
     other.books.work = attrs.evolve(other.books.work, timeout_s=timeout_s)
-    context = FeedContext(node="n", params=params, oom_risen=lambda: False, saved=lambda go_on: go_on())
+    context = FeedContext(
+        node="n", params=params, oom_risen=lambda: False, saved=lambda go_on: go_on()
+    )
     made = Feed(other.process, other.books, context)
     assert other.books.begin() is not None
 
