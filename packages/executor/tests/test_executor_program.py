@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,19 @@ def call(rank: int = 0, args: bytes | None = None, **more: Any) -> RankCall:
         inputs=lambda key: json.dumps([key, 1, None]).encode(),
         **more,
     )
+
+
+def test_a_rank_process_imports_no_driver() -> None:
+    """And what is imported when it is asked for is there, or said not to be."""
+    code = """
+import sys, thornback.executor.program
+print(*sorted(name for name in sys.modules if name.startswith(("thornback.executor", "fsspec"))))
+import thornback.executor as executor
+assert all(hasattr(executor, name) and name in dir(executor) for name in executor.__all__)
+assert not hasattr(executor, "Exekutor")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["thornback.executor", "thornback.executor.program"]
 
 
 def program(fn: object, staging: str = "/none", **more: object) -> StageProgram:
