@@ -61,8 +61,11 @@ def _numbers(stage: Stage) -> None:
         value = getattr(stage, field)
         if value is not None and not value >= 0:
             raise UsageError(f"Stage {stage.name!r}: {field}={value!r}, expected 0 or more")
-    if not math.isfinite(stage.grace_s):
-        raise UsageError(f"Stage {stage.name!r}: grace_s={stage.grace_s!r}, expected seconds")
+    for field in ("cpus", "gpus", "grace_s"):
+        if not math.isfinite(value := getattr(stage, field)):
+            raise UsageError(
+                f"Stage {stage.name!r}: {field}={value!r}, expected a number that has an end"
+            )
     if stage.timeout_s == 0:
         raise UsageError(f"Stage {stage.name!r}: timeout_s=0 leaves no time; None means no limit")
     if stage.max_gangs is not None and stage.max_gangs < 1:

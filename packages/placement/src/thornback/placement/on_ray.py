@@ -330,7 +330,7 @@ def remove_group(group: PlacementGroup) -> None:
 def _is_settled(row: Mapping[str, Any]) -> bool:
     """Source: ray 2.60 `_private/state.py` `_gen_placement_group_info`."""
     state = row.get("state", "REMOVED")
-    if state == "PENDING":
+    if state in ("PENDING", "RESCHEDULING"):
         return row.get("stats", {}).get("scheduling_state") in ("NO_RESOURCES", "INFEASIBLE")
     return bool(state != "PREPARED")
 
