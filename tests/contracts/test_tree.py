@@ -101,5 +101,7 @@ def test_no_tracked_file_names_a_machine_or_a_registry_host() -> None:
     assert found == []
 
 
-def test_lock_is_free_of_urls() -> None:
-    assert "://" not in (ROOT / "tools" / "requirements.lock").read_text(encoding="utf-8")
+def test_locks_are_free_of_urls() -> None:
+    locks = [*ROOT.glob("tools/*.lock"), *ROOT.glob("tools/pants/*.lock")]
+    assert len(locks) == 4
+    assert not [path for path in locks if "://" in path.read_text(encoding="utf-8")]
