@@ -26,6 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -50,6 +51,18 @@ from thornback.pool.on_ray import RayBackend
 WORKERS = 4
 CALLS = 2000
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+REQUESTS = (
+    "async_wait_placement_group_ready",
+    "create_actor",
+    "create_placement_group",
+    "kill_actor",
+    "remove_placement_group",
+    "submit_actor_task",
+    "submit_task",
+    "wait_placement_group_ready",
+)
+"""Methods of Ray's core worker."""
 
 Figures = dict[str, Any]
 Side = Callable[[], float]
@@ -338,25 +351,71 @@ def bare() -> float:
     return took
 
 
+class Counted:
+    """Stands for an object of Ray's, and counts the requests that are made with it."""
+
+    def __init__(self, real: object, made: Counter[str]) -> None:
+        self._real = real
+        self._made = made
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._real, name)
+        if not (name in REQUESTS or name.endswith("_info")):
+            return found
+
+        def request(*args: object, **kwargs: object) -> object:
+            self._made[name] += 1
+            return found(*args, **kwargs)
+
+        return request
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Count what this process asks of actors, tasks and the GCS, as `REQUESTS` and `get_*_info`."""
+    made: Counter[str] = Counter()
+    worker: Any = ray._private.worker.global_worker
+    state: Any = ray._private.state.state
+    core, accessor = worker.core_worker, state._global_state_accessor
+    worker.core_worker = Counted(core, made)
+    state._global_state_accessor = Counted(accessor, made)
+    try:
+        yield made
+    finally:
+        worker.core_worker, state._global_state_accessor = core, accessor
+
+
 async def bench_open(repeat: int) -> Figures:
     """Compare the opening of a gang with the bare thing."""
     times: dict[str, list[float]] = {"gang": [], "bare": []}
+    asked: dict[str, Counter[str]] = {}
     async with (
         Allocator(RayCluster()) as leases,
         WorkerPool(RayBackend(), blobs) as pool,
     ):
         for number in range(1, repeat + 2):
-            started = time.perf_counter()
-            lease = await leases.acquire(GangRequest(bundle=Bundle(cpus=1)))
-            spec = WorkerSpec(cpus=1)
-            await pool.open(number, lease.nodes, lease.handle, spec, timeout_s=120)
-            times["gang"].append(time.perf_counter() - started)
+            with counted() as asked["gang"]:
+                started = time.perf_counter()
+                lease = await leases.acquire(GangRequest(bundle=Bundle(cpus=1)))
+                spec = WorkerSpec(cpus=1)
+                await pool.open(number, lease.nodes, lease.handle, spec, timeout_s=120)
+                times["gang"].append(time.perf_counter() - started)
             assert await pool.close(number, kill=True, timeout_s=15)
             assert await leases.release(lease, timeout_s=15)
-            times["bare"].append(await anyio.to_thread.run_sync(bare))
+            with counted() as asked["bare"]:
+                times["bare"].append(await anyio.to_thread.run_sync(bare))
     gang, plain = times["gang"][1:], times["bare"][1:]  # the first of each warms Ray up
     ratio = statistics.median(gang) / statistics.median(plain)
-    return {"gang ms": ms(gang), "bare ms": ms(plain), "gang / bare (1.3)": round(ratio, 2)}
+    asked["bare"] -= Counter(dict.fromkeys(("kill_actor", "remove_placement_group"), 1))
+    more = asked["gang"].total() - asked["bare"].total()
+    return {
+        "gang ms": ms(gang),
+        "bare ms": ms(plain),
+        "gang / bare (1.3)": round(ratio, 2),
+        "requests of a gang": dict(asked["gang"]),
+        "requests of the bare thing": dict(asked["bare"]),
+        "more requests (2)": more,
+    }
 
 
 def stubborn(ctx: RankContext) -> float:
