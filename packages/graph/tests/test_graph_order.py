@@ -14,6 +14,7 @@ from thornback.graph import (
     CycleError,
     Dag,
     DuplicateStageError,
+    Edge,
     GraphError,
     Node,
     UnknownStageError,
@@ -48,6 +49,35 @@ def test_agrees_with_graphlib(parents: list[list[int]]) -> None:
     assert sorted(order) == list(range(len(parents)))
     at = {stage: position for position, stage in enumerate(order)}
     assert all(at[parent] < at[stage] for stage in order for parent in parents[stage])
+
+
+@given(any_graphs, st.data())
+def test_hands_out_what_graphlib_would(parents: list[list[int]], data: st.DataObject) -> None:
+    """Stages of two ranks, joined by barriers and from rank to rank; graphlib knows ranks only."""
+    nodes, waits = [], {}
+    for stage, mine in enumerate(parents):
+        edges = [Edge(p, one_to_one=data.draw(st.booleans())) for p in mine if p < stage]
+        nodes.append(Node(2, tuple(edges)))
+        for rank in range(2):
+            waits[stage, rank] = [
+                (edge.parent, above)
+                for edge in edges
+                for above in ([rank] if edge.one_to_one else range(2))
+            ]
+    sorter = graphlib.TopologicalSorter(waits)
+    sorter.prepare()
+    dag = Dag(nodes)
+    answer, running = dag.start(), set(sorter.get_ready())
+    assert {(stage, rank) for stage, ranks in answer.ready for rank in ranks} == running
+    while running:
+        stage, rank = data.draw(st.sampled_from(sorted(running)))
+        running.remove((stage, rank))
+        sorter.done((stage, rank))
+        more = set(sorter.get_ready())
+        answer = dag.finished(stage, [range(rank, rank + 1)], True)
+        assert {(stage, rank) for stage, ranks in answer.ready for rank in ranks} == more
+        running |= more
+    assert not sorter.is_active()
 
 
 @given(any_graphs)

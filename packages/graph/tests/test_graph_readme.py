@@ -11,7 +11,12 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def test_the_example_of_the_readme_runs(run_examples: Callable[[Path], str]) -> None:
-    assert run_examples(README) == "((0, range(0, 1000)),)\n((1, range(0, 1)),)\n"
+    assert run_examples(README) == (
+        "((0, range(0, 1000)),)\n"
+        "((1, range(0, 1)),)\n"
+        "((1, range(0, 3)),)\n"
+        "((1, range(3, 4), (0, 3)),)\n"
+    )
 
 
 def test_one_failure_more_is_answered_as_it_says() -> None:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import assert_type
 
 from thornback.graph import (
+    Condition,
     Consequences,
     CycleError,
     Dag,
     DuplicateStageError,
+    Edge,
     GraphError,
     Node,
     UnknownStageError,
@@ -46,8 +48,15 @@ except GraphError as error:
 # Which ranks may run.
 
 node = Node(1000, max_failed=1)
-assert_type((node.world_size, node.parents, node.max_failed), tuple[int, tuple[int, ...], int])
-dag = Dag([node, Node(world_size=1, parents=(0,))])
+assert_type((node.world_size, node.max_failed), tuple[int, int])
+assert_type(node.parents, tuple[int | Edge, ...])
+assert_type(node.edges, tuple[Edge, ...])
+edge = Edge(0, one_to_one=True, condition=Condition.within(3))
+assert_type((edge.parent, edge.one_to_one), tuple[int, bool])
+assert_type(edge.condition, Condition | None)
+assert_type(Condition.all_success().max_failed, int | None)
+last = Node(1, (0, Edge(parent=1, condition=Condition.all_done())))
+dag = Dag([node, Node(world_size=1000, parents=(edge,)), last])
 assert_type(dag.order(), tuple[int, ...])
 assert_type(dag.depths(), tuple[int, ...])
 started = dag.start()

@@ -66,6 +66,36 @@ def test_so_many_failures_as_allowed_are_a_success() -> None:
     assert game.close() == [FinishRun(state=RunState.SUCCEEDED)]
 
 
+def test_skipped_ranks_count_as_failed_ones_and_may_be_allowed_too() -> None:
+    class OneToOne(FakeDependencies):
+        """Rank i of stage 1 waits for rank i of stage 0."""
+
+        def finished(self, stage: int, ranks: Sequence[range], ok: bool) -> FakeDelta:
+            if stage == 1:
+                return FakeDelta()
+            if ok:
+                return FakeDelta(ready=tuple((1, piece) for piece in ranks))
+            return FakeDelta(skipped=tuple((1, piece, (0, -1)) for piece in ranks))
+
+    def end_of(allowed: int) -> FinishRun:
+        stages = [plan(3, max_failed=2, max_gangs=1), plan(3, max_failed=allowed, max_gangs=1)]
+        game: Play[str] = Play(Scheduler(stages, OneToOne([3, 3], [[], [0]])))
+        game.start()
+        game.ready(0)
+        game.fail(0, 0, "code")
+        game.fail(1, 1, "code")
+        game.succeed(2)
+        game.record()
+        game.succeed(3)
+        assert game.scheduler.reason(1, 1) == "skipped: the same rank of stage 0 failed"
+        (end,) = [*game.record(), *game.close()]
+        assert isinstance(end, FinishRun)
+        return end
+
+    assert end_of(2) == FinishRun(state=RunState.SUCCEEDED)
+    assert end_of(1).reason == "stage 1: 2 ranks skipped, 1 allowed"
+
+
 def test_a_retry_waits_for_its_time_and_travels_alone_with_its_attempt_number() -> None:
     game = play(plan(9, max_gangs=1))
     game.start()

@@ -4,7 +4,8 @@ Public: this module, and `thornback.graph.testing` (a conformance suite for what
 of `Dag`). Everything else is private.
 """
 
-from thornback.graph.dag import Consequences, Dag, Node
+from thornback.graph.dag import Consequences, Dag
+from thornback.graph.edges import Condition, Edge, Node
 from thornback.graph.order import (
     CycleError,
     DuplicateStageError,
@@ -16,10 +17,12 @@ from thornback.graph.order import (
 )
 
 __all__ = [
+    "Condition",
     "Consequences",
     "CycleError",
     "Dag",
     "DuplicateStageError",
+    "Edge",
     "GraphError",
     "Node",
     "UnknownStageError",

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from thornback.graph.dag import Node
+from thornback.graph.dag import SAME_RANK
+from thornback.graph.edges import Condition, Edge, Node
 
 __all__ = ["Answer", "Factory", "Subject", "check_dependencies", "ranks_of"]
 
@@ -23,7 +24,8 @@ class Answer(Protocol):
 
     @property
     def skipped(self) -> Sequence[tuple[int, range, tuple[int, int]]]:
-        """Ranks that never will: (stage, ranks, (stage, rank) of the failure at the root)."""
+        """Ranks that never will: (stage, ranks, (stage, rank) of the failure at the root;
+        rank -1: each because of the one of its own number)."""
         ...
 
 
@@ -55,13 +57,20 @@ def check_dependencies(factory: Factory) -> None:
     _check_repeats(factory)
     _check_resume(factory)
     _check_two_roots(factory)
+    _check_one_to_one(factory)
+    _check_beside_a_barrier(factory)
+    _check_conditions(factory)
 
 
 def ranks_of(answer: Answer) -> tuple[list[tuple[int, int]], list[tuple[int, int, int, int]]]:
     """Return an answer rank by rank: ready as (stage, rank), and skipped as (stage, rank, stage and
     rank at the root)."""
     ready = [(stage, rank) for stage, ranks in answer.ready for rank in ranks]
-    skipped = [(stage, rank, *root) for stage, ranks, root in answer.skipped for rank in ranks]
+    skipped = [
+        (stage, rank, root, rank if culprit == SAME_RANK else culprit)
+        for stage, ranks, (root, culprit) in answer.skipped
+        for rank in ranks
+    ]
     return ready, skipped
 
 
@@ -165,3 +174,65 @@ def _check_two_roots(factory: Factory) -> None:
     )
     _expect(subject.finished(0, [range(1)], True), "the other branch goes on", [(2, 0)])
     _expect(subject.finished(2, [range(1)], False), "and may fail without skipping twice")
+
+
+def _check_one_to_one(factory: Factory) -> None:
+    subject = factory([Node(4), Node(4, (Edge(0, one_to_one=True),)), Node(1, (1,))])
+    subject.start()
+    _expect(subject.finished(0, [range(1, 3)], True), "rank by rank", [(1, 1), (1, 2)])
+    _expect(
+        subject.finished(0, [range(1)], False),
+        "a failure skips the rank of its number, and what waits for that one",
+        skipped=[(1, 0, 0, 0), (2, 0, 0, 0)],
+    )
+    _expect(subject.finished(0, [range(3, 4)], True), "the others go on", [(1, 3)])
+    nodes = [Node(3), Node(3, (Edge(0, one_to_one=True),)), Node(3, (Edge(1, one_to_one=True),))]
+    subject = factory(nodes)
+    subject.start()
+    answer = subject.finished(0, [range(1), range(2, 3)], False)
+    down = [(1, 0, 0, 0), (1, 2, 0, 2), (2, 0, 0, 0), (2, 2, 0, 2)]
+    _expect(answer, "down the chain, each with its own root", skipped=down)
+    both = (Edge(0, one_to_one=True), Edge(1, one_to_one=True))
+    subject = factory([Node(2), Node(2), Node(2, both)])
+    subject.start()
+    _expect(subject.finished(0, [range(2)], True), "one parent of two")
+    _expect(subject.finished(1, [range(1, 2)], True), "and the other", [(2, 1)])
+    _expect(subject.finished(1, [range(1)], False), "or not", skipped=[(2, 0, 1, 0)])
+
+
+def _check_beside_a_barrier(factory: Factory) -> None:
+    subject = factory([Node(3), Node(1), Node(3, (Edge(0, one_to_one=True), 1))])
+    subject.start()
+    _expect(subject.finished(0, [range(2)], True), "the barrier holds back what is counted")
+    _expect(subject.finished(1, [range(1)], True), "and lets it pass at once", [(2, 0), (2, 1)])
+    _expect(subject.finished(0, [range(2, 3)], True), "then rank by rank", [(2, 2)])
+
+
+def _check_conditions(factory: Factory) -> None:
+    always = Condition.all_done()
+    subject = factory([Node(2), Node(1, (0,)), Node(1, (Edge(1, condition=always),))])
+    subject.start()
+    answer = subject.finished(0, [range(1)], False)
+    _expect(answer, "all_done runs after what was skipped, too", [(2, 0)], [(1, 0, 0, 0)])
+    strict = Edge(0, condition=Condition.all_success())
+    subject = factory([Node(3, (), 3), Node(1, (strict,)), Node(1, (0,))])
+    subject.start()
+    answer = subject.finished(0, [range(1, 2)], False)
+    _expect(answer, "all_success is not what its parent tolerates", skipped=[(1, 0, 0, 1)])
+    _expect(subject.finished(0, [range(1), range(2, 3)], True), "the other edge is", [(2, 0)])
+    some = Edge(0, condition=Condition.within(1))
+    subject = factory([Node(3), Node(1, (some,))])
+    subject.start()
+    _expect(subject.finished(0, [range(1)], False), "within its number")
+    _expect(subject.finished(0, [range(1, 3)], True), "it passes", [(1, 0)])
+    some = Edge(0, one_to_one=True, condition=Condition.within(1))
+    subject = factory([Node(4), Node(4, (some,))])
+    subject.start()
+    _expect(subject.finished(0, [range(1)], False), "a failure", skipped=[(1, 0, 0, 0)])
+    answer = subject.finished(0, [range(1, 2)], False)
+    rest = [(1, 1, 0, 1), (1, 2, 0, 1), (1, 3, 0, 1)]
+    _expect(answer, "one too many stops the rest", skipped=rest)
+    own = Edge(0, one_to_one=True, condition=always)
+    subject = factory([Node(2), Node(2, (own,))])
+    subject.start()
+    _expect(subject.finished(0, [range(2)], False), "whatever it came to", [(1, 0), (1, 1)])

@@ -78,7 +78,7 @@ class RunState(enum.Enum):
     """How a run ended."""
 
     SUCCEEDED = "succeeded"
-    """No stage was stopped or skipped, and none has more failed ranks than its `max_failed`."""
+    """No stage was stopped, and none has more ranks failed or skipped than its `max_failed`."""
     FAILED = "failed"
     """Anything else; `FinishRun.reason` says what."""
     CANCELLED = "cancelled"

@@ -369,11 +369,11 @@ def _verdict_on(stages: Sequence[Stage[F]]) -> FinishRun:
     complaints: list[str] = []
     for stage in stages:
         counts, most = stage.counts(), stage.plan.max_failed
-        if counts.failed > most:
+        if counts.failed + counts.skipped > most:
             allowed = f", {most} allowed" if most else ""
-            complaints.append(f"stage {stage.number}: {counts.failed} ranks failed{allowed}")
-        if counts.skipped:
-            complaints.append(f"stage {stage.number}: {counts.skipped} ranks skipped")
+            for count, what in ((counts.failed, "failed"), (counts.skipped, "skipped")):
+                if count:
+                    complaints.append(f"stage {stage.number}: {count} ranks {what}{allowed}")
         if stage.stopped is not None:
             complaints.append(f"stage {stage.number} was stopped: {stage.stopped}")
     if complaints:

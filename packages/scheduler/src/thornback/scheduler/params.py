@@ -55,8 +55,9 @@ class StagePlan(Generic[F]):
     priority: int = 0
     """Higher first; then in the order of submission."""
     max_failed: int = attrs.field(default=0, validator=_from_zero)
-    """So many failed ranks do not make the run a failure. Whether they stop what comes after this
-    stage is for the dependencies to say, which have a tolerance of their own."""
+    """So many ranks that failed or were skipped do not make the run a failure. Whether they stop
+    what comes after this stage is for the dependencies to say, which have conditions of their own.
+    """
 
     def __attrs_post_init__(self) -> None:
         if self.nodes > 1 and self.slots != 1:

@@ -94,8 +94,8 @@ class Delta(Protocol):
 
     @property
     def skipped(self) -> Sequence[tuple[int, range, tuple[int, int]]]:
-        """Ranks that can never run: (stage, ranks, (stage, rank) of the failed rank at the
-        root)."""
+        """Ranks that can never run: (stage, ranks, (stage, rank) of the failed rank at the root).
+        A rank of -1: each because of the one of its own number."""
         ...
 
 

@@ -71,7 +71,8 @@ def follow(board: Board[F], delta: Delta) -> None:
         for state, piece in list(stage.runs(ranks)):
             if state is RankState.BLOCKED:
                 stage.move(piece, RankState.BLOCKED, RankMove.ROOT_FAILED)
-                stage.note((piece,), f"skipped: rank {root_rank} of stage {root_stage} failed")
+                who = "the same rank" if root_rank < 0 else f"rank {root_rank}"
+                stage.note((piece,), f"skipped: {who} of stage {root_stage} failed")
                 _record(board, stage, [piece], RecordState.SKIPPED, None)
 
 
