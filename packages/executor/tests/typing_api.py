@@ -10,6 +10,7 @@ from typing import Literal, assert_type
 from opentelemetry.trace import NoOpTracerProvider, TracerProvider
 
 from thornback.executor import (
+    After,
     AttemptReport,
     BackendUnavailable,
     Certificate,
@@ -32,6 +33,7 @@ from thornback.executor import (
     StageProgress,
     Superseded,
     UsageError,
+    Within,
     read_run,
 )
 from thornback.executor.journal.testing import (
@@ -105,7 +107,8 @@ def total(ctx: RankContext) -> int:
     ctx.progress(1, 2)
     if assert_type(ctx.draining, float | None) is not None and ctx.restored is None:
         ctx.checkpoint({"at": 3})
-    return len(ctx.results("clean"))
+    own = ctx.result("clean")
+    return len(ctx.results("clean")) if own is None else 0
 
 
 # -- jobs and runs -------------------------------------------------------------------------------
@@ -156,6 +159,8 @@ def make() -> tuple[Job, Executor]:
         Stage("clean", clean, items=["a", "b"], setup=load, memory="3GiB", retries=1),
         Stage("total", total, after="clean", timeout_s=60, max_failed=0.5, version="2"),
         Stage("ranks", total, ranks=8, after=["clean", "total"], cpus=0.5, gpus=1, processes=2),
+        Stage("own", total, ranks=8, after=After("ranks", kind="one_to_one", condition="all_done")),
+        Stage("some", total, after=["own", After("ranks", condition=Within(0.1))]),
         Stage("nodes", total, nodes=2, max_gangs=1, max_retries=3, setup_timeout_s=5.0),
         Stage("own", total, fresh=True, teardown=print, resources={"tape": 1}, labels={"a": "!b"}),
         Stage("leaky", total, max_ranks_per_child=100, max_growth="1GiB", accelerator="A100"),

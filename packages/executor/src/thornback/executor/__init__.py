@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from thornback.executor.edges import After, Within
     from thornback.executor.errors import (
         BackendUnavailable,
         RankFailure,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "After",
     "AttemptReport",
     "BackendUnavailable",
     "Certificate",
@@ -65,10 +67,12 @@ __all__ = [
     "StageProgress",
     "Superseded",
     "UsageError",
+    "Within",
     "read_run",
 ]
 
 _NAMES: dict[str, tuple[str, ...]] = {
+    "edges": ("After", "Within"),
     "errors": ("BackendUnavailable", "RankFailure", "RunCancelled", "RunFailed", "UsageError"),
     "executor": ("Executor",),
     "job": ("Job", "Stage"),

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from thornback.executor.edges import After
 from thornback.executor.errors import UsageError
 from thornback.placement import Strategy, matches
 
@@ -25,7 +26,7 @@ def check_stage(stage: Stage) -> None:
     Raises:
         UsageError: it cannot, whatever the cluster is like.
     """
-    for check in (_world, _numbers, _nodes, _processes, _placement, _words):
+    for check in (_world, _after, _numbers, _nodes, _processes, _placement, _words):
         check(stage)
 
 
@@ -48,6 +49,22 @@ def _world(stage: Stage) -> None:
     if stage.world_size < 1:
         what = "items= is empty" if stage.items is not None else f"ranks={stage.ranks!r}"
         raise UsageError(f"Stage {stage.name!r}: {what}, but a stage needs at least one rank")
+
+
+def _after(stage: Stage) -> None:
+    kinds: dict[str, str] = {}
+    for each in stage.after:
+        if not isinstance(each, str | After):
+            raise UsageError(
+                f"Stage {stage.name!r}: after={each!r}, expected the name of a stage, or "
+                "After(name, ...)"
+            )
+    for edge in stage.edges:
+        if kinds.setdefault(edge.stage, edge.kind) != edge.kind:
+            raise UsageError(
+                f"Stage {stage.name!r} comes after {edge.stage!r} by a barrier and one to one: "
+                "give one of them"
+            )
 
 
 def _numbers(stage: Stage) -> None:

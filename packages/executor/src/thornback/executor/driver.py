@@ -22,6 +22,7 @@ from thornback.executor.checkpoints import CheckpointKeeper
 from thornback.executor.chronicle import Witness
 from thornback.executor.drains import DrainTeller
 from thornback.executor.gangs import GangKeeper, Loss
+from thornback.executor.handover import Handover
 from thornback.executor.inbox import Inbox
 from thornback.executor.params import ExecutorParams
 from thornback.executor.partials import Partials
@@ -99,6 +100,7 @@ class Driver:
         self._assignments: dict[int, LiveAssignment] = {}
         self._records = RecordDesk(plan, self.certifier, opened.term)
         self._checkpoints = CheckpointKeeper()
+        self._handover = Handover(plan, parts.journal, opened)
         self._partials = Partials()
         self._drains = DrainTeller(parts.workers, parts.clock, params.drain_s)
         self._nodes: dict[str, None] = {}
@@ -213,7 +215,8 @@ class Driver:
         command, loss = live.command, None
         try:
             restored = self._checkpoints.of(command.stage, command.ranks)
-            work = self._plan.assignment(command, live.epoch, traceparent, restored)
+            handed = await self._handover.of(command.stage, command.ranks)
+            work = self._plan.assignment(command, live.epoch, traceparent, restored, handed)
             reports = self._parts.workers.run(command.gang, work)
             live.handed.set()
             async for report in reports:
@@ -304,6 +307,7 @@ class Driver:
         number = command.assignment
         self._records.keep(command, None if number is None else self._assignments.get(number))
         self._checkpoints.drop(command.stage, command.ranks)
+        self._handover.drop(command.stage, command.ranks)
 
     async def _record(
         self, commands: Sequence[cmd.Record], completions: Sequence[Completion]
@@ -316,6 +320,7 @@ class Driver:
             fault = self._parts.classifier.classify(error, facts)
             self._inbox.post(ev.JournalFailed(fault=fault))
             return
+        self._handover.note(completions)  # before what comes after them is dispatched
         for command in commands:
             self._inbox.post(ev.Recorded(stage=command.stage, ranks=command.ranks))
 

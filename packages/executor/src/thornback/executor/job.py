@@ -4,7 +4,6 @@ anything."""
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import attrs
 
 from thornback.executor.checks import check_stage
+from thornback.executor.edges import After, Parents, allowed, parents_of
 from thornback.executor.errors import UsageError
 from thornback.executor.ports import Identity, StageIdentity
 from thornback.executor.program import RankContext
@@ -58,10 +58,6 @@ def _by_name(value: Mapping[str, T], field: str) -> dict[str, T]:
     return dict(value)
 
 
-def _names(after: str | Sequence[str]) -> tuple[str, ...]:
-    return (after,) if isinstance(after, str) else tuple(after)
-
-
 def _sequence(items: Sequence[Any] | None) -> tuple[Any, ...] | None:
     if items is None:
         return None
@@ -87,8 +83,9 @@ class Stage:
     """World size, for `fn(ctx)`. Give this or `items`; neither means one rank."""
     items: tuple[Any, ...] | None = attrs.field(default=None, kw_only=True, converter=_sequence)
     """One item per rank, for `fn(ctx, item)`."""
-    after: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_names)
-    """Stages that must end first; their results are `ctx.results(name)`."""
+    after: Parents = attrs.field(default=(), kw_only=True, converter=parents_of)
+    """Stages that must end first, by name; their results are `ctx.results(name)`. `After(name)`
+    says more: rank by rank, or on another condition than its `max_failed`."""
     cpus: float = attrs.field(default=1, kw_only=True)
     """Logical CPUs: reserved, not enforced."""
     gpus: float = attrs.field(default=0, kw_only=True)
@@ -131,7 +128,7 @@ class Stage:
     max_gangs: int | None = attrs.field(default=None, kw_only=True)
     """Gangs at the same time; None: as many as fit (or what the executor says)."""
     max_failed: float = attrs.field(default=0, kw_only=True)
-    """Failed ranks that are tolerated: a count, or a fraction of the world size below 1."""
+    """Ranks that may fail or be skipped: a count, or a fraction of the world size below 1."""
     setup: Callable[[RankContext], Any] | None = attrs.field(default=None, kw_only=True)
     """Called once per process before its first rank; its value is `ctx.setup_value`."""
     setup_timeout_s: float = attrs.field(default=900.0, kw_only=True)
@@ -164,9 +161,12 @@ class Stage:
     @property
     def failed_allowed(self) -> int:
         """`max_failed` as a number of ranks."""
-        if self.max_failed < 1:
-            return math.floor(self.max_failed * self.world_size)
-        return int(self.max_failed)
+        return allowed(self.max_failed, self.world_size)
+
+    @property
+    def edges(self) -> tuple[After, ...]:
+        """What it comes after, a bare name as `After(name)`."""
+        return tuple(each if isinstance(each, After) else After(each) for each in self.after)
 
     @property
     def slots(self) -> int:
@@ -252,7 +252,7 @@ def identity_of(job: Job) -> Identity:
                 function=function_name(stage.fn),
                 version=stage.version,
                 items_digest=_digest(stage.items),
-                parents=stage.after,
+                parents=tuple(dict.fromkeys(edge.stage for edge in stage.edges)),
             )
             for stage in job.stages
         ),

@@ -4,11 +4,13 @@ assignments. Pure."""
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 
 import attrs
 import cloudpickle
 
+from thornback.executor.edges import edge_to
 from thornback.executor.errors import UsageError
 from thornback.executor.job import Job, Stage
 from thornback.executor.ports import Ranks
@@ -76,10 +78,18 @@ class RunPlan:
         self.stages = job.stages
         self.settings = settings
         try:
-            self._parents = resolve([(stage.name, stage.after) for stage in job.stages], job.name)
+            names = [(stage.name, [edge.stage for edge in stage.edges]) for stage in job.stages]
+            self._parents = resolve(names, job.name)
         except GraphError as error:
             raise UsageError(str(error)) from error
         self.index = {stage.name: number for number, stage in enumerate(job.stages)}
+        self.own_parents = {
+            stage.name: own
+            for stage in job.stages
+            if (own := tuple(edge.stage for edge in stage.edges if edge.one_to_one))
+        }
+        """By name: the stages that it comes one to one after."""
+        self._nodes = [self._node(stage) for stage in job.stages]
         self._shapes = list(dict.fromkeys(_shape(stage) for stage in job.stages))
         self.programs = {
             f"program:{number}": self._program(number) for number in self.index.values()
@@ -88,12 +98,20 @@ class RunPlan:
 
     def dag(self) -> Dag:
         """Return a fresh graph."""
-        return Dag(
-            [
-                Node(world_size=s.world_size, parents=parents, max_failed=s.failed_allowed)
-                for s, parents in zip(self.stages, self._parents, strict=True)
-            ]
-        )
+        return Dag(self._nodes)
+
+    def _node(self, stage: Stage) -> Node:
+        edges = []
+        for after in stage.edges:
+            position = self.index[after.stage]
+            size = self.stages[position].world_size
+            if after.one_to_one and size != stage.world_size:
+                raise UsageError(
+                    f"Stage {stage.name!r} has {stage.world_size} ranks and comes one to one after "
+                    f"{after.stage!r}, which has {size}: give both as many, or use a barrier"
+                )
+            edges.append(edge_to(after, position, size))
+        return Node(stage.world_size, tuple(edges), stage.failed_allowed)
 
     def scheduler_stages(
         self, policies: Sequence[ports.RetryPolicy[Fault]]
@@ -171,10 +189,17 @@ class RunPlan:
         epoch: str,
         traceparent: str,
         restored: tuple[bytes | None, ...] = (),
+        handed: Sequence[Mapping[str, str]] = (),
     ) -> Assignment:
         """Return the work that a command asks for.
 
-        `restored`: what each of its ranks saved in an earlier attempt, or nothing at all.
+        Args:
+            command: which ranks, and in which assignment.
+            epoch: of the assignment.
+            traceparent: of the assignment; empty: none.
+            restored: what each of its ranks saved in an earlier attempt, or nothing at all.
+            handed: for each of its ranks, the results of the rank of the same number in the stages
+                that it comes one to one after: JSON text by stage. Nothing at all: after none.
         """
         stage = self.stages[command.stage]
         timeout_s = stage.timeout_s and stage.timeout_s * command.timeout_factor
@@ -185,8 +210,8 @@ class RunPlan:
             ranks=command.ranks,
             attempt=command.attempt,
             program=f"program:{command.stage}",
-            args=self._args(command.stage, command.ranks),
-            inputs=tuple(f"results:{self.index[name]}" for name in stage.after),
+            args=self._args(command.stage, command.ranks, handed),
+            inputs=tuple(self._results_of(stage).values()),
             timeout_s=timeout_s,
             setup_timeout_s=stage.setup_timeout_s,
             traceparent=traceparent,
@@ -198,9 +223,20 @@ class RunPlan:
             grace_s=stage.grace_s,
         )
 
-    def _args(self, stage: int, ranks: Ranks) -> tuple[bytes, ...]:
+    def _args(
+        self, stage: int, ranks: Ranks, handed: Sequence[Mapping[str, str]]
+    ) -> tuple[bytes, ...]:
         items = self._items[stage]
-        return tuple(items[rank] for piece in ranks for rank in piece) if items else ()
+        own = tuple(items[rank] for piece in ranks for rank in piece) if items else ()
+        if not handed:
+            return own
+        pairs = zip(own or (b"",) * len(handed), handed, strict=True)
+        return tuple(pickle.dumps(pair) for pair in pairs)
+
+    def _results_of(self, stage: Stage) -> dict[str, str]:
+        """Return the keys of the results that a whole stage may read, by name of the parent."""
+        parents = [edge.stage for edge in stage.edges if not edge.one_to_one]
+        return {name: f"results:{self.index[name]}" for name in parents}
 
     def _max_gangs(self, stage: Stage) -> int | None:
         limits = [n for n in (stage.max_gangs, self.settings.max_gangs) if n is not None]
@@ -226,7 +262,8 @@ class RunPlan:
             teardown_fn=stage.teardown,
             staging=f"{self.settings.state_url}/staging",
             cwd=self.settings.cwd,
-            parents={name: f"results:{self.index[name]}" for name in stage.after},
+            parents=self._results_of(stage),
+            own_parents=self.own_parents.get(stage.name, ()),
         )
         return _pickled(program, f"Stage {stage.name!r}: its function does not pickle")
 

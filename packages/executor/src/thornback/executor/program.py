@@ -66,6 +66,7 @@ class RankContext:
     _staging: str
     _cwd: str
     _results: Callable[[str], list[Any]]
+    _result: Callable[[str], Any]
     _call: RankCall
     _outputs: list[tuple[str, str]] = attrs.field(factory=list)
     _published: int = 0
@@ -127,9 +128,18 @@ class RankContext:
         out.
 
         Raises:
-            KeyError: the stage does not come after that one.
+            KeyError: the stage does not come after that one, or one to one (see `result`).
         """
         return self._results(stage)
+
+    def result(self, stage: str) -> Any:
+        """Return the result of the rank of this number of a stage that this one comes one to one
+        after (`After(name, kind="one_to_one")`); None: it returned None, or has failed.
+
+        Raises:
+            KeyError: the stage does not come one to one after that one.
+        """
+        return self._result(stage)
 
     @contextlib.contextmanager
     def publish(self, final: str) -> Iterator[str]:
@@ -224,6 +234,8 @@ class StageProgram:
     cwd: str
     parents: Mapping[str, str]
     """Name of a parent stage -> key of the blob with its results."""
+    own_parents: tuple[str, ...] = ()
+    """Parent stages of which a rank is handed the result of the rank of its number."""
     _setup_value: Any = None
     _is_set_up: bool = False
     _loaded: dict[str, bytes] = attrs.field(factory=dict)
@@ -246,7 +258,8 @@ class StageProgram:
         if self.has_items:
             import pickle  # only stages with items need it
 
-            value = self.fn(ctx, pickle.loads(context.args or b""))
+            item = self._handed(context)[0] if self.own_parents else context.args
+            value = self.fn(ctx, pickle.loads(item or b""))
         else:
             value = self.fn(ctx)
         return ProgramResult(result=self._encode(value, ctx.rank), outputs=tuple(ctx._outputs))
@@ -267,10 +280,16 @@ class StageProgram:
             staging=posixpath.join(self.staging, self.stage, call.epoch, str(call.rank)),
             cwd=self.cwd,
             results=lambda stage: self._results(stage, call),
+            result=lambda stage: self._result(stage, call),
             call=call,
         )
 
     def _results(self, stage: str, call: RankCall) -> list[Any]:
+        if stage in self.own_parents:
+            raise KeyError(
+                f"ctx.results({stage!r}): stage {self.stage!r} comes one to one after it, and sees "
+                f"its own rank only: use ctx.result({stage!r})"
+            )
         if stage not in self.parents:
             known = ", ".join(repr(name) for name in self.parents) or "no stage"
             raise KeyError(
@@ -282,6 +301,26 @@ class StageProgram:
         # Read anew: what one rank does to its list must not reach the next of this process.
         value: list[Any] = json.loads(self._loaded[stage])
         return value
+
+    def _result(self, stage: str, call: RankCall) -> Any:
+        if stage not in self.own_parents:
+            known = ", ".join(repr(name) for name in self.own_parents) or "no stage"
+            mend = f"use ctx.results({stage!r})"
+            if stage not in self.parents:
+                mend = f"add after=After({stage!r}, kind='one_to_one') to the stage"
+            raise KeyError(
+                f"ctx.result({stage!r}): stage {self.stage!r} comes one to one after {known}; "
+                f"{mend}"
+            )
+        text = self._handed(call)[1].get(stage)
+        return None if text is None else json.loads(text)
+
+    def _handed(self, call: RankCall) -> tuple[bytes, Mapping[str, str]]:
+        """Return the pickled item, and the JSON of the rank of this number by stage."""
+        import pickle  # only stages that come one to one after others need it
+
+        item, texts = pickle.loads(call.args or b"")
+        return item, texts
 
     def _encode(self, value: object, rank: int) -> str | None:
         if value is None:

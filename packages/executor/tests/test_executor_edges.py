@@ -1,0 +1,186 @@
+"""Edges as a user says them: refused with the mend, turned into the graph's, and the own rank's
+results handed over."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any, cast
+
+import pytest
+
+from thornback.executor import After, Job, RankContext, Stage, UsageError, Within
+from thornback.executor.handover import Handover
+from thornback.executor.job import identity_of
+from thornback.executor.journal.testing import FakeJournal, FakeState
+from thornback.executor.plan import RunPlan, Settings
+from thornback.executor.ports import Completion, Identity
+from thornback.executor.program import StageProgram
+from thornback.graph import Condition, Edge
+from thornback.pool import RankCall
+from thornback.scheduler.commands import Dispatch
+
+SETTINGS = Settings(state_url="/state", cwd="/", seed=1)
+OWN = After("a", kind="one_to_one")
+
+
+def work(ctx: RankContext) -> int:
+    return ctx.rank
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: After("a", kind=cast(Any, "each")), "expected 'barrier' or 'one_to_one'"),
+        (lambda: After("a", condition=cast(Any, "any")), "'all_success', 'all_done' or Within(n)"),
+        (lambda: After(cast(Any, 3)), "expected the name of a stage"),
+        (lambda: Within(-1), "expected a number of ranks"),
+        (lambda: Within(cast(Any, True)), "expected a number of ranks"),
+        (lambda: Stage("b", work, after=cast(Any, [3])), "expected the name of a stage, or After"),
+        (lambda: Stage("b", work, after=["a", OWN]), "by a barrier and one to one"),
+        (
+            lambda: RunPlan(
+                Job("j", [Stage("a", work, ranks=2), Stage("b", work, after=OWN)]), SETTINGS
+            ),
+            "Stage 'b' has 1 ranks and comes one to one after 'a', which has 2",
+        ),
+    ],
+)
+def test_edges_that_cannot_be_are_refused_with_the_mend(make: Any, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make()
+    assert says in str(caught.value)
+
+
+def test_words_become_edges_of_the_graph_and_parents_by_name() -> None:
+    job = Job(
+        "j",
+        [
+            Stage("a", work, ranks=200, max_failed=0.01),
+            Stage("b", work, ranks=200, after=OWN),
+            Stage("c", work, after=["b", After("a", condition=Within(0.02))]),
+            Stage(
+                "d",
+                work,
+                after=[After("c", condition="all_done"), After("b", condition="all_success")],
+            ),
+            Stage("e", work, after=After("a", condition=Within(7))),
+        ],
+    )
+    nodes = RunPlan(job, SETTINGS).dag()._nodes
+    assert [node.edges for node in nodes] == [
+        (),
+        (Edge(0, one_to_one=True),),
+        (Edge(1), Edge(0, condition=Condition.within(4))),
+        (Edge(2, condition=Condition.all_done()), Edge(1, condition=Condition.all_success())),
+        (Edge(0, condition=Condition.within(7)),),
+    ]
+    assert nodes[0].max_failed == 2
+    assert [each.parents for each in identity_of(job).stages] == [
+        (),
+        ("a",),
+        ("b", "a"),
+        ("c", "b"),
+        ("a",),
+    ]
+
+
+# -- what a rank is handed -------------------------------------------------------------------------
+
+
+def call(args: bytes) -> RankCall:
+    return RankCall(
+        rank=1,
+        attempt=1,
+        epoch="000001.000000002",
+        stage=0,
+        slot=0,
+        node="n",
+        args=args,
+        traceparent="",
+        inputs=lambda key: json.dumps([key]).encode(),
+    )
+
+
+def program(fn: Any, *, has_items: bool = False) -> StageProgram:
+    return StageProgram(
+        stage="b",
+        world_size=3,
+        fn=fn,
+        has_items=has_items,
+        setup_fn=None,
+        teardown_fn=None,
+        staging="/none",
+        cwd="/",
+        parents={"whole": "results:1"},
+        own_parents=("a",),
+    )
+
+
+def test_a_rank_reads_the_result_of_its_own_number_and_its_item() -> None:
+    made = program(lambda ctx, item: [item, ctx.result("a"), ctx.results("whole")], has_items=True)
+    args = pickle.dumps((pickle.dumps("it"), {"a": '{"x": 1}'}))
+    assert made.run(call(args)).result == '["it", {"x": 1}, ["results:1"]]'
+    nothing = pickle.dumps((b"", {}))
+    assert program(lambda ctx: [ctx.result("a")]).run(call(nothing)).result == "[null]"
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda ctx: ctx.results("a"), r"use ctx.result\('a'\)"),
+        (lambda ctx: ctx.result("whole"), r"one to one after 'a'; use ctx.results\('whole'\)"),
+        (lambda ctx: ctx.result("other"), r"add after=After\('other', kind='one_to_one'\)"),
+    ],
+)
+def test_asking_for_what_is_not_handed_names_the_mend(ask: Any, says: str) -> None:
+    with pytest.raises(KeyError, match=says):
+        program(ask).run(call(pickle.dumps((b"", {}))))
+
+
+def two_stages() -> RunPlan:
+    stages = [Stage("a", work, ranks=4), Stage("b", work, ranks=4, after=OWN), Stage("c", work)]
+    return RunPlan(Job("j", stages), SETTINGS)
+
+
+def done(rank: int, text: str) -> Completion:
+    return Completion(stage="a", ranks=(range(rank, rank + 1),), state="done", results={rank: text})
+
+
+@pytest.mark.anyio
+async def test_results_are_kept_until_the_rank_that_wants_them_is_settled() -> None:
+    plan, journal = two_stages(), FakeJournal()
+    opened = await journal.open(identity_of(plan.job), on_mismatch="refuse")
+    handover = Handover(plan, journal, opened)
+    handover.note([done(0, "10"), done(2, "12")])
+    assert await handover.of(2, (range(1),)) == ()
+    ranks = (range(0, 1), range(2, 4))
+    assert await handover.of(1, ranks) == [{"a": "10"}, {"a": "12"}, {}]
+    assert await handover.of(1, ranks) == [{"a": "10"}, {"a": "12"}, {}], "for another attempt"
+    handover.drop(1, (range(0, 1),))
+    assert await handover.of(1, ranks) == [{}, {"a": "12"}, {}]
+    command = Dispatch(gang=0, assignment=0, stage=1, ranks=(range(2, 3),))
+    work = plan.assignment(command, "e", "", (), await handover.of(1, command.ranks))
+    assert [pickle.loads(each) for each in work.args] == [(b"", {"a": "12"})]
+    assert work.inputs == ()
+
+
+@pytest.mark.anyio
+async def test_what_an_earlier_run_recorded_is_read_once_and_only_what_is_wanted() -> None:
+    plan, state = two_stages(), FakeState()
+    identity: Identity = identity_of(plan.job)
+    first = FakeJournal(state)
+    await first.open(identity, on_mismatch="refuse")
+    settled = Completion(stage="b", ranks=(range(0, 1),), state="done")
+    await first.commit([done(0, "10"), done(1, "11"), settled])
+    await first.close()
+    journal = FakeJournal(state)
+    handover = Handover(plan, journal, await journal.open(identity, on_mismatch="refuse"))
+    assert await handover.of(1, (range(0, 3),)) == [{}, {"a": "11"}, {}]
+    await journal.close()
+    assert await handover.of(1, (range(1, 2),)) == [{"a": "11"}], "the journal is not asked again"
