@@ -56,6 +56,9 @@ class Consequences:
     that are skipped each because of the one of its own number."""
 
 
+NOTHING = Consequences()
+
+
 @attrs.define(slots=True, eq=False)
 class _Link:
     """An edge, as its parent sees it."""
@@ -83,6 +86,8 @@ class _Progress:
     """Ranks that are done, failed or skipped."""
     missing: int = 0
     """Ranks that failed or were skipped."""
+    is_quiet: bool = True
+    """No one-to-one link leads on from it: only its last rank lets something pass."""
     marks: bytearray | None = None
     """One byte per rank; None: nothing has happened to any."""
 
@@ -95,6 +100,9 @@ class _Progress:
     def strike(self, which: re.Pattern[bytes], piece: range, mark: int) -> list[range]:
         """Mark the ranks of the piece that are so; return them."""
         marks = self.made()
+        if len(piece) == marks.count(HANDED, piece.start, piece.stop) and which is NOT_ENDED:
+            marks[piece.start : piece.stop] = bytes((mark,)) * len(piece)  # the ordinary case
+            return [piece] if piece else []
         spans = [match.span() for match in which.finditer(marks, piece.start, piece.stop)]
         for start, stop in spans:
             marks[start:stop] = bytes((mark,)) * (stop - start)
@@ -209,8 +217,13 @@ class Dag:
         self._check(stage, ranks)
         progress, mark = self._stages[stage], DONE if ok else FAILED
         new = [run for piece in ranks for run in progress.strike(NOT_ENDED, piece, mark)]
+        if ok and progress.is_quiet:  # the ordinary case: nothing follows but from the last rank
+            count = sum(map(len, new))
+            if progress.ended + count < progress.size:
+                progress.ended += count
+                return NOTHING
         if not new:
-            return Consequences()
+            return NOTHING
         wave = _Wave()
         wave.todo.append((stage, new, None if ok else (stage, SAME_RANK)))
         while wave.todo:
@@ -258,6 +271,7 @@ class Dag:
                 f"Stage {child} has {progress.size} ranks and comes one to one after stage "
                 f"{parent}, which has {size}: give both as many ranks, or join them by a barrier."
             )
+        self._stages[parent].is_quiet = False
         progress.one_to_one += 1
         if progress.one_to_one > MAX_ONE_TO_ONE:
             raise GraphError(f"Stage {child} has more than {MAX_ONE_TO_ONE} one-to-one parents.")

@@ -80,8 +80,12 @@ class Board(Generic[F]):
         """Why nothing is dispatched until the journal has caught up."""
         self.drains: dict[str, float] = {}
         """Nodes that will go away, and when."""
+        self.recording = 0
+        """Ranks that are RECORDING, of all stages."""
         self.unrecorded: deque[tuple[float, Stage[F], list[range]]] = deque()
         """Successes that are not durable yet, oldest first."""
+        self.moved = False
+        """Something has happened, by this event, that gangs or ready ranks follow from."""
         self.ended_ranks: deque[tuple[Stage[F], list[range], bool]] = deque()
         """Ends that the dependencies have not been told yet."""
         self._seed = seed
@@ -121,8 +125,13 @@ class Board(Generic[F]):
             return None
         return self._timers[0][0]
 
+    @property
+    def is_due(self) -> bool:
+        """A timer's time has come."""
+        return bool(self._timers) and self._timers[0][0] <= self.now
+
     def due(self) -> list[tuple[int, int]]:
-        """Take the ranks whose time has come, as (stage, rank)."""
+        """Take the timers whose time has come; return the ranks among them, as (stage, rank)."""
         ranks: list[tuple[int, int]] = []
         while self._timers and self._timers[0][0] <= self.now:
             _, _, stage, rank = heapq.heappop(self._timers)
@@ -181,10 +190,12 @@ class Board(Generic[F]):
 
     def dispatch(self, lane: Lane[F], gang: Gang[F], ranks: list[range], limit: int) -> None:
         """Hand ready ranks, already taken from their queue, to a gang."""
-        stage = lane.stage
+        stage, size, record = lane.stage, 0, None
         for piece in ranks:
             stage.move(piece, RankState.READY, RankMove.DISPATCHED)
-        record = stage.failures.get(ranks[0].start) if len(ranks) == len(ranks[0]) == 1 else None
+            size += len(piece)
+        if stage.failures and size == 1:
+            record = stage.failures.get(ranks[0].start)
         assignment = Assignment(
             number=self.next_assignment,
             gang=gang,
@@ -192,12 +203,14 @@ class Board(Generic[F]):
             outstanding=ranks,
             limit=limit,
             retried=record is not None,
+            size=size,
+            left=size,
         )
         self.next_assignment += 1
         self.assignments[assignment.number] = assignment
         gang.live[assignment.number] = assignment
         stage.assigned += 1
-        lane.place(gang)
+        lane.loaded(gang)
         self.out.append(
             Dispatch(
                 gang=gang.number,
@@ -212,7 +225,8 @@ class Board(Generic[F]):
     def free_slot(self, assignment: Assignment[F]) -> None:
         """Forget an assignment of which nothing is outstanding: its gang can take another."""
         self.forget(assignment)
-        assignment.gang.lane.place(assignment.gang)
+        gang = assignment.gang
+        gang.lane.loaded(gang)
 
     def forget(self, assignment: Assignment[F]) -> None:
         """Strike out an assignment; late reports of it will be stale."""

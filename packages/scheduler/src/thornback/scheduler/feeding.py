@@ -18,17 +18,18 @@ O(ranks)."""
 
 def feed(board: Board[F]) -> None:
     """Dispatch what can be dispatched."""
-    board.slow = pressure(board)
+    board.slow = pressure(board) if board.unrecorded else None
     if board.slow is not None:
         return
     for lane in board.lanes:
-        while lane.waiting:
-            gang = _free_gang(board, lane) or _borrowed(board, lane)
+        while lane.ready.count or lane.alone:
+            gang = _free_gang(board, lane) if lane.free else None
+            gang = gang or _borrowed(board, lane)
             if gang is None:
                 break
             _dispatch(board, lane, gang)
     for lane in board.lanes:
-        if lane.waiting and lane.draining:
+        if lane.draining and lane.waiting:
             _feed_draining(board, lane)
         if lane.ready.count and lane.queueable and not lane.alone:
             _queue_ahead(board, lane)
@@ -73,7 +74,7 @@ def _spare(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
 
 
 def _dispatch(board: Board[F], lane: Lane[F], gang: Gang[F]) -> None:
-    rank = _retried_for(board, lane, gang)
+    rank = _retried_for(board, lane, gang) if lane.alone else None
     if rank is not None:
         lane.alone.remove(rank)
         board.dispatch(lane, gang, list(one(rank)), NO_LIMIT)

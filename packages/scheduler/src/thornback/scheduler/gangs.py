@@ -33,13 +33,12 @@ class Assignment(Generic[F]):
     """The least batch limit among its ranks."""
     retried: bool
     """One rank that has failed before."""
+    size: int
+    """Ranks that it was given."""
+    left: int
+    """Ranks that are outstanding."""
     recalled: bool = False
     killed: bool = False
-    size: int = 0
-    left: int = 0
-
-    def __attrs_post_init__(self) -> None:
-        self.size = self.left = total(self.outstanding)
 
     @property
     def suspect(self) -> bool:
@@ -48,6 +47,9 @@ class Assignment(Generic[F]):
 
     def settle(self, given: list[range]) -> list[range]:
         """Strike out what is reported; return those that were outstanding."""
+        if given == self.outstanding:  # the ordinary case: all at once
+            self.outstanding, self.left = [], 0
+            return given
         taken, self.outstanding = split(self.outstanding, given)
         self.left -= total(taken)
         return taken
@@ -92,7 +94,10 @@ class Gang(Generic[F]):
 
     @property
     def has_suspect(self) -> bool:
-        return any(assignment.suspect for assignment in self.live.values())
+        for assignment in self.live.values():  # noqa: SIM110  # in the path of every event
+            if assignment.suspect:
+                return True
+        return False
 
 
 class Lane(Generic[F]):
@@ -165,6 +170,27 @@ class Lane(Generic[F]):
         else:
             self.queueable.pop(number, None)
 
+    def loaded(self, gang: Gang[F]) -> None:
+        """Likewise for a gang of which only the assignments have changed: in the path of every
+        event."""
+        number, live = gang.number, len(gang.live)
+        if number not in self.usable:
+            return
+        if live < self.slots:
+            self.queueable.pop(number, None)
+            self.free.setdefault(number, gang)
+            if live:
+                self.idle.pop(number, None)
+            else:
+                self.idle.setdefault(number, gang)
+            return
+        self.free.pop(number, None)
+        self.idle.pop(number, None)
+        if live < 2 * self.slots and gang.ahead and not gang.has_suspect:
+            self.queueable[number] = gang
+        else:
+            self.queueable.pop(number, None)
+
     def drop(self, gang: Gang[F]) -> None:
         """Take a gang out of the lane."""
         for part in (
@@ -198,4 +224,7 @@ class Shape(Generic[F]):
     @property
     def opening(self) -> int:
         """Gangs of this shape that were asked for and not answered."""
-        return sum(len(lane.opening) for lane in self.lanes)
+        count = 0
+        for lane in self.lanes:
+            count += len(lane.opening)
+        return count

@@ -36,7 +36,7 @@ from thornback.scheduler.judging import gang_lost, rank_failed
 from thornback.scheduler.opening import adjust, make_yield, why_not_asked
 from thornback.scheduler.params import SchedulerParams, StageCounts, StagePlan
 from thornback.scheduler.ports import Dependencies
-from thornback.scheduler.ranges import normalised
+from thornback.scheduler.ranges import normalised, total
 from thornback.scheduler.stages import Stage, one
 from thornback.scheduler.states import (
     GangMove,
@@ -151,9 +151,12 @@ class Scheduler(Generic[F]):
         board = self._board
         if board.finished:
             return ()
-        board.now = max(board.now, now)
+        if now > board.now:
+            board.now = now
+        board.moved = not isinstance(event, Recorded)
         self._enter(event)
-        settling.tell(board)
+        if board.ended_ranks:
+            settling.tell(board)
         if board.started or board.ending is not None:
             self._settle()
         out, board.out = board.out, []
@@ -162,6 +165,12 @@ class Scheduler(Generic[F]):
     def _enter(self, event: Event[F]) -> None:
         board = self._board
         match event:
+            case RanksSucceeded():
+                self._ranks_succeeded(event)
+            case Recorded():
+                if not 0 <= event.stage < len(board.stages):
+                    raise UsageError(f"Recorded: there is no stage {event.stage}.")
+                settling.recorded(board, board.stages[event.stage], event.ranks)
             case RunStarted():
                 if not board.started and board.ending is None:
                     settling.start(board, event)
@@ -177,16 +186,10 @@ class Scheduler(Generic[F]):
                     gang.move(GangMove.CLOSED)
                     del board.gangs[gang.number]
                     board.closed += 1
-            case RanksSucceeded():
-                self._ranks_succeeded(event)
             case RankFailed():
                 self._rank_failed(event)
             case RanksReturned():
                 self._ranks_returned(event)
-            case Recorded():
-                if not 0 <= event.stage < len(board.stages):
-                    raise UsageError(f"Recorded: there is no stage {event.stage}.")
-                settling.recorded(board, board.stages[event.stage], event.ranks)
             case JournalFailed():
                 self._journal_failed(event)
             case NodeDraining():
@@ -225,14 +228,16 @@ class Scheduler(Generic[F]):
 
     def _ranks_succeeded(self, event: RanksSucceeded) -> None:
         assignment, board = self._assignment(event.assignment), self._board
-        given = normalised(event.ranks)
-        ranks = assignment.settle(given) if assignment is not None else []
-        if assignment is None or not ranks:
+        if assignment is None:
+            return
+        held, given = assignment.left, normalised(event.ranks)
+        ranks = assignment.settle(given)
+        if not ranks:
             return
         gang, pace = assignment.gang, assignment.stage.pace
-        count = sum(map(len, ranks))
+        count = held - assignment.left
         # The seconds are for all that was reported, also what is not outstanding any more.
-        pace.succeeded(event.busy_s, sum(map(len, given)))
+        pace.succeeded(event.busy_s, count if ranks == given else total(given))
         gang.finished += count
         settling.succeed(board, assignment, ranks)
         if not assignment.left:
@@ -319,36 +324,41 @@ class Scheduler(Generic[F]):
             board.close(gang, kill=True)
 
     def _settle(self) -> None:
-        """Let everything follow that follows from the books."""
+        """Let everything follow that follows from the books.
+
+        A record that releases nobody gives nothing to do with gangs and ready ranks, unless it ends
+        back-pressure or a timer is due.
+        """
         board = self._board
-        if board.ending is None:
+        if board.ending is None and (board.moved or board.slow is not None or board.is_due):
             settling.ready_again(board)
             make_yield(board)
             feed(board)
             adjust(board)
-            settling.tell(board)
-        if board.ending is None and self._is_stuck():
+            if board.ended_ranks:
+                settling.tell(board)
+        if board.ending is None and not board.assignments and self._is_stuck():
             board.ending = Ending(
                 RunState.FAILED, "ranks are blocked that nothing will ever release"
             )
         if board.ending is not None:
             for gang in [gang for gang in board.gangs.values() if not gang.live]:
                 board.close(gang)
-        self._finish_if_done()
+        if not board.gangs:
+            self._finish_if_done()
 
     def _is_stuck(self) -> bool:
         """Whether only blocked ranks are left: a fault of the dependencies, and no reason to
         hang."""
         board = self._board
+        if board.recording:
+            return False
         blocked = sum(stage.in_state[RankState.BLOCKED] for stage in board.stages)
-        recording = sum(stage.in_state[RankState.RECORDING] for stage in board.stages)
         unfinished = sum(stage.unfinished for stage in board.stages)
-        return not recording and blocked > 0 and unfinished == blocked
+        return blocked > 0 and unfinished == blocked
 
     def _finish_if_done(self) -> None:
         board = self._board
-        if board.gangs:
-            return
         ending, stages = board.ending, board.stages
         is_settled = not any(stage.unfinished for stage in stages)
         if ending is None and not is_settled:

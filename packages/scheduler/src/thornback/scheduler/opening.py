@@ -16,7 +16,7 @@ F = TypeVar("F")
 def make_yield(board: Board[F]) -> None:
     """Let lanes that have starved for long have a gang of others. Comes before `feeding.feed`."""
     for lane in board.lanes:
-        if lane.starves:
+        if lane.starved_at is not None and lane.starves:
             _make_others_yield(board, lane)
     for lane in board.lanes:
         if lane.yielding:
@@ -26,17 +26,25 @@ def make_yield(board: Board[F]) -> None:
 def adjust(board: Board[F]) -> None:
     """Bring the gangs in line with the work. Comes after `feeding.feed`: what is ready now found no
     slot."""
-    starving = [lane for lane in board.lanes if _note_starving(board, lane)]
-    for lane in board.lanes:  # giving up first: it may make room under `max_gangs`
-        _give_up_idle(board, lane, starving)
-        _give_up_pending(board, lane)
+    starving = []
     for lane in board.lanes:
-        _ask(board, lane)
+        if lane.usable:
+            lane.starved_at = None
+        elif _note_starving(board, lane):
+            starving.append(lane)
+    for lane in board.lanes:  # giving up first: it may make room under `max_gangs`
+        if lane.idle or lane.draining:
+            _give_up_idle(board, lane, starving)
+        if lane.opening or lane.empty_at is not None:
+            _give_up_pending(board, lane)
+    for lane in board.lanes:
+        if lane.ready.count or lane.alone:
+            _ask(board, lane)
 
 
 def _note_starving(board: Board[F], lane: Lane[F]) -> bool:
-    """Note since when a lane has ready ranks and no gang to run them."""
-    if not lane.waiting or lane.usable:
+    """Note since when a lane without a usable gang has ready ranks."""
+    if not lane.waiting:
         lane.starved_at = None
         return False
     if lane.starved_at is None:
@@ -83,7 +91,7 @@ def _is_yielding(board: Board[F], lane: Lane[F]) -> bool:
 
 def _ask(board: Board[F], lane: Lane[F]) -> None:
     """Ask for as many gangs as there is ready work for, within all limits."""
-    if not lane.waiting or why_not_asked(board, lane) is not None:
+    if lane.stage.room < 1 or why_not_asked(board, lane) is not None:
         return
     params = board.params
     wanted = min(math.ceil(lane.waiting / lane.slots), params.max_opening)

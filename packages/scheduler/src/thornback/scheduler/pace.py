@@ -38,6 +38,8 @@ class Pace:
 
     def size(self, ready: int, open_slots: int) -> int:
         """Return how many ranks the next assignment shall have, at least 1."""
+        if self._trusted == 1:
+            return 1
         share = math.ceil(ready / (2 * max(1, open_slots)))
         return max(1, min(self._wanted(), self._trusted, share))
 

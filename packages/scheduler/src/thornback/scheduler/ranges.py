@@ -12,6 +12,8 @@ NO_LIMIT = 1 << 62
 
 def normalised(ranks: Iterable[range]) -> list[range]:
     """Return the same ranks as ascending, disjoint, non-empty ranges that do not touch."""
+    if isinstance(ranks, tuple) and len(ranks) == 1 and ranks[0]:  # the ordinary case
+        return [ranks[0]]
     merged: list[range] = []
     for piece in sorted(ranks, key=lambda piece: piece.start):
         if not piece:
@@ -87,6 +89,12 @@ class ReadyRanges:
     def take(self, most: int) -> tuple[list[range], int]:
         """Take up to `most` ranks, never more than a limit among them; return them and the least
         limit."""
+        if self._pieces:  # the ordinary case: of one piece
+            start, stop, own = self._pieces[0]
+            if own == NO_LIMIT and stop - start > most:
+                self._pieces[0] = (start + most, stop, own)
+                self.count -= most
+                return [range(start, start + most)], own
         taken: list[range] = []
         size, limit = 0, NO_LIMIT
         while self._pieces:
@@ -103,7 +111,7 @@ class ReadyRanges:
             else:
                 self._pieces[0] = (cut, stop, own)
         self.count -= size
-        return normalised(taken), limit
+        return (taken if len(taken) < 2 else normalised(taken)), limit
 
     @property
     def first_limit(self) -> int:

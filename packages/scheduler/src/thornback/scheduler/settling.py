@@ -62,11 +62,13 @@ def follow(board: Board[F], delta: Delta) -> None:
     """Carry out what the dependencies say. Ranks that an earlier run has settled stay as they
     are."""
     for number, ranks in delta.ready:
+        board.moved = True
         stage = board.stages[number]
         for state, piece in list(stage.runs(ranks)):
             if state is RankState.BLOCKED:
                 _release(board, stage, piece)
     for number, ranks, (root_stage, root_rank) in delta.skipped:
+        board.moved = True
         stage = board.stages[number]
         for state, piece in list(stage.runs(ranks)):
             if state is RankState.BLOCKED:
@@ -102,6 +104,7 @@ def succeed(board: Board[F], assignment: Assignment[F], ranks: list[range]) -> N
     stage = assignment.stage
     for piece in ranks:
         stage.move(piece, RankState.RUNNING, RankMove.SUCCEEDED)
+        board.recording += len(piece)
     if assignment.retried:
         stage.failures.pop(ranks[0].start, None)
     stage.streak.end()
@@ -114,9 +117,15 @@ def recorded(board: Board[F], stage: Stage[F], ranks: Sequence[range]) -> None:
     stage.inside(ranks, "Recorded")
     done: list[range] = []
     for piece in normalised(ranks):
+        if stage.is_all(piece, RankState.RECORDING):  # the ordinary case
+            stage.move(piece, RankState.RECORDING, RankMove.RECORDED)
+            board.recording -= len(piece)
+            done.append(piece)
+            continue
         for state, run, owed in list(stage.byte_runs(piece)):
             if state is RankState.RECORDING:
                 stage.move(run, RankState.RECORDING, RankMove.RECORDED)
+                board.recording -= len(run)
                 done.append(run)
             elif owed:
                 stage.receipt(run)
@@ -127,13 +136,15 @@ def recorded(board: Board[F], stage: Stage[F], ranks: Sequence[range]) -> None:
 
 
 def _is_recording(stage: Stage[F], ranks: Sequence[range]) -> bool:
-    return any(stage.states.count(RankState.RECORDING, r.start, r.stop) for r in ranks)
+    for piece in ranks:  # noqa: SIM110  # in the path of every event
+        if stage.states.count(RankState.RECORDING, piece.start, piece.stop):
+            return True
+    return False
 
 
 def pressure(board: Board[F]) -> str | None:
     """Return why nothing is dispatched until the journal has caught up; None: it keeps up."""
-    params = board.params
-    waiting = sum(stage.in_state[RankState.RECORDING] for stage in board.stages)
+    params, waiting = board.params, board.recording
     if waiting > params.max_unrecorded:
         return f"back-pressure: {waiting} ranks are not recorded yet"
     if waiting and board.now - board.unrecorded[0][0] > params.max_unrecorded_s:
@@ -187,6 +198,8 @@ def postpone(
 
 def ready_again(board: Board[F]) -> None:
     """Queue the ranks whose delay is over."""
+    if not board.is_due:
+        return
     for number, rank in board.due():
         stage = board.stages[number]
         if stage.states[rank] == RankState.BACKOFF:

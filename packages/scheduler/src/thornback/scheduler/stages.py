@@ -11,7 +11,14 @@ import attrs
 from thornback.scheduler.events import Ranks
 from thornback.scheduler.pace import Pace
 from thornback.scheduler.params import SchedulerParams, StageCounts, StagePlan
-from thornback.scheduler.states import OWED, RankMove, RankState, UsageError, after_rank_move
+from thornback.scheduler.states import (
+    OWED,
+    RANK_MOVES,
+    RankMove,
+    RankState,
+    UsageError,
+    after_rank_move,
+)
 
 if TYPE_CHECKING:
     from thornback.scheduler.gangs import Lane
@@ -63,12 +70,12 @@ class Stage(Generic[F]):
 
     def move(self, piece: range, source: RankState, move: RankMove) -> None:
         """Move ranks that are all in one state. Raises `InvalidTransition`."""
-        target = after_rank_move(source, move, f"ranks {piece} of stage {self.number}")
+        target = RANK_MOVES[source].get(move)
         size = len(piece)
-        if self.states.count(source, piece.start, piece.stop) != size:
-            self._refuse(piece, source, move)
+        if target is None or self.states.count(source, piece.start, piece.stop) != size:
+            raise self._refusal(piece, source, move)
         byte: int = target
-        if move in (RankMove.GIVEN_UP, RankMove.ROOT_FAILED):
+        if byte > RankState.DONE and move in (RankMove.GIVEN_UP, RankMove.ROOT_FAILED):
             byte |= OWED
             self.owed += size
         if size == 1:
@@ -78,13 +85,19 @@ class Stage(Generic[F]):
         self.in_state[source] -= size
         self.in_state[target] += size
 
-    def _refuse(self, piece: range, source: RankState, move: RankMove) -> None:
+    def _refusal(self, piece: range, source: RankState, move: RankMove) -> UsageError:
+        """Return what is wrong, or raise it. Raises `InvalidTransition`."""
+        after_rank_move(source, move, f"ranks {piece} of stage {self.number}")
         for state, _run in self.runs(piece):
             if state is not source:
                 after_rank_move(state, move, f"{piece} of stage {self.number}, from {source.name}")
-        raise UsageError(
+        return UsageError(
             f"{move.value}: {piece} of stage {self.number} is not all in {source.name}"
         )
+
+    def is_all(self, piece: range, state: RankState) -> bool:
+        """Return whether all of these ranks are in that state, and no receipt is owed."""
+        return self.states.count(state, piece.start, piece.stop) == len(piece)
 
     def runs(self, piece: range) -> Iterator[tuple[RankState, range]]:
         """Yield the states of these ranks, as runs of equal ones."""
@@ -133,7 +146,10 @@ class Stage(Generic[F]):
     @property
     def open_gangs(self) -> int:
         """Gangs that count against `max_gangs`: draining ones do not."""
-        return sum(len(lane.opening) + len(lane.gangs) - len(lane.draining) for lane in self.lanes)
+        count = 0
+        for lane in self.lanes:
+            count += len(lane.opening) + len(lane.gangs) - len(lane.draining)
+        return count
 
     @property
     def room(self) -> int:

@@ -101,6 +101,8 @@ class RankState(enum.IntEnum):
 class RankMove(enum.Enum):
     """What happens to a rank."""
 
+    __hash__ = object.__hash__  # members are single; Enum's own is Python, and in every event's way
+
     RELEASED = "released"
     """All it depends on is recorded."""
     FOUND_DONE = "found done"
