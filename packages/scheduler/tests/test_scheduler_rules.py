@@ -296,6 +296,21 @@ def test_back_pressure_stops_dispatching_until_the_journal_has_caught_up() -> No
     assert dispatches(game.record()) != []
 
 
+def test_a_record_that_ends_back_pressure_or_comes_with_a_timer_lets_the_run_go_on() -> None:
+    game = play(plan(9, max_gangs=1))
+    game.start()
+    game.ready(0)
+    game.succeed(0, busy_s=9.0)
+    game.fail(1, 1, "later")
+    game.succeed(2, busy_s=9.0)
+    game.give_back(3, *one(3))
+    game.now += 5.0
+    assert game.scheduler.counts(0).backoff == 1
+    game.record()
+    assert game.scheduler.counts(0).backoff == 0, "its time has come, and a record was the event"
+    game.scheduler.check_invariants()
+
+
 # -- plans -----------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,9 @@ def check(board: Board[F]) -> None:
     for lane in board.lanes:
         _check_lane(board, lane)
     _check_limits(board)
+    if board.ending is None or not board.ending.unrecorded:
+        recording = sum(stage.in_state[RankState.RECORDING] for stage in board.stages)
+        _need(board.recording == recording, f"{recording} ranks wait for a record, not counted so")
     _check_end(board)
     if not board.finished and (board.started or board.ending is not None):
         _check_no_stall(board)
@@ -123,6 +126,13 @@ def _check_gang(board: Board[F], gang: Gang[F]) -> None:
         "usable": (lane.usable, gang.usable),
         "free": (lane.free, gang.usable and len(gang.live) < lane.slots),
         "idle": (lane.idle, gang.usable and not gang.live),
+        "queueable": (
+            lane.queueable,
+            gang.usable
+            and lane.slots <= len(gang.live) < 2 * lane.slots
+            and gang.ahead
+            and not gang.has_suspect,
+        ),
     }
     for name, (part, belongs) in places.items():
         _need((gang.number in part) == belongs, f"{who} and the lane's {name} disagree")
