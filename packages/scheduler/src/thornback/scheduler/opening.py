@@ -37,9 +37,9 @@ def adjust(board: Board[F]) -> None:
             _give_up_idle(board, lane, starving)
         if lane.opening or lane.empty_at is not None:
             _give_up_pending(board, lane)
-    for lane in board.lanes:
-        if lane.ready.count or lane.alone:
-            _ask(board, lane)
+    # A pending gang that is taken over leaves its stage room: an earlier lane may wait for that.
+    while sum(_ask(board, lane) for lane in board.lanes if lane.ready.count or lane.alone):
+        pass
 
 
 def _note_starving(board: Board[F], lane: Lane[F]) -> bool:
@@ -89,19 +89,23 @@ def _is_yielding(board: Board[F], lane: Lane[F]) -> bool:
     return True
 
 
-def _ask(board: Board[F], lane: Lane[F]) -> None:
-    """Ask for as many gangs as there is ready work for, within all limits."""
+def _ask(board: Board[F], lane: Lane[F]) -> bool:
+    """Ask for as many gangs as there is ready work for, within all limits; return whether a pending
+    one of another stage was taken over."""
     if lane.stage.room < 1 or why_not_asked(board, lane) is not None:
-        return
+        return False
     params = board.params
     wanted = min(math.ceil(lane.waiting / lane.slots), params.max_opening)
     if lane.failed_openings:
         wanted = 1  # slow start: one, until one could be opened
     missing = min(wanted - len(lane.opening), lane.stage.room)
+    adopted = False
     while missing > 0 and _adopt(board, lane):
         missing -= 1
+        adopted = True
     for _ in range(min(missing, params.max_opening - lane.shape.opening)):
         board.open(lane)
+    return adopted
 
 
 def _adopt(board: Board[F], lane: Lane[F]) -> bool:
