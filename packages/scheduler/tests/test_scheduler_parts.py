@@ -1,4 +1,4 @@
-"""The small parts: tables, ranges, pace, suspicion, the simulator, and the helpers for tests."""
+"""The small parts: tables, ranges, pace, suspicion, and the helpers for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from thornback.scheduler import (
     InvariantBroken,
     RankState,
     SchedulerParams,
-    StagePlan,
     UsageError,
 )
 from thornback.scheduler.commands import (
@@ -44,13 +43,7 @@ from thornback.scheduler.events import (
 )
 from thornback.scheduler.pace import Pace
 from thornback.scheduler.ranges import NO_LIMIT, ReadyRanges, normalised, split
-from thornback.scheduler.simulate import (
-    RunStats,
-    SimulatedCluster,
-    SimulatedFaults,
-    Simulation,
-    Unfinished,
-)
+from thornback.scheduler.simulate import RunStats, Unfinished
 from thornback.scheduler.states import (
     GANG_MOVES,
     RANK_MOVES,
@@ -61,7 +54,6 @@ from thornback.scheduler.states import (
 )
 from thornback.scheduler.suspicion import Suspicion
 from thornback.scheduler.testing import (
-    FakeDependencies,
     FakeVerdict,
     Referee,
     ScriptedPolicy,
@@ -217,7 +209,7 @@ def test_suspicion_takes_half_at_most_expires_and_doubles() -> None:
     assert suspicion.avoid((), 66.1) == ()
 
 
-# -- helpers and the simulator --------------------------------------------------------------------
+# -- helpers --------------------------------------------------------------------------------------
 
 
 def test_the_referee_sees_breaches() -> None:
@@ -249,50 +241,3 @@ def test_check_retry_policy_passes_a_pure_policy_and_not_a_moody_one() -> None:
 
     with pytest.raises(AssertionError, match="delay_s varies"):
         check_retry_policy(Moody(), ["f"])
-
-
-def simulation(faults: SimulatedFaults[str], *, ranks: int = 40, nodes: int = 1) -> Simulation[str]:
-    verdicts = {
-        "code": FakeVerdict(retry=False),
-        "died": FakeVerdict(blames_rank=True),
-        "gone": FakeVerdict(charged=False),
-        "full": FakeVerdict(delay_s=1.0),
-    }
-    policy = ScriptedPolicy(verdicts)
-    stages = [StagePlan(world_size=ranks, slots=2, policy=policy)]
-    return Simulation(stages, FakeDependencies([ranks]), faults, SimulatedCluster(nodes=nodes))
-
-
-def faults(*, rank_failures: float = 0.0, worker_deaths: float = 0.0) -> SimulatedFaults[str]:
-    return SimulatedFaults(
-        rank_fails="code",
-        rank_failures=rank_failures,
-        worker_dies="died",
-        worker_deaths=worker_deaths,
-        node_preempted="gone",
-        placement_times_out="full",
-    )
-
-
-def test_a_simulated_run_tells_what_it_cost() -> None:
-    stats = simulation(faults()).run()
-    assert stats.finish == FinishRun(state=RunState.SUCCEEDED)
-    assert (stats.attempts, stats.wasted_s, stats.gangs_lost) == (40, 0.0, 0)
-    assert stats.busy_s / 4 < stats.makespan_s < stats.busy_s
-    worse = simulation(faults(worker_deaths=0.05)).run()
-    assert worse.attempts > 40
-    assert worse.wasted_s > 0.0
-    assert worse.gangs_lost > 0
-
-
-def test_a_simulated_run_is_bounded() -> None:
-    with pytest.raises(Unfinished, match="10 events") as caught:
-        simulation(faults()).run(most_events=10)
-    assert caught.value.stats.events == 11
-    with pytest.raises(UsageError, match="a gang of 2 nodes"):
-        Simulation(
-            [StagePlan(world_size=1, nodes=2, policy=ScriptedPolicy({}))],
-            FakeDependencies([1]),
-            faults(),
-            SimulatedCluster(nodes=1),
-        )

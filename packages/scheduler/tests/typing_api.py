@@ -50,9 +50,18 @@ from thornback.scheduler.events import (
 )
 from thornback.scheduler.ports import Delta, Dependencies, RetryPolicy, Verdict
 from thornback.scheduler.simulate import (
+    GangSide,
+    Incident,
+    IncidentKind,
+    LoadStats,
+    Mishap,
+    MishapKind,
+    News,
     RunStats,
+    SimpleGang,
     SimulatedCluster,
     SimulatedFaults,
+    SimulatedPolicy,
     Simulation,
     Unfinished,
 )
@@ -219,16 +228,7 @@ last = FinishRun(state=RunState.SUCCEEDED)
 
 # Whole runs in simulated time.
 
-faults = SimulatedFaults(
-    rank_fails="code",
-    rank_failures=0.01,
-    worker_dies="died",
-    worker_deaths=0.001,
-    node_preempted="gone",
-    preemption_s=600.0,
-    placement_times_out="full",
-)
-assert_type(faults, SimulatedFaults[str])
+faults = SimulatedFaults(rank_failures=0.01, worker_deaths=0.001, preemption_s=600.0)
 verdicts: Mapping[str, FakeVerdict] = {"code": FakeVerdict(retry=False), "died": FakeVerdict()}
 scripted = ScriptedPolicy(verdicts, budget=3)
 as_policy: RetryPolicy[str] = scripted
@@ -242,16 +242,33 @@ def watch(event: Event[str], given: Sequence[Command], asked: Scheduler[str]) ->
     asked.check_invariants()
 
 
+def classify(mishap: Mishap) -> str:
+    return "died" if mishap.kind is MishapKind.WORKER else "code"
+
+
+def side(nodes: Sequence[str], silence_s: float) -> GangSide:
+    return SimpleGang(nodes, silence_s)
+
+
 simulation = Simulation(
     plans,
-    FakeDependencies([100, 1], [[], [0]]),
-    faults,
+    lambda: FakeDependencies([100, 1], [[], [0]]),
+    classify,
     SimulatedCluster(nodes=3, gangs_per_node=2),
+    faults,
+    incidents=[Incident(at_s=5.0, kind=IncidentKind.RESTART_DRIVER)],
     params=SchedulerParams(),
     seed=1,
+    checked=True,
+    gang_side=side,
     watch=watch,
 )
 assert_type(simulation, Simulation[str])
+by_table: RetryPolicy[Mishap] = SimulatedPolicy(code=2)
+books = SimpleGang(["a", "b"])
+books.assigned(1, (range(1),), False)
+assert_type(books.owes(0, 1), bool)
+books.reported(0, 1, News(done=((0, 2.5),), final=True))
 assert_type(simulation.scheduler, Scheduler[str])
 try:
     stats = simulation.run(most_events=10_000)
@@ -259,6 +276,7 @@ try:
     assert_type(
         (stats.makespan_s, stats.attempts, stats.finish), tuple[float, int, FinishRun | None]
     )
+    assert_type(simulation.load(), LoadStats)
 except Unfinished as error:
     assert_type((error.story, error.stats), tuple[str, RunStats])
 
