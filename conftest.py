@@ -1,7 +1,7 @@
 """Every test run: Hypothesis profiles, Ray's tests last, times by tier, examples as programs.
 
 The profile is `ci` unless the variable HYPOTHESIS_PROFILE or the option --hypothesis-profile says
-`nightly`.
+`nightly` or `mutants`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # Ray would otherwise start each worker by `uv run` when pytest is started by it.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -24,6 +24,9 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 _DEFAULT = settings.get_profile("default")
 settings.register_profile("ci", _DEFAULT, max_examples=60, deadline=None, print_blob=True)
 settings.register_profile("nightly", _DEFAULT, max_examples=2000, deadline=None, print_blob=True)
+# For tools/mutants.py: that something fails is enough.
+_PHASES = [Phase.explicit, Phase.generate]
+settings.register_profile("mutants", settings.get_profile("ci"), phases=_PHASES)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Child processes must find the sources in another folder too; Pants gives relative paths.
