@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from thornback.scheduler.__main__ import main, policy, share, whole
+from thornback.scheduler.__main__ import main
+from thornback.scheduler.commandline_simulate import policy, share, whole
 
 SMALL = ["simulate", "--ranks", "40", "--nodes", "3", "--rank-s", "20"]
 

@@ -49,6 +49,19 @@ from thornback.scheduler.events import (
     Ticked,
 )
 from thornback.scheduler.ports import Delta, Dependencies, RetryPolicy, Verdict
+from thornback.scheduler.recorder import (
+    Difference,
+    Entry,
+    Moment,
+    MomentKind,
+    RecordedFault,
+    Recorder,
+    RecordError,
+    read_record,
+    replay,
+    story,
+)
+from thornback.scheduler.recorder import Record as RunRecord
 from thornback.scheduler.simulate import (
     GangSide,
     Incident,
@@ -279,6 +292,29 @@ try:
     assert_type(simulation.load(), LoadStats)
 except Unfinished as error:
     assert_type((error.story, error.stats), tuple[str, RunStats])
+
+# What happened, and why.
+
+recorder = Recorder(plans, dependencies, SchedulerParams(), 1, names=["a"], keep=None, write=print)
+assert_type(recorder.scheduler, Scheduler[str])
+assert_type(recorder.handle(Ticked(), 1.0), Sequence[Command])
+assert_type(recorder.record(), RunRecord[str])
+assert_type(recorder.broken, Exception | None)
+for moment in recorder.story(0, 17):
+    assert_type((moment.kind, moment.text, moment.at_s), tuple[MomentKind, str, float])
+    assert_type((moment.gang, moment.assignment), tuple[int | None, int | None])
+    assert_type((moment.nodes, moment.fault), tuple[tuple[str, ...], str])
+try:
+    read = read_record(["{}"])
+    assert_type(read, RunRecord[RecordedFault])
+    assert_type(story(read, 0, 17), tuple[Moment, ...])
+    difference = replay(read)
+    assert_type(difference, Difference[RecordedFault] | None)
+    for entry in read.entries:
+        assert_type(entry, Entry[RecordedFault])
+        assert_type((entry.at, entry.commands), tuple[float, tuple[Command, ...]])
+except RecordError as error:
+    bad_record: ValueError = error
 
 # Checks for what a stranger puts in the place of ours.
 

@@ -4,8 +4,8 @@ A driver tells a `Scheduler` every event, carries out every command that it retu
 `commands` says with which event, and makes that event. One thread at a time may call a scheduler.
 
 Public: this module, and in it `events`, `commands`, `ports` (what the scheduler needs from others),
-`simulate` (whole runs in simulated time) and `testing` (fakes, and checks for what you put in their
-place). Everything else is private.
+`simulate` (whole runs in simulated time), `recorder` (what happened in a run, and why) and
+`testing` (fakes, and checks for what you put in their place). Everything else is private.
 """
 
 from thornback.scheduler import commands, events

@@ -144,12 +144,8 @@ class Board(Generic[F]):
         return [(stage, rank) for _, _, stage, rank in self._timers if rank >= 0]
 
     def draw(self, stage: int, rank: int, attempt: int) -> float:
-        """Return the jitter in [0, 1) of one attempt: a hash, so that a run can be repeated."""
-        # Imported here: only a fault needs it, and it costs as much as ten modules of this package.
-        from hashlib import blake2b
-
-        text = f"{self._seed}:{stage}:{rank}:{attempt}".encode()
-        return int.from_bytes(blake2b(text, digest_size=6).digest()) / (1 << 48)
+        """Return the jitter in [0, 1) of one attempt."""
+        return jitter(self._seed, stage, rank, attempt)
 
     # -- gangs -------------------------------------------------------------------------------------
 
@@ -258,6 +254,15 @@ class Board(Generic[F]):
         self.lane_of(stage, rank).alone.append(rank)
         if record.avoid:
             self.wake(self.now + self.params.avoid_wait_s)
+
+
+def jitter(seed: int, stage: int, rank: int, attempt: int) -> float:
+    """Return the jitter in [0, 1) of one attempt: a hash, so that a run can be repeated."""
+    # Imported here: only a fault needs it, and it costs as much as ten modules of this package.
+    from hashlib import blake2b
+
+    text = f"{seed}:{stage}:{rank}:{attempt}".encode()
+    return int.from_bytes(blake2b(text, digest_size=6).digest()) / (1 << 48)
 
 
 def _check_shapes(plans: Sequence[StagePlan[F]]) -> None:
