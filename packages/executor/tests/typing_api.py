@@ -190,6 +190,7 @@ def make() -> tuple[Job, Executor]:
         seed=1,
         retry_failed=False,
         logs=False,
+        record="runs/clean.jsonl.gz",
     )
     Executor.on_ray(state="runs/clean", address="host:6379", local_cpus=2, runtime_env={"pip": []})
     return Job("clean", stages), executor

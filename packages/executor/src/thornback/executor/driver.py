@@ -38,13 +38,13 @@ from thornback.executor.ports import (
     Ranks,
     Workers,
 )
+from thornback.executor.recording import deciding
 from thornback.executor.records import RecordDesk
 from thornback.executor.report import StageProgress
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import DispatchFeed, Teller, Watchers
 from thornback.faults import Fault
 from thornback.pool import Beat, Checkpoint, GangLostError, Outcome, Report
-from thornback.scheduler import Scheduler
 from thornback.scheduler import commands as cmd
 from thornback.scheduler import events as ev
 from thornback.scheduler.ports import Verdict
@@ -78,6 +78,7 @@ class Driver:
         watchers: Watchers,
         params: ExecutorParams,
         log_url: Callable[[int, str], str] = no_logs,
+        record: Callable[[str], object] | None = None,
     ) -> None:
         self._plan = plan
         self._parts = parts
@@ -85,11 +86,8 @@ class Driver:
         self._tracer = tracer
         self._params = params
         self._verdicts: list[tuple[Fault, Verdict]] = []
-        self.scheduler: Scheduler[Fault] = Scheduler(
-            plan.scheduler_stages([Witness(p, self._verdicts) for p in plan.policies()]),
-            plan.dag(),
-            seed=plan.settings.seed,
-        )
+        stages = plan.scheduler_stages([Witness(p, self._verdicts) for p in plan.policies()])
+        self.scheduler, self._decide = deciding(plan, stages, record)
         self.certifier = Certifier(plan, tracer, watchers, log_url)
         self.end: cmd.FinishRun | None = None
         self.unconfirmed: list[int] = []
@@ -159,7 +157,7 @@ class Driver:
     def _handle(self, event: Event, group: anyio.abc.TaskGroup, records: list[cmd.Record]) -> None:
         self._verdicts.clear()
         lost = self._held_by(event.gang) if isinstance(event, ev.GangLost) else []
-        commands = self.scheduler.handle(event, self._parts.clock.monotonic())
+        commands = self._decide(event, self._parts.clock.monotonic())
         self._certify(event, commands, lost)
         if isinstance(event, ev.NodeDraining):
             self._drains.draining(event.node, event.left_s, group)

@@ -29,6 +29,7 @@ from thornback.executor.logs import LOGS, LogStore
 from thornback.executor.params import ExecutorParams
 from thornback.executor.plan import RunPlan, Settings
 from thornback.executor.ports import Classifier, Clock, Companion, Platform
+from thornback.executor.recording import record_file
 from thornback.executor.report import Observer, RunInfo, RunReport
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers, WorkerNews
@@ -71,6 +72,7 @@ class ExecutorOptions(TypedDict, total=False):
     seed: int
     retry_failed: bool
     logs: bool
+    record: str | None
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -112,6 +114,9 @@ class Executor:
     logs: bool = True
     """Keep what rank processes write under `<state>/logs/<term>`, and ask them how far they are
     (`RankContext.progress`). False: neither is sent to the driver; logs go with the workers."""
+    record: str | None = None
+    """File of this machine (also a `.gz`) to which every decision is written, and replaced by the
+    next run: `python -m thornback.scheduler story FILE STAGE:RANK`. None: nothing is recorded."""
 
     @staticmethod
     def on_local(
@@ -242,6 +247,7 @@ class Executor:
             journal = await stack.enter_async_context(FileJournal(url))
             opened = await journal.open(identity_of(plan.job), on_mismatch=self.on_mismatch)
             logs = await self._logs(stack, url, opened.term)
+            record = stack.enter_context(record_file(self.record))
             news = None if logs is None else WorkerNews(logs.put)
             blobs = RunBlobs(plan, journal)
             connection = await stack.enter_async_context(
@@ -263,6 +269,7 @@ class Executor:
                 watchers=watchers,
                 params=self.params,
                 log_url=no_logs if logs is None else logs.url_of,
+                record=record,
             )
             if news is not None:
                 news.aim(driver.saw)
