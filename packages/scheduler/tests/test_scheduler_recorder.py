@@ -368,6 +368,11 @@ def test_every_event_and_command_round_trips(made: type[attrs.AttrsInstance]) ->
     check()
 
 
+def test_what_is_at_its_default_is_left_out() -> None:
+    assert recorded.pack(RunStarted()) == {"is": "RunStarted"}
+    assert recorded.pack(CloseGang(gang=3)) == {"is": "CloseGang", "gang": 3}
+
+
 def test_all_there_are_can_be_read() -> None:
     known = recorded._known()
     assert [known[made.__name__] for made in CLASSES] == CLASSES
@@ -553,6 +558,17 @@ def test_a_journal_that_fails_is_told() -> None:
     game, recorder, _ = finished_play()
     game.send(events.JournalFailed(fault="full"))
     assert (K.RUN, "the journal failed: full") in told(recorder, 3)
+
+
+def test_a_long_fault_is_told_in_one_line() -> None:
+    game, recorder, _ = finished_play()
+    game.send(events.JournalFailed(fault="full\nno space left"))
+    moment = next(moment for moment in recorder.story(0, 3) if moment.kind is K.RUN)
+    assert (moment.fault, moment.text) == ("full", "the journal failed: full")
+
+
+def test_what_kinds_are_called_outside() -> None:
+    assert [kind.value for kind in K] == [kind.name.lower() for kind in K]
 
 
 @pytest.mark.parametrize(("stage", "rank"), [(1, 0), (-1, 0), (0, 4), (0, -1)])
