@@ -546,6 +546,26 @@ def test_cancel_recall_and_the_end_are_told() -> None:
     ]
 
 
+def test_what_happens_to_others_is_not_told() -> None:
+    game, recorder, _ = recorded_play(
+        plan(2, slots=2, max_gangs=1),
+        plan(1, shape=1),
+        plan(1, shape=2),
+        plan(1, shape=2),
+        parents=((), (), (0,), (1,)),
+    )
+    first, second = opened(game.start())
+    game.ready(second)
+    game.ready(first)
+    stage_1 = next(n for n, (_, stage, _) in game.referee.outstanding.items() if stage == 1)
+    game.fail(stage_1, 0, "code")
+    assert [kind for kind, _ in told(recorder, 0, stage=3)] == [K.WAITS, K.ENDED]
+    assert [kind for kind, _ in told(recorder, 0, stage=2)] == [K.WAITS]
+    game.send(CancelRequested(reason="enough"))
+    for rank in (0, 1):
+        assert [kind for kind, _ in told(recorder, rank)].count(K.RECALLED) == 1
+
+
 def test_ranks_of_an_earlier_run_are_told_as_such() -> None:
     game, recorder, _ = recorded_play(plan(3))
     game.start(done={0: (range(0, 1),)}, failed={0: (range(1, 2),)})
