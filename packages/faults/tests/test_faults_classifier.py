@@ -19,8 +19,10 @@ from thornback.faults import (
     ErrorRecord,
     FaultKind,
     Origin,
+    RetryPolicy,
     Rule,
     explain,
+    root_cause,
 )
 from thornback.faults.kinds import Attribute
 from thornback.faults.on_ray import unruled
@@ -28,6 +30,7 @@ from thornback.faults.testing import (
     RAY_BASES,
     Hostile,
     check_classifier,
+    fault,
     lookalike,
     lookalike_task_error,
 )
@@ -186,7 +189,6 @@ OTHERS: list[tuple[BaseException, dict[str, Attribute], FaultKind, str]] = [
         K.WORKER_CRASH,
         "rank",
     ),
-    (lookalike("thornback.pool.RankProcessExited"), PROCESS, K.APPLICATION, "rank"),
     (lookalike("thornback.pool.WorkerSilent"), {**WORKER, "phase": "run"}, K.TIMEOUT, "heartbeat"),
     (lookalike("thornback.pool.WorkerStartTimedOut"), WORKER, K.TIMEOUT, "start"),
     (lookalike("thornback.pool.RecallTimedOut"), WORKER, K.TIMEOUT, "recall"),
@@ -211,6 +213,26 @@ OTHERS: list[tuple[BaseException, dict[str, Attribute], FaultKind, str]] = [
     (ConnectionRefusedError(), WORKER, K.UNAVAILABLE, ""),
     (EOFError(), PROCESS, K.WORKER_CRASH, "rank"),
     (EOFError(), DRIVER, K.UNKNOWN, ""),
+    (ConnectionResetError(), DRIVER, K.UNAVAILABLE, ""),
+    (ConnectionResetError(), PROCESS, K.WORKER_CRASH, "rank"),
+    (OSError(113, "no route"), DRIVER, K.UNAVAILABLE, ""),
+    (OSError(24, "too many open files"), PROCESS, K.RESOURCE, "rank"),
+    (OSError(24, "too many open files"), RANK, K.APPLICATION, "rank"),
+    (OSError(5, "io"), WORKER, K.RESOURCE, ""),
+    (OSError(5, "io"), RANK, K.APPLICATION, "rank"),
+    (OSError(116, "stale file handle"), RANK, K.RESOURCE, "rank"),
+    (RuntimeError("can't start new thread"), PROCESS, K.RESOURCE, "rank"),
+    (RuntimeError("another"), PROCESS, K.UNKNOWN, "rank"),
+    (FileNotFoundError(2, "python"), PROCESS, K.SETUP, "setup"),
+    (FileNotFoundError(2, "x"), DRIVER, K.UNKNOWN, ""),
+    (ModuleNotFoundError("x"), DRIVER, K.SYSTEM, ""),
+    (pickle.UnpicklingError("x"), DRIVER, K.SYSTEM, ""),
+    (lookalike("subprocess.TimeoutExpired"), PROCESS, K.TIMEOUT, "rank"),
+    (lookalike("thornback.executor.RunCancelled"), DRIVER, K.CANCELLED, ""),
+    (lookalike("thornback.executor.RankFailure"), {}, K.APPLICATION, ""),
+    (lookalike("thornback.scheduler.InvariantBroken"), DRIVER, K.UNKNOWN, ""),
+    (lookalike("ray.serve.exceptions.BackPressureError"), {}, K.THROTTLED, ""),
+    (lookalike("ray.data.exceptions.SystemException"), {}, K.SYSTEM, ""),
     (MemoryError(), PROCESS, K.OOM, "rank"),
     (ModuleNotFoundError("x"), WORKER, K.SETUP, "setup"),
     (asyncio.CancelledError(), DRIVER, K.INTERRUPTED, ""),
@@ -235,7 +257,6 @@ def test_others(
     "error",
     [
         ValueError("x"),
-        SystemExit(-9),
         TimeoutError("x"),
         ConnectionResetError("x"),
         MemoryError("x"),
@@ -248,6 +269,22 @@ def test_what_the_rank_raised_is_its_own_whatever_its_name(error: BaseException)
     fault = classifier.classify(error, RANK)
     assert (fault.kind, fault.rule) == (K.APPLICATION, "rank.raised")
     assert fault.facts.get("signal", 9) == 9
+
+
+@pytest.mark.parametrize(
+    ("error", "rule"),
+    [
+        (SystemExit(-9), "rank.exited"),
+        (SystemExit(0), "rank.exited"),
+        (KeyboardInterrupt(), "rank.interrupted"),
+        (asyncio.CancelledError(), "rank.interrupted"),
+    ],
+)
+def test_ways_out_of_user_code_have_rules_of_their_own(error: BaseException, rule: str) -> None:
+    fault = classifier.classify(error, RANK)
+    assert (fault.kind, fault.rule) == (K.APPLICATION, rule)
+    setup = classifier.classify(error, {**RANK, "phase": "setup"})
+    assert (setup.kind, setup.rule) == (K.SETUP, "rank.setup")
 
 
 def test_an_exit_code_of_user_code_is_no_signal() -> None:
@@ -344,57 +381,78 @@ class TestGroups:
         assert classifier.classify(ExceptionGroup("g", [leaf]), WORKER).kind is K.NODE_LOST
 
 
-class TestOptIn:
-    lenient = Classifier(user_rules=(*THROTTLED_RULES, *NETWORK_RULES))
+class TestGangs:
+    ORDER = (K.PREEMPTION, K.NODE_LOST, K.OOM, K.WORKER_CRASH, K.APPLICATION, K.NETWORK)
 
-    @pytest.mark.parametrize(
-        ("error", "kind"),
-        [
-            (lookalike("my.HttpError", status_code=429), K.THROTTLED),
-            (lookalike("my.HttpError", status_code=502), K.NETWORK),
-            (lookalike("my.HttpError", status_code=404), K.APPLICATION),
-            (lookalike("aiohttp.client_exceptions.ClientResponseError", status=503), K.THROTTLED),
-            (lookalike("urllib.error.HTTPError", code=429), K.THROTTLED),
-            (SystemExit(429), K.APPLICATION),
-            (
-                lookalike("botocore.exceptions.ClientError", "An error occurred (SlowDown) when"),
-                K.THROTTLED,
-            ),
-            (lookalike("requests.exceptions.Timeout"), K.NETWORK),
-            (lookalike("ssl.SSLCertVerificationError"), K.APPLICATION),
-            (OSError(110, "timed out"), K.NETWORK),
-            (OSError(2, "no such file"), K.APPLICATION),
-            (ConnectionResetError(), K.NETWORK),
-        ],
-    )
-    def test_errors_that_may_go_away(self, error: BaseException, kind: FaultKind) -> None:
-        assert self.lenient.classify(error, RANK).kind is kind
-        assert classifier.classify(error, RANK).kind is K.APPLICATION
+    @given(st.permutations(range(len(ORDER))), st.integers(1, len(ORDER)))
+    def test_the_cause_comes_before_its_consequences(self, order: list[int], n: int) -> None:
+        faults = [fault(self.ORDER[at]) for at in order[:n]]
+        assert root_cause(faults).kind is self.ORDER[min(order[:n])]
 
-    def test_answers_of_http_clients(self) -> None:
-        class Response:
-            status_code = 429
+    def test_the_earliest_of_equals(self) -> None:
+        faults = [
+            fault(K.NETWORK, node="a"),
+            fault(K.TIMEOUT, node="b"),
+            fault(K.APPLICATION, node="c"),
+        ]
+        assert root_cause(faults).facts["node"] == "b"
+        consequences = [fault(kind) for kind in (K.UNKNOWN, K.NETWORK, K.CANCELLED, K.INTERRUPTED)]
+        assert root_cause(consequences) is consequences[0]
 
-            def __init__(self) -> None:
-                self.headers = {"Retry-After": "17"}
+    def test_nothing_has_failed(self) -> None:
+        with pytest.raises(ValueError, match="at least one fault"):
+            root_cause([])
 
-        fault = self.lenient.classify(lookalike("my.HttpError", response=Response()), RANK)
-        assert (fault.kind, fault.facts["retry_after_s"]) == (K.THROTTLED, 17.0)
-        answer = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
-        fault = self.lenient.classify(lookalike("botocore.ClientError", response=answer), RANK)
-        assert (fault.kind, fault.facts["error_code"]) == (K.THROTTLED, "SlowDown")
 
-    @pytest.mark.parametrize("said", ["Wed, 21 Oct 2026 07:28:00 GMT", "-1", "nan", "inf", ""])
-    def test_a_retry_after_that_is_no_number_of_seconds(self, said: str) -> None:
-        fault = self.lenient.classify(lookalike("my.E", status_code=429, retry_after=said), RANK)
-        assert fault.kind is K.THROTTLED
-        assert "retry_after_s" not in fault.facts
+class TestWhatAnExceptionSays:
+    lenient = Classifier(user_rules=NETWORK_RULES)
 
-    def test_a_connection_reset_is_the_users_own_without_an_origin(self) -> None:
-        assert classifier.classify(ConnectionResetError()).kind is K.APPLICATION
+    def test_the_outer_one_knew_of_its_cause(self) -> None:
+        outer = lookalike("my.Final", non_retryable=True, retry_after=7)
+        outer.__cause__ = ConnectionResetError("gone")
+        what = self.lenient.classify(outer, RANK)
+        assert (what.kind, what.facts["non_retryable"]) == (K.NETWORK, True)
+        assert what.facts["retry_after_s"] == 7.0
+        assert not RetryPolicy(retries=5).decide(what, (), 0.5).retry
+
+    def test_the_outermost_counts(self) -> None:
+        first = lookalike("my.Outer", retry_after=1)
+        first.__cause__ = lookalike("my.Inner", retry_after=2)
+        first.__cause__.__cause__ = lookalike("requests.exceptions.Timeout", retry_after=3)
+        what = self.lenient.classify(first, RANK)
+        assert (what.rule, what.facts["retry_after_s"]) == ("network.names", 1.0)
+
+    def test_what_is_known_for_certain_goes_before_it(self) -> None:
+        outer = lookalike("my.Final", non_retryable=True)
+        outer.__cause__ = ConnectionResetError("gone")
+        what = self.lenient.classify(outer, {**RANK, "non_retryable": False})
+        assert what.facts["non_retryable"] is False
+
+    def test_a_class_may_say_it_for_all_its_instances(self) -> None:
+        class Final(Exception):
+            non_retryable = True
+            flavour = "sour"
+            _hidden = 1
+
+            def method(self) -> None: ...
+
+        rule = Rule(name="mine", kind=K.RESOURCE, types=(Final,), facts={"flavour": "sour"})
+        what = Classifier(user_rules=[rule]).classify(Final("x"), RANK)
+        assert (what.rule, what.facts) == ("mine", {"non_retryable": True})
+        assert ErrorRecord.of(Final()).attributes == {"non_retryable": True, "flavour": "sour"}
 
 
 class TestRulesOfOnesOwn:
+    def test_a_class_goes_by_its_name(self) -> None:
+        rule = Rule(name="mine", kind=K.RESOURCE, types=(KeyError, "my.Error"))
+        assert rule.types == ("builtins.KeyError", "my.Error")
+        assert rule == pickle.loads(pickle.dumps(rule))
+        mine = Classifier(user_rules=[rule])
+        assert mine.classify(KeyError("x"), RANK).rule == "mine"
+        assert mine.classify(LookupError("x"), RANK).kind is K.APPLICATION
+        with pytest.raises(TypeError, match=r"Rule.types must be a tuple of str.*int"):
+            Rule(name="x", kind=K.OOM, types=(int,))  # type: ignore[arg-type]  # the test
+
     def test_they_come_first_and_may_ask_anything(self) -> None:
         rule = Rule(
             name="mine",

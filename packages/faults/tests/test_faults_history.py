@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from thornback.faults import (
     NETWORK_RULES,
+    Breaker,
     Classifier,
     Fault,
     FaultHistory,
     FaultKind,
     Origin,
     RetryPolicy,
+    StopReason,
 )
-from thornback.faults.testing import Hostile, lookalike
+from thornback.faults.testing import Hostile, fault, lookalike
 
 
 def test_verdicts_are_those_of_the_policy_with_all_that_was_before() -> None:
@@ -70,3 +72,65 @@ def test_anything_may_be_told() -> None:
     assert not history.failed(Hostile()).retry
     assert not history.failed(lookalike("RayError"), {"node": 7, "origin": "rank"}).retry
     assert history.faults[1].origin is Origin.RANK
+
+
+class TestBreaker:
+    def test_faults_of_machines_in_a_row_stop_all_who_share_it(self) -> None:
+        policy = RetryPolicy(breaker_after=3)
+        breaker = Breaker(policy)
+        histories = [FaultHistory(policy, breaker=breaker) for _ in range(4)]
+        verdicts = [each.failed(lookalike("ActorDiedError", "gone")) for each in histories]
+        assert [verdict.retry for verdict in verdicts] == [True, True, False, False]
+        assert verdicts[3].stop is StopReason.NO_PROGRESS
+        assert verdicts[2].reason.startswith(
+            "worker_crash: given up: no progress: 3 faults of machines, and no success between;"
+            " the last: WORKER_CRASH by rule 'ray.actor_died'"
+        )
+        assert histories[3].verdicts == (verdicts[3],)
+
+    def test_a_success_between_them_begins_anew(self) -> None:
+        breaker = Breaker(RetryPolicy(breaker_after=2))
+        history = FaultHistory(breaker=breaker)
+        for _ in range(3):
+            assert breaker.failed(fault(FaultKind.NODE_LOST)) == ""
+            history.succeeded()
+        assert breaker.failed(fault(FaultKind.NODE_LOST)) == ""
+        reason = breaker.failed(fault(FaultKind.OOM))
+        assert "no progress: 2 faults" in reason
+
+    def test_it_is_terminal_and_keeps_its_reason(self) -> None:
+        breaker = Breaker(RetryPolicy(breaker_after=1))
+        reason = breaker.failed(fault(FaultKind.NODE_LOST))
+        breaker.succeeded()
+        assert breaker.failed(fault(FaultKind.APPLICATION)) == breaker.reason == reason != ""
+
+    def test_what_says_nothing_about_machines_is_not_counted(self) -> None:
+        breaker = Breaker(RetryPolicy(breaker_after=1))
+        for kind in (
+            FaultKind.APPLICATION,
+            FaultKind.CANCELLED,
+            FaultKind.NETWORK,
+            FaultKind.PREEMPTION,
+            FaultKind.THROTTLED,
+            FaultKind.UNSCHEDULABLE,
+        ):
+            assert breaker.failed(fault(kind)) == ""
+        assert breaker.reason == ""
+
+    def test_twenty_by_default_and_never_on_request(self) -> None:
+        default, never = Breaker(), Breaker(RetryPolicy(breaker_after=None))
+        for _ in range(19):
+            assert default.failed(fault(FaultKind.OOM)) == never.failed(fault(FaultKind.OOM)) == ""
+        assert default.failed(fault(FaultKind.OOM)) != ""
+        assert never.failed(fault(FaultKind.OOM)) == ""
+
+    def test_without_one_a_success_is_nobodys_affair(self) -> None:
+        history = FaultHistory()
+        history.succeeded()
+        assert history.failed(lookalike("RpcError")).retry
+
+    def test_what_is_given_up_anyway_keeps_its_own_reason(self) -> None:
+        breaker = Breaker(RetryPolicy(breaker_after=1))
+        assert breaker.failed(fault(FaultKind.NODE_LOST)) != ""
+        verdict = FaultHistory(breaker=breaker).failed(ValueError("x"))
+        assert verdict.stop is StopReason.NO_RETRIES

@@ -16,6 +16,7 @@ from thornback.faults import (
     Origin,
     RetryPolicy,
     RetryVerdict,
+    StopReason,
     backoff_s,
     is_retriable,
 )
@@ -98,12 +99,76 @@ def test_all_kinds_together() -> None:
     assert policy.decide(fault(K.UNAVAILABLE), past, 0.5).retry
     past.append((fault(K.UNAVAILABLE), "a"))
     stopped = policy.decide(fault(K.UNAVAILABLE), past, 0.5)
-    assert not stopped.retry
+    assert (stopped.retry, stopped.stop) == (False, StopReason.TOTAL)
     assert "10 retries of all kinds used up" in stopped.reason
     for kind in (K.NODE_LOST, K.PREEMPTION):
         assert policy.decide(fault(kind), past, 0.5).retry
     apart = [(fault(K.NODE_LOST), "a"), (fault(K.PREEMPTION), "a")] * 10
     assert policy.decide(fault(K.UNAVAILABLE), apart, 0.5).retry
+
+
+@pytest.mark.parametrize("kind", FaultKind)
+def test_without_bounds_on_request(kind: FaultKind) -> None:
+    policy = RetryPolicy(retries=1, max_retries="unbounded")
+    past = [(fault(kind), "a")] * 250
+    verdict = policy.decide(fault(kind), past, 0.5)
+    never = (K.CANCELLED, K.UNSCHEDULABLE, K.UNKNOWN)
+    assert verdict.retry is (kind not in never)
+    assert verdict.delay_s <= 60.0
+    if verdict.retry:
+        assert verdict.reason.startswith(f"{kind.value}: retry 251, ")
+
+
+def test_poison_and_memory_end_also_what_has_no_bounds() -> None:
+    policy = RetryPolicy(max_retries="unbounded")
+    died = fault(K.WORKER_CRASH, Origin.PROCESS, node="b")
+    assert policy.decide(died, [(died, "a")], 0.5).stop is StopReason.POISON
+    full = fault(K.OOM, Origin.PROCESS, peak_rss_bytes=8 * GIB, largest_memory_bytes=4 * GIB)
+    assert policy.decide(full, [(full, "a")], 0.5).stop is StopReason.OUT_OF_MEMORY
+
+
+STOPS: list[tuple[RetryPolicy, Fault, StopReason | None]] = [
+    (RetryPolicy(), fault(K.CANCELLED), StopReason.CANCELLED),
+    (RetryPolicy(retries=1), fault(K.APPLICATION, non_retryable=True), StopReason.FINAL),
+    (RetryPolicy(retries=1), fault(K.APPLICATION, non_retryable="yes"), None),
+    (RetryPolicy(), fault(K.TIMEOUT).__replace__(phase="place"), StopReason.NOT_PLACED),
+    (RetryPolicy(), fault(K.TIMEOUT).__replace__(phase="rank"), None),
+    (RetryPolicy(), fault(K.UNSCHEDULABLE), StopReason.UNSCHEDULABLE),
+    (RetryPolicy(), fault(K.APPLICATION), StopReason.NO_RETRIES),
+    (RetryPolicy(max_retries=0), fault(K.NODE_LOST), StopReason.NO_RETRIES),
+    (RetryPolicy(max_retries=1), fault(K.NODE_LOST), None),
+]
+
+
+@pytest.mark.parametrize(("policy", "what", "stop"), STOPS)
+def test_why_it_stops(policy: RetryPolicy, what: Fault, stop: StopReason | None) -> None:
+    verdict = policy.decide(what, (), 0.5)
+    assert (verdict.stop, verdict.retry) == (stop, stop is None)
+
+
+def test_the_budget_of_a_kind_is_told_from_having_none() -> None:
+    past = [(fault(K.TIMEOUT), "a")]
+    verdict = RetryPolicy().decide(fault(K.TIMEOUT), past, 0.5)
+    assert verdict.stop is StopReason.BUDGET
+    assert verdict.reason.startswith("timeout: given up: 1 retries used up: RuntimeError: a timeou")
+
+
+REMEDIES = [
+    (fault(K.WORKER_CRASH), 0, "worker_crash: retry 1 of 3, in a fresh process"),
+    (fault(K.WORKER_CRASH), 1, "worker_crash: retry 2 of 3, in a fresh process, on another node"),
+    (fault(K.UNAVAILABLE), 1, "unavailable: retry 2 of 5, after a pause, on another node"),
+    (fault(K.NODE_LOST), 1, "node_lost: retry 2 of 20, on another node"),
+    (
+        fault(K.TIMEOUT).__replace__(phase="start"),
+        0,
+        "timeout: retry 1 of 5, after a pause, on another node",
+    ),
+]
+
+
+@pytest.mark.parametrize(("what", "earlier", "reason"), REMEDIES)
+def test_the_remedy_is_told(what: Fault, earlier: int, reason: str) -> None:
+    assert RetryPolicy().decide(what, [(what, "a")] * earlier, 0.5).reason == reason
 
 
 def test_a_kind_has_a_budget_of_its_own() -> None:
@@ -170,6 +235,8 @@ class TestTimeouts:
         assert policy.decide(own, (), 0.5).timeout_factor == 2.0
         assert policy.decide(fault(K.NODE_LOST), [(own, "a")], 0.5).timeout_factor == 2.0
         assert RetryPolicy().decide(own, (), 0.5).timeout_factor == 1.0
+        steep = RetryPolicy(timeout_factor=1000.0)
+        assert steep.decide(own, [(own, "a")] * 500, 0.5).timeout_factor == 1e90
 
 
 class TestDelay:
@@ -195,7 +262,9 @@ class TestDelay:
         policy = RetryPolicy()
         assert policy.decide(fault(K.THROTTLED, retry_after_s=17.0), (), 0.5).delay_s == 17.5
         assert policy.decide(fault(K.THROTTLED, retry_after_s=10**9), (), 0.0).delay_s == 900.0
-        assert policy.decide(fault(K.APPLICATION, retry_after_s=17.0), (), 0.5).delay_s == 0.5
+        assert policy.decide(fault(K.APPLICATION, retry_after_s=17.0), (), 0.5).delay_s == 17.5
+        assert policy.decide(fault(K.OBJECT_LOST, retry_after_s=17.0), (), 0.5).delay_s == 0.5
+        assert policy.decide(fault(K.NETWORK, retry_after_s=10**400), (), 0.0).delay_s == 900.0
 
     @given(
         kind=st.sampled_from(FaultKind),
@@ -270,6 +339,7 @@ class TestMemory:
         policy = RetryPolicy(memory_bytes=2 * GIB)
         verdict = policy.decide(fault(K.NODE_LOST), [(self.oom(), "a")], 0.5)
         assert verdict.memory_bytes == 3 * GIB
+        assert verdict.reason == "node_lost: retry 1 of 20, on another node, with 3.00 GiB"
 
     def test_it_starts_above_the_peak_that_was_seen(self) -> None:
         policy = RetryPolicy(memory_bytes=GIB)
@@ -373,6 +443,13 @@ class TestOneLiners:
         ({"max_delay_s": float("nan")}, "base_delay_s <= max_delay_s"),
         ({"timeout_factor": 0.5}, "must be >= 1"),
         ({"max_charged": -1}, "must be >= 0"),
+        ({"timeout_factor": float("inf")}, "<= 1000"),
+        ({"backoff_factor": float("nan")}, "must be >= 1"),
+        ({"max_retry_after_s": float("inf")}, "finite"),
+        ({"max_retry_after_s": -1.0}, "finite"),
+        ({"max_retries": "endless"}, "max_retries must be an int"),
+        ({"retries": "unbounded"}, "retries must be an int"),
+        ({"breaker_after": 0}, "breaker_after must be an int >= 1"),
     ],
 )
 def test_arguments_that_make_no_sense(arguments: dict[str, int], message: str) -> None:

@@ -14,7 +14,7 @@ from thornback.faults import ErrorRecord, Fault, FaultKind, Origin
 from thornback.faults.kinds import plain_facts
 from thornback.faults.records import public_name
 from thornback.faults.testing import Hostile, lookalike, lookalike_task_error
-from thornback.faults.text import clip, looks_secret, safe
+from thornback.faults.text import MARK_CHARS, clip, looks_secret, safe
 
 
 class Level(enum.IntEnum):
@@ -196,16 +196,45 @@ def test_keys_of_secrets() -> None:
         assert not looks_secret(key), key
 
 
-@given(st.text("ab \n", max_size=900), st.integers(4, 700))
+@given(st.text("ab \n\ud800", max_size=900), st.integers(1, 700))
 def test_clip_keeps_both_ends(text: str, limit: int) -> None:
     kept = clip(text, limit)
-    assert kept == text or len(text) > limit
-    assert len(kept) <= limit + 60
-    if len(text) > limit:
-        head, _, tail = kept.partition(" [... ")
-        assert text.startswith(head)
-        assert len(head) == limit // 4
-        assert text.endswith(tail.partition("...] ")[2])
+    assert len(kept) <= limit
+    assert clip(kept, limit) == kept
+    encoded = text.encode("utf-8", "backslashreplace").decode()
+    assert kept == encoded or len(encoded) > limit
+    if len(encoded) > limit >= 4 * MARK_CHARS:
+        head, _, tail = kept.partition("  [... ")
+        left_out, _, tail = tail.partition(" characters left out ...] ")
+        assert encoded.startswith(head)
+        assert encoded.endswith(tail)
+        assert len(head) + int(left_out) + len(tail) == len(encoded)
+
+
+def test_clip_cuts_no_word() -> None:
+    text = "begin " + "password=hunter2x " * 100 + "end"
+    for limit in range(4 * MARK_CHARS, 500):
+        assert "hunter2x" not in safe(text, limit)
+        words = clip(text, limit).replace("[", " ").split()
+        left = {word for word in words if not word.isdigit()}
+        assert left <= {
+            "begin",
+            "password=hunter2x",
+            "end",
+            *["...", "characters", "left", "out", "...]"],
+        }
+
+
+PARTS = ["password", "secret", "token", "key", "authorization", "api_", "hf_", "sk-", "bearer "]
+SIGNS = ["=", ":", ": ", "://", "@", "&", "'", '"', "x", "***", "*", " ", "\n", "\ud800", "a" * 30]
+texts = st.lists(st.sampled_from([*PARTS, *SIGNS]), max_size=30).map("".join)
+
+
+@given(texts, st.integers(1, 300))
+def test_what_is_safe_stays_as_it_is(text: str, limit: int) -> None:
+    once = safe(text, limit)
+    assert len(once) <= limit
+    assert safe(once, limit) == once
 
 
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30)

@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import assert_type
 
 from thornback.faults import (
+    CUDA_RULES,
     DEFAULT_RULES,
     NETWORK_RULES,
     RAY_RULES,
+    RAY_VERSIONS,
     THROTTLED_RULES,
+    Breaker,
     Classifier,
     ErrorData,
     ErrorRecord,
@@ -24,10 +27,12 @@ from thornback.faults import (
     RetryPolicy,
     RetryVerdict,
     Rule,
+    StopReason,
     Trial,
     backoff_s,
     explain,
     is_retriable,
+    root_cause,
 )
 from thornback.faults.testing import (
     RAY_BASES,
@@ -62,6 +67,12 @@ def a_loop(errors: Sequence[BaseException]) -> Sequence[Fault]:
         assert_type(verdict, RetryVerdict)
     assert_type(history.verdicts, tuple[RetryVerdict, ...])
     assert_type(history.faults, tuple[Fault, ...])
+    assert_type(root_cause(history.faults), Fault)
+    breaker = Breaker(RetryPolicy(breaker_after=5))
+    assert_type(breaker.failed(history.faults[0]), str)
+    assert_type(breaker.reason, str)
+    breaker.succeeded()
+    FaultHistory(breaker=breaker).succeeded()
     return FaultHistory().faults
 
 
@@ -71,7 +82,7 @@ def classify(error: BaseException) -> Fault:
         name="mine.busy",
         kind=FaultKind.THROTTLED,
         origins=(Origin.RANK,),
-        types=("my.Busy",),
+        types=("my.Busy", TimeoutError),
         facts={"code": (7, 8), "signal": None},
         texts=("busy",),
         nested=False,
@@ -80,7 +91,8 @@ def classify(error: BaseException) -> Fault:
         last_resort=False,
         why="the pump is busy",
     )
-    classifier = Classifier(rules=[*RAY_RULES, mine], user_rules=(*THROTTLED_RULES, *NETWORK_RULES))
+    classifier = Classifier(rules=[*RAY_RULES, mine], user_rules=(*THROTTLED_RULES, *CUDA_RULES))
+    assert_type(RAY_VERSIONS, tuple[str, ...])
     assert_type(classifier.rules, tuple[Rule, ...])
     explanation = classifier.explain(ErrorRecord.of(error), {"origin": "rank", "exit_code": 3})
     assert_type(explanation.trials, tuple[Trial, ...])
@@ -97,6 +109,9 @@ def look_at(what: Fault) -> str:
     assert_type((what.phase, what.traceback), tuple[str, str])
     assert_type(what.facts, Mapping[str, Plain])
     assert_type(what.as_json(), dict[str, str | dict[str, Plain]])
+    assert_type(Fault.from_json(what.as_json()), Fault)
+    assert_type(RetryPolicy.from_json(json.loads("{}")), RetryPolicy)
+    assert_type(explain(ValueError("x")).as_json(), Mapping[str, object])
     return json.dumps(what.as_json())
 
 
@@ -123,13 +138,16 @@ def decide(what: Fault) -> float:
         max_delay_s=60,
         max_retry_after_s=900,
         timeout_factor=1.5,
+        breaker_after=None,
     )
+    RetryPolicy(max_retries="unbounded")
     assert_type(policy.budget(FaultKind.OOM).retries, int | None)
     assert_type(policy.delay_s(what, 0, 0.5), float)
     verdict = policy.decide(what, [(what, "node-a")], 0.5)
     assert_type((verdict.retry, verdict.charged, verdict.avoid_node), tuple[bool, bool, bool])
     assert_type((verdict.blames_rank, verdict.blames_node), tuple[bool, bool])
     assert_type((verdict.memory_bytes, verdict.reason), tuple[int | None, str])
+    assert_type(verdict.stop, StopReason | None)
     return verdict.delay_s * verdict.timeout_factor
 
 

@@ -5,28 +5,41 @@
 - The parts: a `Classifier` turns an exception into a `Fault` by its `Rule`s, and a `RetryPolicy`
   decides about it by the `FaultBudget` of its `FaultKind`.
 - Sets of rules: `DEFAULT_RULES` are in every classifier, and `RAY_RULES` are those of them about
-  Ray's exceptions. `NETWORK_RULES` and `THROTTLED_RULES` are opt-in: they are about errors of the
-  user's own code that may go away, and only the user knows that to try again does no harm.
+  Ray's exceptions (`RAY_VERSIONS`: of which releases). `NETWORK_RULES`, `THROTTLED_RULES` and
+  `CUDA_RULES` are opt-in: they are about errors of the user's own code that may go away, and only
+  the user knows that to try again does no harm.
 - Failures that come over a wire: `ErrorRecord` is an exception as data, `ErrorData` any such data.
 
 All of it is pure: no clock, no randomness, no I/O. Jitter is an argument (`draw`).
 """
 
+from thornback.faults.breaker import Breaker
 from thornback.faults.budgets import FaultBudget
-from thornback.faults.classifier import DEFAULT_RULES, Classifier, Explanation, Trial, explain
+from thornback.faults.classifier import (
+    DEFAULT_RULES,
+    Classifier,
+    Explanation,
+    Trial,
+    explain,
+    root_cause,
+)
 from thornback.faults.history import FaultHistory
 from thornback.faults.kinds import ErrorData, Fault, FaultKind, Origin
-from thornback.faults.on_ray import RAY_RULES
-from thornback.faults.opt_in import NETWORK_RULES, THROTTLED_RULES
-from thornback.faults.policy import RetryPolicy, RetryVerdict, backoff_s, is_retriable
+from thornback.faults.on_ray import RAY_RULES, RAY_VERSIONS
+from thornback.faults.opt_in import CUDA_RULES, NETWORK_RULES, THROTTLED_RULES
+from thornback.faults.policy import RetryPolicy, backoff_s, is_retriable
 from thornback.faults.records import ErrorRecord
 from thornback.faults.rules import Rule
+from thornback.faults.verdicts import RetryVerdict, StopReason
 
 __all__ = [
+    "CUDA_RULES",
     "DEFAULT_RULES",
     "NETWORK_RULES",
     "RAY_RULES",
+    "RAY_VERSIONS",
     "THROTTLED_RULES",
+    "Breaker",
     "Classifier",
     "ErrorData",
     "ErrorRecord",
@@ -39,8 +52,10 @@ __all__ = [
     "RetryPolicy",
     "RetryVerdict",
     "Rule",
+    "StopReason",
     "Trial",
     "backoff_s",
     "explain",
     "is_retriable",
+    "root_cause",
 ]

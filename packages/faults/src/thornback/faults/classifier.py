@@ -8,7 +8,10 @@ data that crossed a process border are judged by the same code. Then:
 2. *Origin*: who saw it (`facts["origin"]`); every rule may ask for it, and does so before any name.
 3. *Rules*: for the exception, then for each of its causes, nearest first, the first matching rule
    wins; user rules come first. Rules of last resort come after all that, on the exception itself.
-4. An *exception group* is classified leaf by leaf; then one leaf decides (`_decisive`).
+4. An *exception group* is classified leaf by leaf; then one leaf decides (`_decisive`). So does one
+   of the faults of a gang (`root_cause`).
+5. What an outer exception says about trying again (`non_retryable`, `retry_after`) holds also where
+   a cause of it decided: who raised it knew of the cause.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from thornback.faults.kinds import (
     Origin,
     plain_facts,
 )
-from thornback.faults.on_ray import RAY_ERROR, RAY_RULES, RAY_TASK_ERROR
+from thornback.faults.on_python import PYTHON_RULES
+from thornback.faults.on_ray import RAY_RULES, RAY_TASK_ERROR
 from thornback.faults.records import WRAPPED, ErrorRecord, public_name
 from thornback.faults.rules import WRONG_ORIGIN, Evidence, Rule, mismatch
 from thornback.faults.tables import (
@@ -34,7 +38,6 @@ from thornback.faults.tables import (
     LAST_RULES,
     PLACEMENT_RULES,
     POOL_RULES,
-    PYTHON_RULES,
 )
 from thornback.faults.text import safe
 from thornback.faults.values import Value
@@ -72,7 +75,16 @@ KEPT_ATTRIBUTES = (
 )
 
 ROOT_FIRST = (FaultKind.PREEMPTION, FaultKind.NODE_LOST, FaultKind.OOM, FaultKind.WORKER_CRASH)
-COLLATERAL = (FaultKind.INTERRUPTED, FaultKind.CANCELLED, FaultKind.UNKNOWN)
+"""The cause before its consequences: a lost node before the crashes that follow from it."""
+COLLATERAL = (
+    FaultKind.INTERRUPTED,
+    FaultKind.CANCELLED,
+    FaultKind.NETWORK,
+    FaultKind.UNKNOWN,
+)
+"""What happens to the others when one fails: they decide only among themselves."""
+SAID = ("non_retryable", "retry_after", "retry_after_s")
+"""What an exception can say about trying again."""
 
 
 class Trial(Value):
@@ -223,7 +235,10 @@ class Classifier:
     ) -> Explanation:
         """Try the rules on the links of one chain; only those of the origin when `brief`."""
         rules = self._by_origin[origin] if brief else self._rules
-        evidence = [Evidence.of(error, origin, facts, nested) for error, nested in links]
+        evidence = [
+            Evidence.of(error, origin, {**_said(links[:at]), **facts}, nested)
+            for at, (error, nested) in enumerate(links)
+        ]
         tries = [(one, rule) for one in evidence for rule in rules if not rule.last_resort]
         tries += [(evidence[0], rule) for rule in rules if rule.last_resort]
         trials: list[Trial] = []
@@ -244,7 +259,7 @@ class Classifier:
             return Origin.RANK
         for full in error.type_names:
             name = public_name(full)
-            if name != RAY_ERROR and not name.startswith("thornback."):
+            if not name.startswith(("ray.", "thornback.")):
                 continue
             for rule in self._rules:
                 if name in rule.types and rule.origins:
@@ -262,6 +277,28 @@ def explain(
         facts: what is known besides: see `Classifier.classify`.
     """
     return Classifier().explain(error, facts)
+
+
+def root_cause(faults: Sequence[Fault]) -> Fault:
+    """Return which fault of a gang decides about it, of those of its members in order of arrival.
+
+    PREEMPTION > NODE_LOST > OOM > WORKER_CRASH > the earliest of the others; last come those that
+    are consequences: an interruption, a connection to the member that failed, what nobody knows.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not faults:
+        raise ValueError("nothing has failed: root_cause needs at least one fault.")
+    return faults[_decisive([fault.kind for fault in faults], Origin.WORKER)]
+
+
+def _said(outer: Sequence[tuple[ErrorData, bool]]) -> dict[str, Attribute]:
+    """Return what the exceptions around a cause say about trying again; the outermost counts."""
+    said: dict[str, Attribute] = {}
+    for error, _ in reversed(outer):
+        said |= {name: error.attributes[name] for name in SAID if name in error.attributes}
+    return said
 
 
 def _origin_of(facts: Mapping[str, Attribute] | None) -> Origin | None:
@@ -289,7 +326,7 @@ def _decisive(kinds: Sequence[FaultKind], origin: Origin) -> int:
     """Return which of several failures decides.
 
     In user code a bug among them decides: trying again would meet it again. Elsewhere the cause
-    comes before its consequences: a lost node before the crashes that follow from it.
+    comes before its consequences.
     """
     first = (FaultKind.APPLICATION, FaultKind.SETUP) if origin is Origin.RANK else ()
     for kind in (*first, *ROOT_FIRST):

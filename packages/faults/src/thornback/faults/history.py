@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from thornback.faults.breaker import Breaker
 from thornback.faults.classifier import Classifier
 from thornback.faults.kinds import Attribute, ErrorData, Fault
-from thornback.faults.policy import RetryPolicy, RetryVerdict
+from thornback.faults.policy import RetryPolicy
+from thornback.faults.verdicts import RetryVerdict, StopReason
 
 
 class FaultHistory:
     """What one call, or task, has been through: its faults, and the verdict on each.
 
-    A retry loop makes one for each call and tells it of every failure; policy and classifier may be
-    shared by any number of histories. A history is not made for several threads at once.
+    A retry loop makes one for each call and tells it of every failure; policy, classifier and
+    breaker may be shared by any number of histories. A history is not made for several threads at
+    once.
     """
 
     def __init__(
-        self, policy: RetryPolicy | None = None, classifier: Classifier | None = None
+        self,
+        policy: RetryPolicy | None = None,
+        classifier: Classifier | None = None,
+        breaker: Breaker | None = None,
     ) -> None:
-        """Start with no failure. None stands for `RetryPolicy()` and for `Classifier()`."""
+        """Start with no failure. None stands for `RetryPolicy()`, `Classifier()`, no breaker."""
         self._policy = RetryPolicy() if policy is None else policy
         self._classifier = Classifier() if classifier is None else classifier
+        self._breaker = breaker
         self._past: list[tuple[Fault, str]] = []
         self._verdicts: list[RetryVerdict] = []
 
@@ -42,10 +49,19 @@ class FaultHistory:
         """
         fault = self._classifier.classify(error, facts)
         verdict = self._policy.decide(fault, self._past, draw)
+        stop = "" if self._breaker is None else self._breaker.failed(fault)
+        if stop and verdict.retry:
+            reason = f"{fault.kind.value}: given up: {stop}"
+            verdict = verdict.__replace__(retry=False, stop=StopReason.NO_PROGRESS, reason=reason)
         node = fault.facts.get("node")
         self._past.append((fault, node if isinstance(node, str) else ""))
         self._verdicts.append(verdict)
         return verdict
+
+    def succeeded(self) -> None:
+        """Tell the breaker, if there is one, that something gets through."""
+        if self._breaker is not None:
+            self._breaker.succeeded()
 
     @property
     def faults(self) -> tuple[Fault, ...]:

@@ -86,7 +86,7 @@ class FaultKind(enum.Enum):
     UNAVAILABLE = "unavailable"
     """An actor or service does not answer; whether the call was executed is not known."""
     RESOURCE = "resource"
-    """A disk, a quota or the object store is full."""
+    """Something of the node is full or broken: a disk, a quota, the object store, a GPU."""
     SETUP = "setup"
     """What it needs could not be made there: a `runtime_env`, a module, `setup()`."""
     TIMEOUT = "timeout"

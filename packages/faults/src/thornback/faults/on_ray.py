@@ -1,8 +1,9 @@
 """Ray's exceptions, by name: this module imports no ray.
 
 Every class of `ray.exceptions` is named by a rule; `python -m thornback.faults audit` says so for
-the installed version. The order matters: the first rule that matches decides. Source: ray 2.60
-`exceptions.py`, and what its processes were seen to raise (texts: its C++ `gcs_server`).
+the installed version. The order matters: the first rule that matches decides. Source: ray's
+`exceptions.py` (of `RAY_VERSIONS`), and what processes of 2.60 were seen to raise (texts: its C++
+`gcs_server`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from thornback.faults.kinds import Attribute, ErrorData, FaultKind
 from thornback.faults.rules import Rule
 from thornback.faults.tables import OUTSIDE
 
-RAY_ERROR = "ray.exceptions.RayError"
+RAY_VERSIONS: tuple[str, ...] = ("2.49.2", "2.53.0", "2.56.0", "2.60.0")
+"""Releases of Ray whose exception classes were held against `RAY_RULES`, oldest first."""
+
 RAY_TASK_ERROR = "ray.exceptions.RayTaskError"
 K = FaultKind
 
@@ -282,6 +285,35 @@ RAY_RULES = (
     ),
     _rule("system", K.SYSTEM, _names("RaySystemError"), "Ray itself failed"),
     _rule("task", K.SYSTEM, _names("RayTaskError"), "the worker's own code raised"),
+    # Libraries on Ray: not all of their exceptions are RayErrors.
+    _rule(
+        "data_timed_out",
+        K.TIMEOUT,
+        ("ray.data.exceptions.ExecutionTimeoutError",),
+        "the data set took longer than it may",
+    ),
+    _rule("data_system", K.SYSTEM, ("ray.data.exceptions.SystemException",), "Ray Data failed"),
+    _rule(
+        "serve_busy",
+        K.THROTTLED,
+        ("ray.serve.exceptions.BackPressureError",),
+        "the deployment's queue is full",
+    ),
+    _rule(
+        "serve_unavailable",
+        K.UNAVAILABLE,
+        (
+            "ray.serve.exceptions.DeploymentUnavailableError",
+            "ray.serve.exceptions.ReplicaUnavailableError",
+        ),
+        "the deployment does not answer",
+    ),
+    _rule(
+        "serve",
+        K.SYSTEM,
+        ("ray.serve.exceptions.RayServeException", "ray.serve.exceptions.gRPCStatusError"),
+        "Ray Serve failed",
+    ),
     # Plain exceptions that Ray raises. Source: ray 2.60, seen.
     *(
         Rule(

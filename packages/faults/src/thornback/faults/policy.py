@@ -8,42 +8,31 @@ faults, and its preemptions, if they are to be limited too. Budgets count retrie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 from thornback.faults.budgets import DEFAULT_BUDGETS, FaultBudget
 from thornback.faults.classifier import Classifier
 from thornback.faults.kinds import ErrorData, Fault, FaultKind, Origin
 from thornback.faults.memory import MemoryNeed, memory_need
 from thornback.faults.values import Value
+from thornback.faults.verdicts import RetryVerdict, StopReason
 
 History = Sequence[tuple[Fault, str]]
+Stop: TypeAlias = tuple[StopReason, str]
 
 GANG_PHASES = ("start", "ping", "heartbeat", "recall", "close")
 """Time-outs that are not the rank's own: they count as UNAVAILABLE."""
-PATIENT = (FaultKind.THROTTLED, FaultKind.NETWORK, FaultKind.UNAVAILABLE)
-"""Kinds that wait for as long as the other side asked."""
-
-
-class RetryVerdict(Value):
-    """What shall be done about a failure."""
-
-    retry: bool
-    """Try again."""
-    delay_s: float = 0.0
-    """The pause before that. Given without `retry` too, for who goes on with other things."""
-    charged: bool = True
-    """It counts as an attempt of the rank: a preemption does not."""
-    blames_rank: bool = False
-    """The rank's code may be what took its worker down: run it alone the next time."""
-    blames_node: bool = False
-    """The node may be what failed it: a reason to suspect the node."""
-    avoid_node: bool = False
-    """Try on another node, if there is one."""
-    memory_bytes: int | None = None
-    """Per rank; None: what the stage asks for. Once raised, it is named in every later verdict."""
-    timeout_factor: float = 1.0
-    """Multiply the time limit of the rank by this the next time."""
-    reason: str
-    """One line for people: `network: retry 1 of 10, after a pause`."""
+PATIENT = (
+    FaultKind.THROTTLED,
+    FaultKind.NETWORK,
+    FaultKind.UNAVAILABLE,
+    FaultKind.APPLICATION,
+)
+"""Kinds that wait for as long as the other side, or the exception of the user's code, asked."""
+UNBOUNDED = "unbounded"
+MAX_EXPONENT = 30
+MAX_FACTOR = 1000.0
+"""Powers of factors stay finite by these."""
 
 
 class RetryPolicy(Value):
@@ -51,8 +40,9 @@ class RetryPolicy(Value):
 
     retries: int = 0
     """For errors of the rank's own code (APPLICATION)."""
-    max_retries: int | None = None
-    """Caps the budget of every kind, also of preemptions; None: as in the table."""
+    max_retries: int | Literal["unbounded"] | None = None
+    """Caps the budget of every kind, also of preemptions; None: as in the table. "unbounded": what
+    is retried at all is retried for ever, but for poison and for what runs out of all memory."""
     memory_bytes: int | None = None
     """What the stage asks for, per rank: the foot of the ladder after OOM."""
     budgets: Mapping[FaultKind, FaultBudget] = {}
@@ -70,11 +60,14 @@ class RetryPolicy(Value):
     """No more patience than this for what the other side asks for."""
     timeout_factor: float = 1.0
     """Each time-out of a rank multiplies its next time limit by this."""
+    breaker_after: int | None = 20
+    """A `Breaker` stops everything after so many faults of machines in a row; None: never."""
 
     def __post_init__(self) -> None:
-        for name, least in (("retries", 0), ("max_retries", 0), ("memory_bytes", 1)):
+        least_of = {"retries": 0, "max_retries": 0, "memory_bytes": 1, "breaker_after": 1}
+        for name, least in least_of.items():
             value: object = getattr(self, name)
-            if value is None and name != "retries":
+            if (value is None and name != "retries") or (name, value) == ("max_retries", UNBOUNDED):
                 continue
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be an int >= {least}, not {value!r}.")
@@ -83,10 +76,11 @@ class RetryPolicy(Value):
                 "0 <= base_delay_s <= max_delay_s < infinity must hold, not "
                 f"{self.base_delay_s!r} and {self.max_delay_s!r}."
             )
-        if not (self.backoff_factor >= 1.0 and self.timeout_factor >= 1.0):
-            raise ValueError("backoff_factor and timeout_factor must be >= 1.")
-        if self.max_charged < 0 or self.max_retry_after_s < 0.0:
-            raise ValueError("max_charged and max_retry_after_s must be >= 0.")
+        for factor in (self.backoff_factor, self.timeout_factor):
+            if not 1.0 <= factor <= MAX_FACTOR:
+                raise ValueError("backoff_factor and timeout_factor must be >= 1, and <= 1000.")
+        if self.max_charged < 0 or not 0.0 <= self.max_retry_after_s < float("inf"):
+            raise ValueError("max_charged and max_retry_after_s must be >= 0, and finite.")
 
     def decide(self, fault: Fault, history: History, draw: float, /) -> RetryVerdict:
         """Return the verdict. Never raises; the same arguments give the same verdict.
@@ -106,23 +100,21 @@ class RetryPolicy(Value):
         stop = self._stop(fault, history, earlier, need)
         limit = self._limit(fault)
         again = f"retry {earlier + 1}" + ("" if limit is None else f" of {limit}")
-        remedy = budget.remedy
-        if fault.kind is FaultKind.OOM and need.memory_bytes is None:
-            remedy = "as it is: how much memory it needs is not known"
-        elif need.memory_bytes is not None:
-            remedy = f"with {need.memory_bytes / 2**30:.2f} GiB"
+        avoid = _avoids_node(fault, earlier, budget)
+        remedy = _remedy(fault, budget, need, avoid=avoid)
         timeouts = sum(1 for past in (*(p for p, _ in history), fault) if _is_rank_timeout(past))
         return RetryVerdict(
-            retry=not stop,
+            retry=stop is None,
             delay_s=self.delay_s(fault, earlier, draw),
             charged=budget.charged,
             blames_rank=budget.blames_rank or fault.phase == "heartbeat",
             blames_node=self._blames_node(fault, history, budget),
-            avoid_node=_avoids_node(fault, earlier, budget),
+            avoid_node=avoid,
             memory_bytes=need.memory_bytes,
-            timeout_factor=self.timeout_factor**timeouts,
+            timeout_factor=self.timeout_factor ** min(timeouts, MAX_EXPONENT),
             reason=f"{fault.kind.value}: "
-            + (f"given up: {stop}" if stop else f"{again}, {remedy}"),
+            + (f"given up: {stop[1]}" if stop else f"{again}, {remedy}"),
+            stop=stop[0] if stop else None,
         )
 
     def budget(self, kind: FaultKind) -> FaultBudget:
@@ -149,11 +141,10 @@ class RetryPolicy(Value):
         asked = fault.facts.get("retry_after_s")
         if fault.kind in PATIENT and isinstance(asked, int | float) and asked > 0:
             # Not all at the very moment that was named.
-            return min(float(asked), self.max_retry_after_s) + draw * self.base_delay_s
+            return float(min(asked, self.max_retry_after_s)) + draw * self.base_delay_s
         if earlier == 0 and self.budget(counted_as(fault)).at_once:
             return 0.0
-        # The exponent is bounded so that the power stays finite.
-        grown = self.base_delay_s * self.backoff_factor ** min(earlier, 30)
+        grown = self.base_delay_s * self.backoff_factor ** min(earlier, MAX_EXPONENT)
         return draw * min(grown, self.max_delay_s)
 
     def _limit(self, fault: Fault) -> int | None:
@@ -161,41 +152,50 @@ class RetryPolicy(Value):
         retries = self.budget(counted_as(fault)).retries
         if fault.kind is FaultKind.SYSTEM and fault.origin is Origin.DRIVER:
             retries = 0  # Another node would have the same driver.
+        if isinstance(self.max_retries, str):
+            return 0 if retries == 0 else None
         if self.max_retries is None:
             return retries
         return self.max_retries if retries is None else min(retries, self.max_retries)
 
-    def _stop(self, fault: Fault, history: History, earlier: int, need: MemoryNeed) -> str:
-        """Return why the rank (or the gang) is given up; empty: it is not."""
+    def _stop(self, fault: Fault, history: History, earlier: int, need: MemoryNeed) -> Stop | None:
+        """Return why the rank (or the gang) is given up; None: it is not."""
         if fault.kind is FaultKind.CANCELLED:
-            return "it was cancelled"
+            return StopReason.CANCELLED, "it was cancelled"
         if fault.facts.get("non_retryable") is True:
-            return "the error itself says that trying again is useless (non_retryable)"
+            why = "the error itself says that trying again is useless (non_retryable)"
+            return StopReason.FINAL, why
         if fault.kind is FaultKind.TIMEOUT and fault.phase == "place":
-            return f"the resources were not free in time: {_line(fault)}"
+            why = f"the resources were not free in time: {_line(fault)}"
+            return StopReason.NOT_PLACED, why
         if fault.kind is FaultKind.UNSCHEDULABLE:
             # A rung that no node has: once more with what the largest has.
             known = fault.facts.get("largest_memory_bytes") is not None
             if earlier == 0 and known and need.memory_bytes and not need.exhausted:
-                return "" if self.max_retries != 0 else "max_retries=0"
-            return f"it can never run: {_line(fault)}"
+                none = (StopReason.NO_RETRIES, "max_retries=0")
+                return none if self.max_retries == 0 else None
+            return StopReason.UNSCHEDULABLE, f"it can never run: {_line(fault)}"
         poison = _poison(fault, history)
         if poison:
-            return poison
+            return StopReason.POISON, poison
         if fault.kind is FaultKind.OOM and need.exhausted:
-            return f"it ran out of memory with the most there is, {need.memory_bytes} bytes"
+            why = f"it ran out of memory with the most there is, {need.memory_bytes} bytes"
+            return StopReason.OUT_OF_MEMORY, why
         return self._spent(fault, history, earlier)
 
-    def _spent(self, fault: Fault, history: History, earlier: int) -> str:
+    def _spent(self, fault: Fault, history: History, earlier: int) -> Stop | None:
         limit = self._limit(fault)
+        if limit == 0:
+            return StopReason.NO_RETRIES, f"no retries for this: {_line(fault)}"
         if limit is not None and earlier >= limit:
-            which = f"{limit} retries used up" if limit else "no retries for this"
-            return f"{which}: {_line(fault)}"
-        if not self.budget(counted_as(fault)).in_total:
-            return ""
+            return StopReason.BUDGET, f"{limit} retries used up: {_line(fault)}"
+        if not self.budget(counted_as(fault)).in_total or self.max_retries == UNBOUNDED:
+            return None
         total = sum(1 for past, _ in history if self.budget(counted_as(past)).in_total)
         most = max(self.max_charged, self.retries)
-        return f"{most} retries of all kinds used up: {_line(fault)}" if total >= most else ""
+        if total < most:
+            return None
+        return StopReason.TOTAL, f"{most} retries of all kinds used up: {_line(fault)}"
 
     def _blames_node(self, fault: Fault, history: History, budget: FaultBudget) -> bool:
         if _is_own_death(fault):
@@ -262,6 +262,18 @@ def _poison(fault: Fault, history: History) -> str:
 def _avoids_node(fault: Fault, earlier: int, budget: FaultBudget) -> bool:
     again = earlier > 0 and fault.kind in (FaultKind.WORKER_CRASH, FaultKind.UNAVAILABLE)
     return budget.avoid_node or again or counted_as(fault) is not fault.kind
+
+
+def _remedy(fault: Fault, budget: FaultBudget, need: MemoryNeed, *, avoid: bool) -> str:
+    """Return what is different the next time: for people."""
+    elsewhere = ", on another node" if avoid and "node" not in budget.remedy else ""
+    if need.memory_bytes is None:
+        unknown = "as it is: how much memory it needs is not known"
+        return unknown if fault.kind is FaultKind.OOM else budget.remedy + elsewhere
+    memory = f"with {need.memory_bytes / 2**30:.2f} GiB"
+    if fault.kind in (FaultKind.OOM, FaultKind.UNSCHEDULABLE):
+        return memory + elsewhere
+    return f"{budget.remedy}{elsewhere}, {memory}"
 
 
 def _is_own_death(fault: Fault) -> bool:

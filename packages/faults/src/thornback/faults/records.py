@@ -12,7 +12,7 @@ from thornback.faults.kinds import (
     ErrorData,
     plain_value,
 )
-from thornback.faults.text import clip, looks_secret
+from thornback.faults.text import clip, looks_secret, safe
 from thornback.faults.values import Value
 
 MAX_CAUSES = 8
@@ -37,13 +37,17 @@ KNOWN_ATTRIBUTES = (
     "status",
     "status_code",
     "retry_after",
+    "retry_after_s",
     "non_retryable",
     "phase",
 )
 
 
 class ErrorRecord(Value):
-    """An exception as plain data: it fulfils `ErrorData`, pickles, and is bounded in size."""
+    """An exception as plain data: it fulfils `ErrorData`, pickles, is JSON, and bounded in size.
+
+    What `of` returns holds no text that looks like a secret.
+    """
 
     type_names: tuple[str, ...]
     """`module.qualname` along the MRO, most derived first, without `object`."""
@@ -87,8 +91,8 @@ def public_name(name: str) -> str:
 def _copy(data: ErrorData) -> ErrorRecord:
     return ErrorRecord(
         type_names=tuple(clip(str(name), 300) for name in data.type_names[:MAX_TYPES]),
-        message=clip(data.message, MESSAGE_CHARS),
-        traceback=clip(data.traceback, TRACEBACK_CHARS),
+        message=safe(data.message, MESSAGE_CHARS),
+        traceback=safe(data.traceback, TRACEBACK_CHARS),
         attributes=dict(data.attributes),
         causes=tuple(_copy(cause) for cause in data.causes[:MAX_CAUSES]),
         members=tuple(_copy(member) for member in data.members[:MAX_MEMBERS]),
@@ -165,17 +169,15 @@ def _type_names(error: BaseException) -> tuple[str, ...]:
 
 def _message(error: BaseException) -> str:
     try:
-        return clip(str.__str__(str(error)), MESSAGE_CHARS)
+        return safe(str.__str__(str(error)), MESSAGE_CHARS)
     except Exception as broken:  # noqa: BLE001 - user code may raise anything; it must become data
         return f"<str() of this {type(error).__qualname__} raised {type(broken).__qualname__}>"
 
 
 def _attributes(error: BaseException) -> dict[str, Attribute]:
-    """Return plain public attributes: first those that rules know, then the instance's own."""
+    """Return plain public attributes: those that rules know, then the instance's, its classes'."""
     found: dict[str, Attribute] = {}
-    own = _get(error, "__dict__")
-    names = [*KNOWN_ATTRIBUTES, *(own if isinstance(own, dict) else ())]
-    for name in names:
+    for name in (*KNOWN_ATTRIBUTES, *_own_names(error)):
         if len(found) == MAX_ATTRIBUTES:
             break
         if not isinstance(name, str) or name.startswith("_") or looks_secret(name):
@@ -183,31 +185,56 @@ def _attributes(error: BaseException) -> dict[str, Attribute]:
         value = plain_value(_get(error, name))
         if value is not None and len(name) <= 64:
             found.setdefault(name, value)
-    for name, value in _response(error):
+    for name, value in _answer(error):
         if value is not None:
             found.setdefault(name, value)
     return found
 
 
-def _response(error: BaseException) -> list[tuple[str, Attribute]]:
-    """Return what an HTTP answer says: requests, httpx, huggingface_hub; botocore's is a dict."""
+def _own_names(error: BaseException) -> list[str]:
+    """Return the names of the instance, and those that its classes give plain values to."""
+    own = _get(error, "__dict__")
+    names = list(own) if isinstance(own, dict) else []
+    for cls in type(error).__mro__[:MAX_TYPES]:
+        if cls.__module__ != "builtins":
+            names += [n for n, value in vars(cls).items() if plain_value(value) is not None]
+    return names
+
+
+def _answer(error: BaseException) -> list[tuple[str, Attribute]]:
+    """Return what a server answered: requests, httpx, aiohttp, urllib; botocore has a dict."""
     response = _get(error, "response")
     if isinstance(response, dict):
         about, meta = response.get("Error"), response.get("ResponseMetadata")
         code = about.get("Code") if isinstance(about, dict) else None
         status = meta.get("HTTPStatusCode") if isinstance(meta, dict) else None
         headers = meta.get("HTTPHeaders") if isinstance(meta, dict) else None
-        after = headers.get("retry-after") if isinstance(headers, dict) else None
-        found = [("error_code", code), ("status_code", status), ("retry_after", after)]
+        found = [("error_code", code), ("status_code", status)]
     else:
-        headers = _get(response, "headers")
-        get = _get(headers, "get")
-        try:
-            after = get("Retry-After") if callable(get) else None
-        except Exception:  # noqa: BLE001 - code of a foreign class, on the way to a description
-            after = None
-        found = [("status_code", _get(response, "status_code")), ("retry_after", after)]
+        headers = _get(error if response is None else response, "headers")
+        found = [("status_code", _get(response, "status_code"))]
+    found.append(("retry_after", _retry_after(headers)))
     return [(name, plain_value(value)) for name, value in found]
+
+
+def _retry_after(headers: object) -> object:
+    """Return for how many seconds a server asks for patience; of a date, by the server's clock."""
+    get = _get(headers, "get")
+    if not callable(get):
+        return None
+    try:
+        millis = get("retry-after-ms")
+        if millis is not None:
+            return float(millis) / 1000
+        after, now = get("Retry-After") or get("retry-after"), get("Date") or get("date")
+        if not (isinstance(after, str) and isinstance(now, str)) or after.strip().isdigit():
+            return after
+        from email.utils import parsedate_to_datetime  # Not above: it brings `socket`.
+
+        left = parsedate_to_datetime(after) - parsedate_to_datetime(now)
+        return max(left.total_seconds(), 0.0)
+    except Exception:  # noqa: BLE001 - code of a foreign class, on the way to a description
+        return None
 
 
 def _get(thing: object, name: str) -> object:
@@ -235,4 +262,4 @@ def _traceback(chain: Sequence[BaseException | ErrorData]) -> str:
             text = f"{frames}{type(head).__qualname__}: {_message(head)}\n"
     except Exception as broken:  # noqa: BLE001 - a broken exception class must not hide the failure
         text = f"<its traceback could not be formatted: {type(broken).__qualname__}>\n"
-    return clip(text, TRACEBACK_CHARS)
+    return safe(text, TRACEBACK_CHARS)

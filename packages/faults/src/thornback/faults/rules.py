@@ -20,6 +20,7 @@ class Rule(Value):
     """One line of a classifier: if every condition holds, the failure is of this kind.
 
     An empty condition always holds. Raises TypeError where a tuple of strings is something else.
+    A rule with a predicate (`when`) is no JSON, and it pickles where the predicate does.
     """
 
     name: str
@@ -28,11 +29,11 @@ class Rule(Value):
     """What the failure is if all the conditions hold."""
     origins: tuple[Origin, ...] = ()
     """Who must have seen it."""
-    types: tuple[str, ...] = ()
-    """One of these classes, as `module.qualname`, must be on the MRO. `thornback` classes go by the
-    name they are exported under."""
+    types: tuple[str | type[BaseException], ...] = ()
+    """One of these classes must be on the MRO: `module.qualname`, or the class itself, of which
+    only that name is kept. `thornback` classes go by the name they are exported under."""
     facts: Mapping[str, Attribute | tuple[Attribute, ...]] = {}
-    """Each must have this value, or one of these."""
+    """Each attribute of the exception, or fact, must have this value, or one of these."""
     texts: tuple[str, ...] = ()
     """All of these must be in the message, in any case of letters. For where nothing else tells."""
     nested: bool | None = None
@@ -47,6 +48,8 @@ class Rule(Value):
     """One line for people."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.types, tuple):
+            vars(self)["types"] = tuple(map(class_name, self.types))
         for name in ("types", "texts"):
             value: object = getattr(self, name)
             if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
@@ -54,6 +57,13 @@ class Rule(Value):
                     f"Rule.{name} must be a tuple of str, not {value!r}: "
                     "write ('module.Class',) for a single one."
                 )
+
+
+def class_name(cls: str | type[BaseException]) -> str:
+    """Return the name by which a rule knows a class; what is no exception class is given back."""
+    if isinstance(cls, type) and issubclass(cls, BaseException):
+        return public_name(f"{cls.__module__}.{cls.__qualname__}")
+    return cls
 
 
 class Evidence(Value):
@@ -94,7 +104,7 @@ def mismatch(rule: Rule, evidence: Evidence) -> str:
         wanted = ", ".join(origin.value for origin in rule.origins)
         return f"{WRONG_ORIGIN} {evidence.origin.value}, the rule is for {wanted}"
     if rule.types and not any(name in evidence.names for name in rule.types):
-        shown = ", ".join(name.rpartition(".")[2] for name in rule.types[:3])
+        shown = ", ".join(class_name(name).rpartition(".")[2] for name in rule.types[:3])
         return f"no {shown}{', ...' if len(rule.types) > 3 else ''} on the MRO"
     for name, wanted_value in rule.facts.items():
         allowed = wanted_value if isinstance(wanted_value, tuple) else (wanted_value,)

@@ -1,11 +1,9 @@
-"""The rules that have nothing to do with Ray: facts, our own packages, local workers, user code.
+"""The rules about facts, our own packages, and user code.
 
 Classes are named by strings: this package imports none of those it classifies.
 """
 
 from __future__ import annotations
-
-import errno
 
 from thornback.faults.kinds import FaultKind, Origin
 from thornback.faults.rules import Rule
@@ -102,13 +100,6 @@ POOL_RULES = (
         why="the rank took longer than its timeout_s",
     ),
     Rule(
-        name="pool.rank_exited",
-        kind=FaultKind.APPLICATION,
-        types=("thornback.pool.RankProcessExited",),
-        origins=PROCESSES,
-        why="the rank's code called sys.exit",
-    ),
-    Rule(
         name="pool.rank_process_died",
         kind=FaultKind.WORKER_CRASH,
         types=("thornback.pool.RankProcessDied",),
@@ -194,6 +185,8 @@ PLACEMENT_RULES = (
     ),
 )
 
+DRIVER = (Origin.DRIVER,)
+
 EXECUTOR_RULES = (
     Rule(
         name="executor.journal",
@@ -204,81 +197,33 @@ EXECUTOR_RULES = (
             "thornback.executor.HeldByAnother",
             "thornback.executor.IdentityMismatch",
         ),
-        origins=(Origin.DRIVER,),
+        origins=DRIVER,
         why="the journal cannot go on",
     ),
-)
-
-PYTHON_RULES = (
     Rule(
-        name="python.disk_full",
-        kind=FaultKind.RESOURCE,
-        types=("builtins.OSError",),
-        facts={"errno": (errno.ENOSPC, errno.EDQUOT)},
-        why="the disk, or the quota, is full",
+        name="executor.cancelled",
+        kind=FaultKind.CANCELLED,
+        types=("thornback.executor.RunCancelled",),
+        origins=DRIVER,
+        why="our user cancelled the run",
     ),
     Rule(
-        name="python.out_of_memory",
-        kind=FaultKind.OOM,
-        types=("builtins.MemoryError",),
-        origins=NOT_RANK,
-        why="no memory was left",
+        name="executor.given_up",
+        kind=FaultKind.APPLICATION,
+        types=("thornback.executor.RankFailure",),
+        origins=DRIVER,
+        why="a run gave it up, and had tried it again before",
     ),
     Rule(
-        name="python.interrupted",
-        kind=FaultKind.INTERRUPTED,
+        name="executor.misuse",
+        kind=FaultKind.SYSTEM,
         types=(
-            "asyncio.exceptions.CancelledError",
-            "concurrent.futures._base.CancelledError",
-            "trio.Cancelled",
-            "trio._core._exceptions.Cancelled",
-            "builtins.KeyboardInterrupt",
+            "thornback.executor.UsageError",
+            "thornback.graph.GraphError",
+            "thornback.scheduler.SchedulerError",
         ),
-        origins=NOT_RANK,
-        why="cancelled, and nobody here had asked for it",
-    ),
-    Rule(
-        name="python.refused",
-        kind=FaultKind.UNAVAILABLE,
-        types=("builtins.ConnectionRefusedError",),
-        origins=NOT_RANK,
-        why="nobody answers there",
-    ),
-    Rule(
-        name="python.pipe_closed",
-        kind=FaultKind.WORKER_CRASH,
-        types=("builtins.EOFError", "builtins.BrokenPipeError", "builtins.ConnectionError"),
-        origins=PROCESSES,
-        why="the other end of its pipe is gone",
-    ),
-    Rule(
-        name="python.executor_broken",
-        kind=FaultKind.WORKER_CRASH,
-        types=("concurrent.futures._base.BrokenExecutor",),
-        origins=PROCESSES,
-        why="a child process died",
-    ),
-    Rule(
-        name="python.timed_out",
-        kind=FaultKind.TIMEOUT,
-        types=("builtins.TimeoutError",),
-        origins=NOT_RANK,
-        why="it took too long",
-    ),
-    Rule(
-        name="python.import",
-        kind=FaultKind.SETUP,
-        types=("builtins.ImportError",),
-        origins=PROCESSES,
-        phase="setup",
-        why="a module is missing on that node",
-    ),
-    Rule(
-        name="placement.refused",
-        kind=FaultKind.UNSCHEDULABLE,
-        types=("builtins.ValueError", "builtins.TypeError"),
-        origins=(Origin.PLACEMENT,),
-        why="the request itself was refused",
+        origins=DRIVER,
+        why="it was called wrongly, or is broken: the same call would fail again",
     ),
 )
 
@@ -290,6 +235,22 @@ LAST_RULES = (
         facts={"phase": "setup"},
         last_resort=True,
         why="setup() raised",
+    ),
+    Rule(
+        name="rank.exited",
+        kind=FaultKind.APPLICATION,
+        types=("builtins.SystemExit",),
+        origins=(Origin.RANK,),
+        last_resort=True,
+        why="the rank's code called sys.exit before it returned",
+    ),
+    Rule(
+        name="rank.interrupted",
+        kind=FaultKind.APPLICATION,
+        types=("builtins.KeyboardInterrupt", "asyncio.exceptions.CancelledError"),
+        origins=(Origin.RANK,),
+        last_resort=True,
+        why="interrupted, or cancelled, in the rank's own process",
     ),
     Rule(
         name="rank.raised",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 from thornback.faults.kinds import Attribute, ErrorData, Fault, FaultKind, Origin
+from thornback.faults.ray_bases import RAY_BASES
 
 __all__ = [
     "RAY_BASES",
@@ -28,57 +29,6 @@ __all__ = [
     "lookalike_class",
     "lookalike_task_error",
 ]
-
-RAY_BASES: Mapping[str, tuple[str, ...]] = {
-    "RayError": ("Exception",),
-    **dict.fromkeys(
-        (
-            "CrossLanguageError",
-            "TaskCancelledError",
-            "RayTaskError",
-            "LocalRayletDiedError",
-            "WorkerCrashedError",
-            "RayActorError",
-            "RaySystemError",
-            "AuthenticationError",
-            "UserCodeException",
-            "ObjectStoreFullError",
-            "OutOfDiskError",
-            "OutOfMemoryError",
-            "NodeDiedError",
-            "ObjectLostError",
-            "RpcError",
-            "PlasmaObjectNotAvailable",
-            "AsyncioActorExit",
-            "RuntimeEnvSetupError",
-            "TaskPlacementGroupRemoved",
-            "ActorPlacementGroupRemoved",
-            "PendingCallsLimitExceeded",
-            "TaskUnschedulableError",
-            "ActorUnschedulableError",
-            "ObjectRefStreamEndOfStreamError",
-            "OufOfBandObjectRefSerializationException",
-            "UnserializableException",
-        ),
-        ("RayError",),
-    ),
-    "ActorDiedError": ("RayActorError",),
-    "ActorUnavailableError": ("RayActorError",),
-    "ObjectFetchTimedOutError": ("ObjectLostError",),
-    "ReferenceCountingAssertionError": ("ObjectLostError", "AssertionError"),
-    "ObjectFreedError": ("ObjectLostError",),
-    "OwnerDiedError": ("ObjectLostError",),
-    "ObjectReconstructionFailedError": ("ObjectLostError",),
-    "GetTimeoutError": ("RayError", "TimeoutError"),
-    "StreamingGeneratorReplayInconsistentError": ("RaySystemError",),
-    "RayChannelError": ("RaySystemError",),
-    "RayChannelTimeoutError": ("RayChannelError", "TimeoutError"),
-    "RayCgraphCapacityExceeded": ("RaySystemError",),
-    "RayDirectTransportError": ("RaySystemError",),
-    "ActorAlreadyExistsError": ("ValueError", "RayError"),
-    "ActorHandleNotFoundError": ("ValueError", "RayError"),
-}
-"""Direct bases of the classes of `ray.exceptions`, as in ray 2.60."""
 
 
 def lookalike(name: str, message: str = "", **attributes: object) -> BaseException:

@@ -9,6 +9,8 @@ SECRET_KEY = rf"(?i){SECRET}|token(?!s)|cookie|authorization|signature"
 HIDDEN = "***"
 WORD_CHARS = 200
 """No word is longer, when a text is cut."""
+MARK_CHARS = 48
+"""That stand for what was cut out of a text, at most."""
 
 _WORDS = ("pass", "secret", "key", "credential")
 # (words of which one must be there, pattern): the search for a word is fast, and mostly in vain.
@@ -43,28 +45,42 @@ _REDACTIONS = (
 
 
 def safe(text: str, limit: int) -> str:
-    """Return `text` without lone surrogates and secrets, at most about `limit` characters long."""
+    """Return an encodable `text` without secrets, at most `limit` characters long.
+
+    What it returns, it returns unchanged.
+    """
     text = clip(text, limit)
     small = text.lower()
     for words, pattern in _REDACTIONS:
         if any(word in small for word in words):
-            text = re.sub(pattern, rf"\1{HIDDEN}", text)
+            text = re.sub(pattern, _hide, text)
     return text
+
+
+def _hide(match: re.Match[str]) -> str:
+    """Return what stands for a secret: no longer than it was, so that no text grows."""
+    return match[1] + HIDDEN[: match.end() - match.end(1)]
 
 
 def clip(text: str, limit: int) -> str:
     """Return an encodable `text`; over `limit`, its first quarter and its end, with a mark.
 
-    The end begins with a whole word, and not with the first one: what is left of a cut
-    `password=...` could not be recognised as a secret any more.
+    If there is no room for that, its beginning.
+
+    No word is cut at the mark: half a secret could not be recognised any more.
     """
-    if len(text) > limit:
-        head, tail = text[: limit // 4], text[limit // 4 - limit :]
-        space = re.search(r"\s", tail[:WORD_CHARS])
-        tail = tail[space.end() if space else WORD_CHARS :]
-        left_out = len(text) - len(head) - len(tail)
-        text = f"{head} [... {left_out} characters left out ...] {tail}"
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    if len(text) <= limit or limit < 4 * MARK_CHARS:
+        return text[:limit]
+    head = text[: limit // 4]
+    space = re.search(r"\s\S*\Z", head[-WORD_CHARS:])
+    head = head[: len(head) - (len(space[0]) if space else WORD_CHARS)]
+    tail = text[len(text) - max(limit - len(head) - MARK_CHARS, 0) :]
+    space = re.search(r"\s", tail[:WORD_CHARS])
+    tail = tail[space.end() if space else WORD_CHARS :]
+    left_out = len(text) - len(head) - len(tail)
+    # Two spaces: else the mark would be taken for the value of a `password:` that ends the head.
+    return f"{head}  [... {left_out} characters left out ...] {tail}"
 
 
 def looks_secret(key: str) -> bool:

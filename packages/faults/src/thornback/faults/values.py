@@ -7,6 +7,7 @@ nothing has gone wrong yet. Type checkers know these classes as they know datacl
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping
 from typing import ClassVar, NoReturn, Self, cast, dataclass_transform
 
@@ -33,6 +34,22 @@ class Value:
         """Return a copy with other values in some fields; from Python 3.13 on by `copy.replace`."""
         return type(self)(**(vars(self) | changes))
 
+    def as_json(self) -> Mapping[str, object]:
+        """Return what `json.dumps` takes, and `from_json` gives back. TypeError for code."""
+        return {name: _as_json(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> Self:
+        """Return the value that `as_json` was called on; fields that are left out have defaults.
+
+        Raises:
+            ValueError: a field is missing, unknown, or not of its type: the message names it.
+        """
+        # Not above: what reads JSON is not what is imported where nothing has gone wrong.
+        from thornback.faults.decoding import fields_from_json
+
+        return cls(**fields_from_json(cls, cls._types, data))
+
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a {type(self).__name__} cannot be changed, and so not its {name!r}")
 
@@ -48,6 +65,20 @@ class Value:
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__qualname__}({fields})"
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, Value):
+        return value.as_json()
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {_as_json(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_as_json(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{value!r} is code, which cannot become JSON")
 
 
 def _make_init(cls: type, types: Mapping[str, str]) -> Callable[..., None]:

@@ -1,0 +1,191 @@
+"""The sets that a user may ask for; and that every rule of every set decides something."""
+
+from __future__ import annotations
+
+from email.message import Message
+
+import pytest
+
+from thornback.faults import (
+    CUDA_RULES,
+    DEFAULT_RULES,
+    NETWORK_RULES,
+    THROTTLED_RULES,
+    Classifier,
+    ErrorRecord,
+    FaultKind,
+    Origin,
+    Rule,
+)
+from thornback.faults.kinds import Attribute
+from thornback.faults.testing import lookalike
+
+RANK: dict[str, Attribute] = {"origin": "rank", "phase": "rank"}
+K = FaultKind
+ALL = (*THROTTLED_RULES, *NETWORK_RULES, *CUDA_RULES)
+
+strict = Classifier()
+lenient = Classifier(user_rules=ALL)
+
+
+def an_example(rule: Rule, type_name: str) -> tuple[ErrorRecord, dict[str, Attribute]]:
+    """Return a failure for which all conditions of a rule hold, but for its predicate."""
+    facts: dict[str, Attribute] = {
+        name: value[0] if isinstance(value, tuple) else value for name, value in rule.facts.items()
+    }
+    record = ErrorRecord(
+        type_names=(type_name, "builtins.Exception", "builtins.BaseException"),
+        message=" ".join(rule.texts),
+        attributes={"retry_after": 3.0} if rule.when and "when" in rule.name else {},
+    )
+    if rule.nested:
+        record = ErrorRecord(type_names=("ray.exceptions.RayTaskError",), causes=(record,))
+    origin = rule.origins[0] if rule.origins else Origin.DRIVER
+    return record, {"origin": origin.value, **facts}
+
+
+EXAMPLES = [
+    (rule, str(name))
+    for rule in (*ALL, *DEFAULT_RULES)
+    for name in rule.types or ("builtins.Exception",)
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"), EXAMPLES, ids=[f"{rule.name}-{name}" for rule, name in EXAMPLES]
+)
+def test_every_class_that_a_rule_names_is_decided_by_it(rule: Rule, name: str) -> None:
+    """A rule that an earlier one hides is dead: it would mislead whoever reads the table."""
+    record, facts = an_example(rule, name)
+    fault = lenient.classify(record, facts)
+    assert (fault.rule, fault.kind) == (rule.name, rule.kind)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (lookalike("my.HttpError", status_code=429), K.THROTTLED),
+        (lookalike("my.HttpError", status_code=529), K.THROTTLED),
+        (lookalike("my.HttpError", status_code=502), K.NETWORK),
+        (lookalike("my.HttpError", status_code=522), K.NETWORK),
+        (lookalike("my.HttpError", status_code=404), K.APPLICATION),
+        (lookalike("aiohttp.client_exceptions.ClientResponseError", status=503), K.THROTTLED),
+        (lookalike("aiohttp.client_exceptions.ClientResponseError", status=500), K.NETWORK),
+        (lookalike("my.Error", status=503, code=503), K.APPLICATION),
+        (lookalike("urllib.error.HTTPError", code=429), K.THROTTLED),
+        (lookalike("urllib.error.HTTPError", code=504), K.NETWORK),
+        (lookalike("gcsfs.retry.HttpError", code="503"), K.THROTTLED),
+        (lookalike("gcsfs.retry.HttpError", code="500"), K.NETWORK),
+        (SystemExit(429), K.APPLICATION),
+        (
+            lookalike("botocore.exceptions.ClientError", "An error occurred (SlowDown) when"),
+            K.THROTTLED,
+        ),
+        (OSError(16, "Please reduce your request rate."), K.THROTTLED),
+        (OSError("AWS Error SLOW_DOWN during PutObject operation"), K.THROTTLED),
+        (OSError("AWS Error NETWORK_CONNECTION during HeadObject operation"), K.NETWORK),
+        (ValueError("AWS Error NETWORK_CONNECTION"), K.APPLICATION),
+        (lookalike("requests.exceptions.Timeout"), K.NETWORK),
+        (lookalike("httpx2.TransportError"), K.NETWORK),
+        (lookalike("httpx.UnsupportedProtocol"), K.APPLICATION),
+        (lookalike("httpx.TransportError", "[SSL: CERTIFICATE_VERIFY_FAILED]"), K.APPLICATION),
+        (lookalike("ssl.SSLCertVerificationError"), K.APPLICATION),
+        (TimeoutError("The read operation timed out"), K.NETWORK),
+        (OSError(110, "timed out"), K.NETWORK),
+        (OSError(2, "no such file"), K.APPLICATION),
+        (ConnectionResetError(), K.NETWORK),
+        (lookalike("my.Busy", retry_after=3), K.THROTTLED),
+        (lookalike("my.Busy", retry_after=0), K.APPLICATION),
+        (lookalike("my.Busy", retry_after="soon"), K.APPLICATION),
+        (lookalike("torch.OutOfMemoryError", "CUDA out of memory. Tried"), K.RESOURCE),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), K.RESOURCE),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), K.RESOURCE),
+        (RuntimeError("CUDA error: device-side assert triggered"), K.APPLICATION),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), K.APPLICATION),
+        (lookalike("torch.distributed.DistNetworkError", "recv failed"), K.NETWORK),
+        (lookalike("torch.distributed.DistBackendError", "ncclRemoteError: A call"), K.NETWORK),
+        (lookalike("torch.distributed.DistBackendError", "ncclInvalidUsage"), K.APPLICATION),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), K.NETWORK),
+    ],
+)
+def test_errors_that_may_go_away(error: BaseException, kind: FaultKind) -> None:
+    assert lenient.classify(error, RANK).kind is kind
+    assert strict.classify(error, RANK).kind is K.APPLICATION
+
+
+def test_they_are_about_user_code_only() -> None:
+    assert {rule.origins for rule in ALL} == {(Origin.RANK,)}
+    assert lenient.classify(ConnectionResetError(), {"origin": "worker"}).kind is K.WORKER_CRASH
+
+
+class Response:
+    """As `requests` has it: anything with a status and headers."""
+
+    def __init__(self, **headers: str) -> None:
+        self.status_code = 429
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+@pytest.mark.parametrize(
+    ("headers", "after"),
+    [
+        ({"Retry_After": "17"}, 17.0),
+        ({"retry_after": "17"}, 17.0),
+        ({"retry_after_ms": "1500", "Retry_After": "17"}, 1.5),
+        (
+            {
+                "Retry_After": "Wed, 21 Oct 2026 07:28:30 GMT",
+                "Date": "Wed, 21 Oct 2026 07:28:00 GMT",
+            },
+            30.0,
+        ),
+        (
+            {
+                "Retry_After": "Wed, 21 Oct 2026 07:27:00 GMT",
+                "Date": "Wed, 21 Oct 2026 07:28:00 GMT",
+            },
+            0.0,
+        ),
+        ({"Retry_After": "Wed, 21 Oct 2026 07:28:30 GMT"}, None),
+        ({"Retry_After": "tomorrow", "Date": "today"}, None),
+        ({"retry_after_ms": "many"}, None),
+        ({}, None),
+    ],
+)
+def test_how_long_a_server_asks_to_wait(headers: dict[str, str], after: float | None) -> None:
+    fault = lenient.classify(lookalike("my.HttpError", response=Response(**headers)), RANK)
+    assert fault.kind is K.THROTTLED
+    assert fault.facts.get("retry_after_s") == after
+
+
+def test_the_answer_may_be_the_error_itself() -> None:
+    headers = Message()
+    headers["Retry-After"] = "5"
+    error = lookalike("urllib.error.HTTPError", code=429, headers=headers)
+    assert lenient.classify(error, RANK).facts["retry_after_s"] == 5.0
+
+
+def test_what_botocore_has() -> None:
+    answer = {
+        "Error": {"Code": "SlowDown"},
+        "ResponseMetadata": {"HTTPStatusCode": 503, "HTTPHeaders": {"retry-after": "2"}},
+    }
+    fault = lenient.classify(lookalike("botocore.ClientError", response=answer), RANK)
+    assert (fault.kind, fault.facts["error_code"]) == (K.THROTTLED, "SlowDown")
+    assert (fault.facts["status_code"], fault.facts["retry_after_s"]) == (503, 2.0)
+    slow = {"Error": {"Code": "RequestTimeout"}}
+    assert lenient.classify(lookalike("b.ClientError", response=slow), RANK).kind is K.NETWORK
+    for odd in ({}, {"Error": None}, {"ResponseMetadata": {"HTTPHeaders": 7}}):
+        error = lookalike("b.ClientError", response=odd)
+        assert lenient.classify(error, RANK).kind is K.APPLICATION
+
+
+@pytest.mark.parametrize("said", ["Wed, 21 Oct 2026 07:28:00 GMT", "-1", "nan", "inf", ""])
+def test_a_retry_after_that_is_no_number_of_seconds(said: str) -> None:
+    fault = lenient.classify(lookalike("my.E", status_code=429, retry_after=said), RANK)
+    assert fault.kind is K.THROTTLED
+    assert "retry_after_s" not in fault.facts
+
+
+def test_a_connection_reset_is_the_users_own_without_an_origin() -> None:
+    assert strict.classify(ConnectionResetError()).kind is K.APPLICATION
