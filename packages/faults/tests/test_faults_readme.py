@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from thornback.faults.budgets import DEFAULT_BUDGETS
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -14,7 +16,19 @@ def test_the_examples_of_the_readme_run(run_examples: Callable[[Path], str]) -> 
     first, second, pause, *explained = run_examples(README).splitlines()
     assert (first, second, pause) == ("True", "False", "4.0")
     assert explained[1] == "=> node_lost, by rule 'ray.actor_node_died': its node died"
-    assert explained[-3:] == said
+    assert explained[-5:-2] == said
+    assert explained[-2:] == ["4.0", "True"]
+
+
+def test_the_table_is_the_one_that_decides() -> None:
+    rows = re.findall(r"^\| ([A-Z_, ]+) \| (.*?) \|", README.read_text("utf-8"), re.MULTILINE)
+    told: dict[str, int] = {}
+    for names, said in rows:
+        kinds, numbers = names.split(", "), [int(n) for n in re.findall(r"\b\d+\b", said)]
+        told |= dict(
+            zip(kinds, numbers if len(numbers) == len(kinds) else [numbers[0]] * 9, strict=False)
+        )
+    assert told == {kind.name: budget.retries for kind, budget in DEFAULT_BUDGETS.items()}
 
 
 def test_the_programs_that_it_names_are_there() -> None:

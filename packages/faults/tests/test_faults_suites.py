@@ -19,14 +19,8 @@ from thornback.faults import (
     RetryPolicy,
     RetryVerdict,
 )
-from thornback.faults.__main__ import main, ray_classes
 from thornback.faults.kinds import Attribute
-from thornback.faults.testing import (
-    check_classifier,
-    check_retry_policy,
-    lookalike_class,
-    lookalike_task_error,
-)
+from thornback.faults.testing import check_classifier, check_retry_policy
 from thornback.faults.values import Value
 
 
@@ -93,25 +87,6 @@ class Changed:
 def test_wrong_policies_are_found(wrong: Changed) -> None:
     with pytest.raises(AssertionError):
         check_retry_policy(wrong)
-
-
-def test_audit_without_ray(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit"], modules=("no_such_ray.exceptions",)) == 2
-    assert "pip install ray" in capsys.readouterr().err
-
-
-def test_audit_walks_all_loaded_classes_but_those_made_on_the_way() -> None:
-    base = lookalike_class("RayError")
-    child = type("Child", (base,), {"__module__": "ray.exceptions"})
-    grandchild = type("Grandchild", (child, ValueError), {"__module__": "ray.other"})
-    made = type(lookalike_task_error(ValueError("x")))
-    both = type("RayTaskError(ValueError)", (child,), {"__module__": "ray.exceptions"})
-    assert list(ray_classes(base)) == [
-        "ray.exceptions.RayError",
-        "ray.exceptions.Child",
-        "ray.other.Grandchild",
-    ]
-    del grandchild, made, both
 
 
 def test_nothing_heavy_is_imported() -> None:
