@@ -77,6 +77,15 @@ def test_the_table_is_complete() -> None:
     assert set(DEFAULT_BUDGETS) == set(FaultKind) == set(TABLE)
 
 
+def test_what_is_apart_from_the_total() -> None:
+    apart = {kind for kind, budget in DEFAULT_BUDGETS.items() if not budget.in_total}
+    assert apart == {K.PREEMPTION, K.NODE_LOST, K.CANCELLED}
+    assert {k for k, budget in DEFAULT_BUDGETS.items() if budget.at_once} == {
+        K.PREEMPTION,
+        K.WORKER_CRASH,
+    }
+
+
 def test_retries_are_for_the_ranks_own_errors() -> None:
     assert retries(RetryPolicy(retries=2), fault(K.APPLICATION, Origin.RANK)) == 2
     assert retries(RetryPolicy(retries=30), fault(K.APPLICATION, Origin.RANK)) == 30
@@ -205,6 +214,10 @@ FLAGS = [  # charged, blames_rank, blames_node, avoid_node
     (fault(K.TIMEOUT).__replace__(phase="heartbeat"), (True, True, True, True)),
     (fault(K.APPLICATION, Origin.RANK), (True, False, False, False)),
     (fault(K.CANCELLED), (False, False, False, False)),
+    (fault(K.SYSTEM), (True, False, False, True)),
+    (fault(K.PLACEMENT_REMOVED), (True, False, False, False)),
+    (fault(K.INTERRUPTED), (True, False, False, False)),
+    (fault(K.THROTTLED), (True, False, False, False)),
     (fault(K.UNSCHEDULABLE, Origin.PLACEMENT), (True, False, False, False)),
 ]
 
@@ -296,6 +309,7 @@ class TestPoison:
         verdict = RetryPolicy().decide(self.death("a"), [(self.death("a"), "a")], 0.5)
         assert verdict.retry
         assert verdict.avoid_node
+        assert verdict.blames_node
 
     def test_on_two_nodes_it_is_the_rank(self) -> None:
         verdict = RetryPolicy().decide(self.death("b"), [(self.death("a"), "a")], 0.5)

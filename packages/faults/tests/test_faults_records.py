@@ -32,6 +32,18 @@ def test_what_is_taken() -> None:
     assert ErrorRecord.of(record) is record
 
 
+def test_names_that_are_none_are_left_out() -> None:
+    error = ValueError("x")
+    error.__dict__ |= {"fine": 1, "n" * 65: 3}
+    error.__dict__ |= {7: 2}  # type: ignore[dict-item]  # the test
+    assert ErrorRecord.of(error).attributes == {"fine": 1}
+
+
+def test_no_more_facts_than_can_be_read() -> None:
+    facts = plain_facts({f"x{n}": n for n in range(100)})
+    assert list(facts) == [f"x{n}" for n in range(48)]
+
+
 def test_attributes_that_are_not_in_the_instance() -> None:
     class Preempted(Exception):
         @property

@@ -10,6 +10,7 @@ import builtins
 import re
 from collections.abc import Callable, Sequence
 
+from thornback.faults.kinds import MESSAGE_CHARS, TRACEBACK_CHARS
 from thornback.faults.on_ray import RAY_TASK_ERROR
 from thornback.faults.ray_bases import RAY_BASES
 from thornback.faults.records import MAX_CAUSES, MAX_MEMBERS, ErrorRecord
@@ -55,7 +56,9 @@ def record_of_text(text: str, bases: Bases = lambda name: ()) -> ErrorRecord:
             "there is no exception in this text: its last line should be like 'ValueError: bad row'"
         )
     head, *causes = links
-    return head.__replace__(causes=tuple(causes[:MAX_CAUSES]), traceback=safe(text, 16_000))
+    return head.__replace__(
+        causes=tuple(causes[:MAX_CAUSES]), traceback=safe(text, TRACEBACK_CHARS)
+    )
 
 
 def mro_of(name: str, bases: Bases = lambda name: ()) -> tuple[str, ...]:
@@ -87,7 +90,7 @@ def _links(part: str, bases: Bases) -> list[ErrorRecord]:
     for box in boxes[1:]:
         *_, last = CHAINED.split(box)
         leaf = _raised(last)
-        if leaf is not None and not _is_group(leaf):
+        if leaf is not None and leaf.name not in GROUPS:
             members.append(_record(leaf, bases))
     head = head.__replace__(members=tuple(members[:MAX_MEMBERS]))
     inner = _carried(raised)
@@ -107,15 +110,11 @@ def _carried(raised: _Raised) -> _Raised | None:
     return None
 
 
-def _is_group(raised: _Raised) -> bool:
-    return mro_of(raised.name)[0] in GROUPS
-
-
 def _record(raised: _Raised, bases: Bases) -> ErrorRecord:
     number = re.match(r"\[Errno (\d+)\]", raised.text)
     return ErrorRecord(
         type_names=mro_of(raised.name, bases),
-        message=safe(raised.text, 4_000),
+        message=safe(raised.text, MESSAGE_CHARS),
         attributes={"errno": int(number[1])} if number else {},
     )
 
