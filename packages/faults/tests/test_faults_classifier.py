@@ -375,6 +375,10 @@ class TestGroups:
         alike = ExceptionGroup("g", [ConnectionResetError(), ConnectionAbortedError()])
         assert lenient.classify(alike, RANK).kind is K.NETWORK
 
+    def test_which_of_them_decides_is_told(self) -> None:
+        told = classifier.explain(self.group("RpcError", "ActorDiedError", "NodeDiedError"), WORKER)
+        assert "a group of 3: exception 3 decides" in told.notes
+
     def test_leaves_are_judged_with_their_causes(self) -> None:
         leaf = RuntimeError("x")
         leaf.__cause__ = lookalike("NodeDiedError")

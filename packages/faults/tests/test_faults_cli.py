@@ -57,12 +57,13 @@ class TestAudit:
         grandchild = type("Grandchild", (child, ValueError), {"__module__": "ray.other"})
         made = type(lookalike_task_error(ValueError("x")))
         both = type("RayTaskError(ValueError)", (child,), {"__module__": "ray.exceptions"})
+        local = type("Local", (base,), {"__module__": "m", "__qualname__": "f.<locals>.Local"})
         assert list(ray_classes(base)) == [
             "ray.exceptions.RayError",
             "ray.exceptions.Child",
             "ray.other.Grandchild",
         ]
-        del grandchild, made, both
+        del grandchild, made, both, local
 
 
 PRINTED = """\

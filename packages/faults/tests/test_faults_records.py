@@ -128,6 +128,10 @@ def test_the_leaves_of_a_group() -> None:
     record = ErrorRecord.of(ExceptionGroup("out", [ValueError("1"), deep]))
     assert [member.message for member in record.members] == ["1", "2", "'3'"]
     assert record.members[1].causes[0].attributes["errno"] == 5
+    leaf.__cause__.__cause__ = top = ValueError("3")
+    for number in range(9):
+        top.__cause__ = top = ValueError(str(number))
+    assert len(ErrorRecord.of(ExceptionGroup("g", [leaf])).members[0].causes) == 4
     many = ErrorRecord.of(ExceptionGroup("many", [ValueError(str(n)) for n in range(1000)]))
     assert len(many.members) == 16
 
