@@ -12,19 +12,23 @@ from thornback.graph import Condition, Dag, Edge, Node
 from thornback.scheduler import Scheduler, StagePlan
 from thornback.scheduler.commands import Command, Dispatch, RecordState
 from thornback.scheduler.events import Event
-from thornback.scheduler.simulate import SimulatedCluster, SimulatedFaults, Simulation
+from thornback.scheduler.simulate import (
+    Mishap,
+    MishapKind,
+    SimulatedCluster,
+    SimulatedFaults,
+    Simulation,
+)
 from thornback.scheduler.testing import FakeVerdict, Referee, ScriptedPolicy
 
 CONDITIONS = (None, Condition.all_success(), Condition.all_done(), Condition.within(1))
-FAULTS = SimulatedFaults(
-    rank_fails="code",
-    rank_failures=0.08,
-    worker_dies="died",
-    worker_deaths=0.02,
-    node_preempted="gone",
-    preemption_s=60.0,
-    placement_times_out="full",
-)
+FAULTS = SimulatedFaults(rank_failures=0.08, worker_deaths=0.02, preemption_s=60.0)
+CALLED = {
+    MishapKind.CODE: "code",
+    MishapKind.PREEMPTED: "gone",
+    MishapKind.NODE: "gone",
+    MishapKind.PLACE: "full",
+}
 POLICY = ScriptedPolicy(
     {
         "code": FakeVerdict(retry=False),
@@ -33,6 +37,10 @@ POLICY = ScriptedPolicy(
         "full": FakeVerdict(delay_s=1.0),
     }
 )
+
+
+def called(mishap: Mishap) -> str:
+    return CALLED.get(mishap.kind, "died")
 
 
 def job(chance: random.Random) -> list[Node]:
@@ -109,9 +117,10 @@ def test_every_rank_ends_as_its_edges_say(seed: int) -> None:
     judge = Judge(nodes)
     simulation = Simulation(
         [StagePlan(world_size=node.world_size, slots=2, policy=POLICY) for node in nodes],
-        Dag(nodes),
-        FAULTS,
+        lambda: Dag(nodes),
+        called,
         SimulatedCluster(nodes=3),
+        FAULTS,
         seed=seed,
         watch=judge.watch,
     )
