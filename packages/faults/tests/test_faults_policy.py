@@ -86,6 +86,12 @@ def test_what_is_apart_from_the_total() -> None:
     }
 
 
+def test_only_the_ranks_own_code_is_no_infrastructure() -> None:
+    policy = RetryPolicy(retries=1)
+    own = [kind for kind in K if not policy.decide(fault(kind), (), 0.5).infrastructure]
+    assert own == [K.APPLICATION]
+
+
 def test_retries_are_for_the_ranks_own_errors() -> None:
     assert retries(RetryPolicy(retries=2), fault(K.APPLICATION, Origin.RANK)) == 2
     assert retries(RetryPolicy(retries=30), fault(K.APPLICATION, Origin.RANK)) == 30

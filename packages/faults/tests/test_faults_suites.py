@@ -81,6 +81,7 @@ class Changed:
         Changed("memory_bytes", None, FaultKind.NODE_LOST),
         Changed("memory_bytes", 2**30, FaultKind.OOM),
         Changed("blames_node", 1),
+        Changed("infrastructure", None),
         Changed("timeout_factor", 0.5),
     ],
 )

@@ -171,6 +171,7 @@ class MyVerdict:
     retry = False
     delay_s = 0.0
     charged = True
+    infrastructure = True
     blames_rank = False
     blames_node = False
     avoid_node = False

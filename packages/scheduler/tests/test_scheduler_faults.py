@@ -339,6 +339,17 @@ def test_twenty_faults_in_a_row_stop_the_stage() -> None:
     assert "20 attempts in a row failed" in game.scheduler.reason(0, 2)
 
 
+def test_faults_of_the_ranks_own_code_say_nothing_of_progress() -> None:
+    """A last rank that may be tried thirty times is tried thirty times."""
+    own = ScriptedPolicy({"own": FakeVerdict(infrastructure=False)})
+    game = play(plan(1, max_gangs=1, policy=own))
+    game.start()
+    game.ready(0)
+    for assignment in range(30):
+        game.fail(assignment, 0, "own")
+    assert game.scheduler.outstanding(30) == one(0)
+
+
 def test_in_a_stopped_stage_whatever_comes_back_or_is_released_fails_too() -> None:
     class InParts(FakeDependencies):
         """Rank 4 of stage 0 waits for stage 1."""

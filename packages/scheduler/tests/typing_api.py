@@ -101,6 +101,7 @@ class Again:
     retry = True
     delay_s = 1.0
     charged = True
+    infrastructure = True
     blames_rank = False
     blames_node = False
     avoid_node = False

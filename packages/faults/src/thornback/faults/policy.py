@@ -107,6 +107,7 @@ class RetryPolicy(Value):
             retry=stop is None,
             delay_s=self.delay_s(fault, earlier, draw),
             charged=budget.charged,
+            infrastructure=counted is not FaultKind.APPLICATION,
             blames_rank=budget.blames_rank or fault.phase == "heartbeat",
             blames_node=self._blames_node(fault, history, budget),
             avoid_node=avoid,

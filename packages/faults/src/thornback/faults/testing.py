@@ -107,6 +107,11 @@ class VerdictSubject(Protocol):
         ...
 
     @property
+    def infrastructure(self) -> bool:
+        """It is not the rank's own code that failed."""
+        ...
+
+    @property
     def blames_rank(self) -> bool:
         """The rank's code may be to blame."""
         ...
@@ -282,8 +287,9 @@ def _check_verdicts(policy: PolicySubject, what: Fault) -> None:
         verdict = policy.decide(what, history, 0.5)
         label = f"{what.kind} from {what.origin} after {times}"
         assert verdict == policy.decide(what, tuple(history), 0.5), f"{label}: two answers"
-        flags = (verdict.retry, verdict.charged, verdict.blames_rank, verdict.blames_node)
-        assert all(type(flag) is bool for flag in (*flags, verdict.avoid_node)), f"{label}: {flags}"
+        flags = [verdict.retry, verdict.charged, verdict.blames_rank, verdict.blames_node]
+        flags += [verdict.avoid_node, verdict.infrastructure]
+        assert all(type(flag) is bool for flag in flags), f"{label}: {flags}"
         assert verdict.reason, f"{label}: no reason"
         assert "\n" not in verdict.reason, f"{label}: a reason of more than one line"
         assert verdict.timeout_factor >= 1.0, f"{label}: a shorter time-out"

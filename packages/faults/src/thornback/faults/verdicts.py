@@ -41,6 +41,8 @@ class RetryVerdict(Value):
     """The pause before that. Given without `retry` too, for who goes on with other things."""
     charged: bool = True
     """It counts as an attempt of the rank: a preemption does not."""
+    infrastructure: bool = True
+    """It is not the rank's own code that failed: many of these in a row speak of the cluster."""
     blames_rank: bool = False
     """The rank's code may be what took its worker down: run it alone the next time."""
     blames_node: bool = False

@@ -42,7 +42,7 @@ def rank_failed(board: Board[F], assignment: Assignment[F], event: RankFailed[F]
     )
     if verdict.blames_node and event.node:
         board.suspicion.blame(event.node, board.now)
-    if verdict.retry and verdict.charged:
+    if verdict.retry and verdict.charged and verdict.infrastructure:
         stage.streak.failed(assignment.number, board.next_assignment, board.now)
         _stop_without_progress(board, stage, verdict)
 

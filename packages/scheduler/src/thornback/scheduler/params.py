@@ -105,7 +105,8 @@ class SchedulerParams:
     """So many gangs of a stage lost in a row, each begun after the one before was known to be lost,
     without a rank finished between: the stage stops."""
     no_progress_faults: int = attrs.field(default=20, validator=_from_one)
-    """Likewise for charged faults of its ranks that shall be tried again."""
+    """Likewise for charged faults of its ranks that shall be tried again, and are not those of
+    their own code: those have a budget for each rank, and say nothing of the cluster."""
     parole_s: float = attrs.field(default=120.0, validator=_positive)
     """First term of suspicion of a node; doubles with every further blame."""
     max_parole_s: float = attrs.field(default=3600.0, validator=_positive)

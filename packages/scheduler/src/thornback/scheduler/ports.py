@@ -27,8 +27,13 @@ class Verdict(Protocol):
 
     @property
     def charged(self) -> bool:
-        """The fault counts against the rank's budgets, and for the rule that stops a stage without
-        progress."""
+        """The fault counts against the rank's budgets."""
+        ...
+
+    @property
+    def infrastructure(self) -> bool:
+        """It is not the rank's own code that failed: if charged, it counts for the rule that stops
+        a stage without progress."""
         ...
 
     @property

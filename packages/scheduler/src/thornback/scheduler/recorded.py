@@ -60,6 +60,7 @@ class RecordedVerdict:
     retry: bool
     delay_s: float = 0.0
     charged: bool = True
+    infrastructure: bool = True
     blames_rank: bool = False
     blames_node: bool = False
     avoid_node: bool = False
@@ -76,6 +77,7 @@ class RecordedVerdict:
             retry=verdict.retry,
             delay_s=verdict.delay_s,
             charged=verdict.charged,
+            infrastructure=verdict.infrastructure,
             blames_rank=verdict.blames_rank,
             blames_node=verdict.blames_node,
             avoid_node=verdict.avoid_node,

@@ -61,6 +61,7 @@ class FakeVerdict:
     retry: bool = True
     delay_s: float = 0.0
     charged: bool = True
+    infrastructure: bool = True
     blames_rank: bool = False
     blames_node: bool = False
     avoid_node: bool = False

@@ -70,6 +70,7 @@ class SimulatedPolicy:
             retry=retry,
             delay_s=0.0 if kind in AT_ONCE and not earlier else draw * waits_s,
             charged=fault.kind not in FREE,
+            infrastructure=kind is not _K.CODE,
             blames_rank=fault.kind in RANK_BLAMED,
             blames_node=fault.kind in NODE_BLAMED,
             avoid_node=fault.kind in ELSEWHERE,
