@@ -1,8 +1,8 @@
 """What a driver has to carry: messages and bytes per simulated second, and where that would end.
 
-The sizes are of a driver on Ray. Source of the rest of a call: Ray 2.60, `PushTaskRequest` with a
-task specification of an actor method (about 2 KB with its ids, its owner's address and its
-resources); the answer is about half of that.
+The sizes are generous estimates. Measured as thornback's pool pickles them: a call 510 bytes and 12
+for each further range, a report of one rank 470 and of fifty 4,980. A call that goes by Ray has a
+task specification besides (ids, the owner's address, resources), for which 1.5 KB are allowed.
 """
 
 from __future__ import annotations
