@@ -233,16 +233,23 @@ class ForkServerClient:
 
     async def sweep(self) -> None:
         """Kill what the fork server could not end, because it was killed itself: by the mark in the
-        environment."""
-        if self._process is not None and self._process.poll() != 0:
-            entry = f"THORNBACK_WORKER={self._config.marker}".encode()
-            for _ in range(50):
-                pids = [p for p in proctree.pids_with_environment(entry) if proctree.is_alive(p)]
-                if not pids:
-                    return
-                for pid in pids:
-                    proctree.kill(pid)
-                await asyncio.sleep(0.01)
+        environment.
+
+        Until nothing was found three times in a row: while a process begins another program
+        (`execve`), its environment reads as empty.
+        """
+        if self._process is None or self._process.poll() == 0:
+            return
+        entry = f"THORNBACK_WORKER={self._config.marker}".encode()
+        nothing = 0
+        for _ in range(50):
+            pids = [p for p in proctree.pids_with_environment(entry) if proctree.is_alive(p)]
+            for pid in pids:
+                proctree.kill(pid)
+            nothing = 0 if pids else nothing + 1
+            if nothing == 3:
+                return
+            await asyncio.sleep(0.01)
 
     def _send(self, message: tuple[object, ...]) -> None:
         data = wire.pickled(message)
