@@ -47,7 +47,17 @@ if __name__ == "__main__":
 """
 
 
-def run_with_failures(cluster: RayTestCluster, folder: Path, failing: Mapping[str, Any]) -> Any:
+def as_ray_reads_it(method: str, failing: Mapping[str, int]) -> str:
+    """Return the value of Ray's variable: JSON since ray PR 58886 (2.54), a list before."""
+    import ray
+
+    if tuple(map(int, ray.__version__.split(".")[:2])) >= (2, 54):
+        return json.dumps({method: dict(failing)})
+    numbers = [failing[f"{each}_failure_prob"] for each in ("req", "resp")]
+    return f"{method}={failing['num_failures']}:{numbers[0]}:{numbers[1]}"
+
+
+def run_with_failures(cluster: RayTestCluster, folder: Path, failing: Mapping[str, int]) -> Any:
     """Run the job in a driver of its own: Ray reads the variable when it starts."""
     program = folder / "program.py"
     program.write_text(PROGRAM % RANKS)
@@ -56,7 +66,9 @@ def run_with_failures(cluster: RayTestCluster, folder: Path, failing: Mapping[st
         env={
             **os.environ,
             **cluster.environment,
-            "RAY_testing_rpc_failure": json.dumps(failing),
+            "RAY_testing_rpc_failure": as_ray_reads_it(
+                "CoreWorkerService.grpc_client.PushTask", failing
+            ),
         },
         capture_output=True,
         text=True,
@@ -73,9 +85,7 @@ def test_cut_calls_are_repeated_and_charged_to_nobody(
 ) -> None:
     other = {"req_failure_prob": 0, "resp_failure_prob": 0}
     push = {**other, "num_failures": FAILURES, lost: 20}
-    found = run_with_failures(
-        ray_cluster, tmp_path, {"CoreWorkerService.grpc_client.PushTask": push}
-    )
+    found = run_with_failures(ray_cluster, tmp_path, push)
     assert found["state"] == "succeeded", found
     assert found["results"] == {str(rank): rank for rank in range(RANKS)}
     assert records(tmp_path / "state", "cut") == dict.fromkeys(range(RANKS), 1)
