@@ -88,17 +88,21 @@ def test_a_rank_is_told_of_the_drain_and_its_next_attempt_goes_on(
 
 
 def test_what_the_ranks_of_a_killed_worker_wrote_is_kept(tmp_path: Path) -> None:
+    written = tmp_path / "written"
+
     def talk(ctx: RankContext) -> int:
         import os
         import time
 
         os.write(1, f"attempt {ctx.attempt} was here\n".encode())
+        written.touch()
         while ctx.attempt == 1:
             time.sleep(0.05)
         return ctx.attempt
 
     async def kill_worker(driver: LiveRun) -> None:
         at = await sighted(driver)
+        await appeared(written)
         os.kill(at.beat.pid, signal.SIGKILL)
 
     report = run(tmp_path, Stage("talk", talk), companions=[kill_worker])

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import attrs
 
@@ -205,16 +205,21 @@ class ForkServerClient:
             self._process.kill()
         self._lose()
 
-    async def close(self, limit_s: float) -> bool:
+    async def close(self, limit_s: float, children: Collection[int] = ()) -> bool:
         """Let it end all children and itself; kill it if that takes longer than `limit_s`. True:
-        nothing is left."""
+        nothing is left.
+
+        Args:
+            limit_s: for it to end.
+            children: known pids, whose end is waited for where it could not tell of it.
+        """
         self._on_lost = lambda: None
         self._lose()
         gone = await self._exited(limit_s)
         if not gone:
             self.terminate()
             gone = await self._exited(1.0)
-        await self.sweep()
+        await self.sweep(children)
         return gone
 
     async def _exited(self, limit_s: float) -> bool:
@@ -231,12 +236,13 @@ class ForkServerClient:
             delay_s = min(2 * delay_s, 0.05)
         return True
 
-    async def sweep(self) -> None:
+    async def sweep(self, children: Collection[int]) -> None:
         """Kill what the fork server could not end, because it was killed itself: by the mark in the
         environment.
 
         Until nothing was found three times in a row: while a process begins another program
-        (`execve`), its environment reads as empty.
+        (`execve`), its environment reads as empty. It does so, too, while a process is about to
+        end: `children` are waited for.
         """
         if self._process is None or self._process.poll() == 0:
             return
@@ -246,7 +252,8 @@ class ForkServerClient:
             pids = [p for p in proctree.pids_with_environment(entry) if proctree.is_alive(p)]
             for pid in pids:
                 proctree.kill(pid)
-            nothing = 0 if pids else nothing + 1
+            alive = pids or any(map(proctree.is_alive, children))
+            nothing = 0 if alive else nothing + 1
             if nothing == 3:
                 return
             await asyncio.sleep(0.01)

@@ -174,7 +174,9 @@ class Nursery:
         if self._awaiting is not None:
             self._awaiting.cancel()
             await asyncio.wait({self._awaiting})
-        gone = await self._server.close(self._params.close_s) if self._server is not None else True
+        gone, pids = True, tuple(self._processes)
+        if self._server is not None:
+            gone = await self._server.close(self._params.close_s, pids)
         processes, forking = tuple(self._processes.values()), tuple(self._forking.values())
         self._all_died()
         for log in (*(process.log for process in processes), *(log for log, _ in forking)):
@@ -282,7 +284,7 @@ class Nursery:
         """End what the lost fork server leaves; tell the deaths that it could not tell; start
         another."""
         assert self._server is not None
-        await self._server.close(self._params.kill_s)
+        await self._server.close(self._params.kill_s, tuple(self._processes))
         self._all_died()
         if not self._has_forked:  # perhaps a module that it preloaded killed it
             self._preload = ()
