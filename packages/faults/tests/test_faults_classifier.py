@@ -511,6 +511,26 @@ class TestExplain:
         assert "unwrapped ray.exceptions.RayTaskError(ValueError) -> builtins.ValueError" in text
         assert "left out: not for what rank saw" in text
 
+    def test_all_of_it(self) -> None:
+        last = Rule(name="last", kind=K.UNKNOWN, last_resort=True, why="nothing is known")
+        asked = Rule(name="asked", kind=K.OOM, types=("a.B",))
+        foreign = Rule(name="foreign", kind=K.OOM, origins=(Origin.WORKER,))
+        error = ValueError("one\ntwo")
+        error.__cause__ = KeyError("k")
+        told = Classifier(rules=(asked, foreign, last)).explain(error, RANK)
+        assert str(told).splitlines() == [
+            "builtins.ValueError: one",
+            "=> unknown, by rule 'last': nothing is known",
+            "rules tried, in order:",
+            "  on builtins.ValueError",
+            "    1. asked: no B on the MRO",
+            "  on builtins.KeyError",
+            "    3. asked: no B on the MRO",
+            "  on builtins.ValueError",
+            "    5. last: MATCHES",
+            "  2 left out: not for what rank saw",
+        ]
+
 
 class TestAnything:
     def test_hostile_exceptions(self) -> None:

@@ -51,6 +51,44 @@ class TestAudit:
         assert lines[3] == ["not", "looked", "at,", "cannot", "be", "imported:", "look.alikes.more"]
         assert lines[4][2:] == ["3", "exception", "classes,", "2", "without", "a", "rule"]
 
+    @pytest.mark.parametrize(
+        ("version", "checked"), [("2.60.0", "it is one of those"), ("9.9.9", "it is none of those")]
+    )
+    def test_where_ray_and_its_libraries_keep_theirs(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        version: str,
+        checked: str,
+    ) -> None:
+        ray = ModuleType("ray")
+        vars(ray)["__version__"] = version
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        base = lookalike_class("RayError")
+        for name in ("ray.exceptions", "ray.data.exceptions", "ray.serve.exceptions"):
+            module = ModuleType(name)
+            vars(module).update(RayError=base, New=type("New", (base,), {"__module__": name}))
+            monkeypatch.setitem(sys.modules, name, module)
+        assert main(["audit"]) == 1
+        *classes, counted, told = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in classes] == [
+            "ray.data.exceptions.New",
+            "ray.exceptions.New",
+            "ray.exceptions.RayError",
+            "ray.serve.exceptions.New",
+        ]
+        assert counted == f"ray {version}: 4 exception classes, 3 without a rule"
+        assert told.startswith(checked)
+
+    def test_all_well(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        module = ModuleType("look.alikes")
+        vars(module)["RayError"] = lookalike_class("RayError")
+        monkeypatch.setitem(sys.modules, "look.alikes", module)
+        assert main(["audit"], modules=("look.alikes",)) == 0
+        assert "1 exception classes, 0 without a rule" in capsys.readouterr().out
+
     def test_it_walks_all_loaded_classes_but_those_made_on_the_way(self) -> None:
         base = lookalike_class("RayError")
         child = type("Child", (base,), {"__module__": "ray.exceptions"})

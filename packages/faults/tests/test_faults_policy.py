@@ -370,8 +370,10 @@ class TestMemory:
             RetryPolicy().decide(self.oom(peak), (), 0.5).memory_bytes
             for peak in (1_000_000_000, 1_100_000_000, 1_200_000_000)
         ]
-        assert len(set(near)) == 1
-        assert all(level is not None and level > 1_200_000_000 for level in near)
+        # The grid: 256 MiB x 1.5^n. All of them are below 1296 MiB; one further is 1944 MiB.
+        assert near == [1944 * MIB] * 3
+        assert RetryPolicy().decide(self.oom(1296 * MIB), (), 0.5).memory_bytes == 1944 * MIB
+        assert RetryPolicy().decide(self.oom(1296 * MIB + 1), (), 0.5).memory_bytes == 2916 * MIB
 
     def test_nothing_is_known(self) -> None:
         verdict = RetryPolicy().decide(self.oom(), (), 0.5)
@@ -475,6 +477,25 @@ class TestOneLiners:
 def test_arguments_that_make_no_sense(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RetryPolicy(**arguments)  # type: ignore[arg-type]  # the test
+
+
+def test_the_least_and_the_most_that_make_sense() -> None:
+    least = RetryPolicy(
+        retries=0,
+        max_retries=0,
+        memory_bytes=1,
+        max_charged=0,
+        base_delay_s=0.0,
+        backoff_factor=1.0,
+        max_delay_s=0.0,
+        max_retry_after_s=0.0,
+        timeout_factor=1.0,
+        breaker_after=1,
+    )
+    assert not least.decide(fault(K.NODE_LOST), (), 0.5).retry
+    most = RetryPolicy(backoff_factor=1000.0, timeout_factor=1000.0, base_delay_s=60.0)
+    assert most.decide(fault(K.OBJECT_LOST), (), 1.0).delay_s == 60.0
+    assert not RetryPolicy(max_charged=0).decide(fault(K.OBJECT_LOST), (), 0.5).retry
 
 
 def test_a_budget_that_makes_no_sense() -> None:

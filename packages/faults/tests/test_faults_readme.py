@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from thornback.faults import RAY_VERSIONS
 from thornback.faults.budgets import DEFAULT_BUDGETS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -35,3 +36,9 @@ def test_the_programs_that_it_names_are_there() -> None:
     named = re.findall(r"`(\w+\.py)`", README.read_text(encoding="utf-8"))
     examples = {path.name for path in (README.parent / "examples").glob("*.py")}
     assert examples == {name for name in named if name.startswith("retry_")}
+
+
+def test_the_releases_of_ray_are_those_that_were_checked() -> None:
+    first, last = (".".join(RAY_VERSIONS[at].split(".")[:2]) for at in (0, -1))
+    told = f"Every exception class of Ray {first} to {last} is named by a rule"
+    assert told in README.read_text(encoding="utf-8")

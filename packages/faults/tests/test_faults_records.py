@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thornback.faults import ErrorRecord, Fault, FaultKind, Origin
+from thornback.faults import ErrorRecord, Fault, FaultKind, Origin, StopReason
 from thornback.faults.kinds import plain_facts
 from thornback.faults.records import public_name
 from thornback.faults.testing import Hostile, lookalike, lookalike_task_error
@@ -42,6 +42,11 @@ def test_names_that_are_none_are_left_out() -> None:
 def test_no_more_facts_than_can_be_read() -> None:
     facts = plain_facts({f"x{n}": n for n in range(100)})
     assert list(facts) == [f"x{n}" for n in range(48)]
+
+
+def test_a_whole_number_that_no_other_program_could_read_is_left_out() -> None:
+    facts = plain_facts({"most": 2**63 - 1, "least": 1 - 2**63, "more": 2**63, "less": -(2**63)})
+    assert facts == {"most": 2**63 - 1, "least": 1 - 2**63}
 
 
 def test_attributes_that_are_not_in_the_instance() -> None:
@@ -286,3 +291,21 @@ def test_a_fault_shows_no_secret_and_is_bounded() -> None:
     assert "s3cr3t" not in text
     assert len(text) < 30_000
     assert '"exit_code": 9' in text
+
+
+@pytest.mark.parametrize(("name", "limit"), [("message", 4_000), ("traceback", 16_000)])
+def test_a_text_up_to_its_limit_is_kept_whole(name: str, limit: int) -> None:
+    kept = {}
+    for length in (limit, limit + 1):
+        fields = {"rule": "r", "error_type": "a.B", "message": "", name: "x" * length}
+        fault = Fault.from_json({"kind": "oom", "origin": "rank", **fields})
+        kept[length] = fault.as_json()[name]
+    assert kept[limit] == "x" * limit
+    assert len(kept[limit + 1]) < limit
+    assert "characters left out" in kept[limit + 1]
+
+
+def test_kinds_and_origins_are_written_as_they_are_called() -> None:
+    """They stand in journals and JSON: one that is written otherwise is not found there again."""
+    for enumeration in (FaultKind, Origin, StopReason):
+        assert [each.value for each in enumeration] == [each.name.lower() for each in enumeration]

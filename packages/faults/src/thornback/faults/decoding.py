@@ -6,6 +6,7 @@ import enum
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 
 from thornback.faults.values import Value
 
@@ -54,10 +55,8 @@ def decode(hint: object, data: object, where: str) -> object:
 
 def _first_that_fits(hints: tuple[object, ...], data: object, where: str) -> object:
     for hint in hints:
-        try:
+        with suppress(ValueError):
             return decode(hint, data, where)
-        except ValueError:
-            continue
     raise ValueError(f"{where} cannot be {data!r:.100}")
 
 
