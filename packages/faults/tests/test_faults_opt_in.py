@@ -122,229 +122,229 @@ def answered(name: str, attribute: str, *values: Attribute) -> list[BaseExceptio
     return [lookalike(name, "x", **{attribute: value}) for value in values]
 
 
+def said(name: str, text: str) -> list[BaseException]:
+    return [lookalike(name, text)]
+
+
 AIOHTTP = "aiohttp.client_exceptions.ClientResponseError"
 BACKEND = "torch.distributed.DistBackendError"
 
-DECIDED: dict[str, tuple[FaultKind, list[BaseException]]] = (
-    {
-        "throttled.status": (K.THROTTLED, answered("my.E", "status_code", 429, 503, 529)),
-        "throttled.aiohttp_status": (K.THROTTLED, answered(AIOHTTP, "status", 429, 503, 529)),
-        "throttled.code": (
-            K.THROTTLED,
-            [
-                *answered("urllib.error.HTTPError", "code", 429, 503, 529),
-                *answered("google.api_core.exceptions.GoogleAPICallError", "code", 429, 503),
-                *answered("gcsfs.retry.HttpError", "code", 429, "429", "503"),
-            ],
+DECIDED: dict[str, tuple[FaultKind, list[BaseException]]] = {
+    "throttled.status": (K.THROTTLED, answered("my.E", "status_code", 429, 503, 529)),
+    "throttled.aiohttp_status": (K.THROTTLED, answered(AIOHTTP, "status", 429, 503, 529)),
+    "throttled.code": (
+        K.THROTTLED,
+        [
+            *answered("urllib.error.HTTPError", "code", 429, 503, 529),
+            *answered("google.api_core.exceptions.GoogleAPICallError", "code", 429, 503),
+            *answered("gcsfs.retry.HttpError", "code", 429, "429", "503"),
+        ],
+    ),
+    "throttled.aws_code": (
+        K.THROTTLED,
+        answered(
+            "botocore.exceptions.ClientError",
+            "error_code",
+            "BandwidthLimitExceeded",
+            "EC2ThrottledException",
+            "LimitExceededException",
+            "PriorRequestNotComplete",
+            "ProvisionedThroughputExceededException",
+            "RequestLimitExceeded",
+            "RequestThrottled",
+            "RequestThrottledException",
+            "ServiceUnavailable",
+            "SlowDown",
+            "ThrottledException",
+            "Throttling",
+            "ThrottlingException",
+            "TooManyRequestsException",
+            "TransactionInProgressException",
         ),
-        "throttled.aws_code": (
-            K.THROTTLED,
-            answered(
-                "botocore.exceptions.ClientError",
-                "error_code",
-                "BandwidthLimitExceeded",
-                "EC2ThrottledException",
-                "LimitExceededException",
-                "PriorRequestNotComplete",
-                "ProvisionedThroughputExceededException",
-                "RequestLimitExceeded",
-                "RequestThrottled",
-                "RequestThrottledException",
-                "ServiceUnavailable",
-                "SlowDown",
-                "ThrottledException",
-                "Throttling",
-                "ThrottlingException",
-                "TooManyRequestsException",
-                "TransactionInProgressException",
+    ),
+    "throttled.text_boto": (
+        K.THROTTLED,
+        [Exception("An error occurred (SlowDown) when calling the PutObject operation")],
+    ),
+    "throttled.text_s3fs": (K.THROTTLED, [OSError(16, "Please reduce your request rate.")]),
+    "throttled.text_arrow": (K.THROTTLED, [OSError("AWS Error SLOW_DOWN during PutObject")]),
+    "throttled.text_arrow_busy": (
+        K.THROTTLED,
+        [OSError("AWS Error SERVICE_UNAVAILABLE during HeadObject operation")],
+    ),
+    "throttled.names": (
+        K.THROTTLED,
+        [*named("openai", "RateLimitError"), *named("anthropic", "RateLimitError")],
+    ),
+    "throttled.says_when": (
+        K.THROTTLED,
+        [*answered("my.E", "retry_after", 1, 0.5), *answered("my.E", "retry_after_s", 1, 2.5)],
+    ),
+    "network.certificate": (
+        K.APPLICATION,
+        [*named("ssl", "SSLCertVerificationError"), *named("requests.exceptions", "SSLError")],
+    ),
+    "network.certificate_text": (
+        K.APPLICATION,
+        [OSError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")],
+    ),
+    "network.useless": (
+        K.APPLICATION,
+        [
+            *named("huggingface_hub.errors", "OfflineModeIsEnabled"),
+            *named("httpx", "LocalProtocolError", "UnsupportedProtocol"),
+            *named("httpx2", "LocalProtocolError", "UnsupportedProtocol"),
+        ],
+    ),
+    "network.status": (
+        K.NETWORK,
+        answered("my.E", "status_code", 408, 500, 502, 504, 520, 521, 522, 523, 524),
+    ),
+    "network.aiohttp_status": (K.NETWORK, answered(AIOHTTP, "status", 408, 500, 502, 504, 522)),
+    "network.code": (
+        K.NETWORK,
+        [
+            *answered("urllib.error.HTTPError", "code", 500, 502),
+            *answered("google.api_core.exceptions.GoogleAPICallError", "code", 500, 504),
+            *answered("gcsfs.retry.HttpError", "code", "500", 502),
+        ],
+    ),
+    "network.aws_code": (
+        K.NETWORK,
+        answered(
+            "botocore.exceptions.ClientError",
+            "error_code",
+            "InternalError",
+            "RequestTimeout",
+            "RequestTimeoutException",
+        ),
+    ),
+    "network.names": (
+        K.NETWORK,
+        [
+            TimeoutError("x"),
+            ConnectionError("x"),
+            BrokenPipeError("x"),
+            ConnectionResetError("x"),
+            *named("socket", "gaierror"),
+            *named("ssl", "SSLEOFError", "SSLZeroReturnError"),
+            *named("http.client", "IncompleteRead"),
+            *named(
+                "requests.exceptions",
+                "ConnectionError",
+                "Timeout",
+                "ChunkedEncodingError",
+                "RetryError",
             ),
-        ),
-        "throttled.text_boto": (
-            K.THROTTLED,
-            [Exception("An error occurred (SlowDown) when calling the PutObject operation")],
-        ),
-        "throttled.text_s3fs": (K.THROTTLED, [OSError(16, "Please reduce your request rate.")]),
-        "throttled.text_arrow": (K.THROTTLED, [OSError("AWS Error SLOW_DOWN during PutObject")]),
-        "throttled.text_arrow_busy": (
-            K.THROTTLED,
-            [OSError("AWS Error SERVICE_UNAVAILABLE during HeadObject operation")],
-        ),
-        "throttled.names": (
-            K.THROTTLED,
-            [*named("openai", "RateLimitError"), *named("anthropic", "RateLimitError")],
-        ),
-        "throttled.says_when": (
-            K.THROTTLED,
-            [*answered("my.E", "retry_after", 1, 0.5), *answered("my.E", "retry_after_s", 1, 2.5)],
-        ),
-        "network.certificate": (
-            K.APPLICATION,
-            [*named("ssl", "SSLCertVerificationError"), *named("requests.exceptions", "SSLError")],
-        ),
-        "network.certificate_text": (
-            K.APPLICATION,
-            [OSError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")],
-        ),
-        "network.useless": (
-            K.APPLICATION,
-            [
-                *named("huggingface_hub.errors", "OfflineModeIsEnabled"),
-                *named("httpx", "LocalProtocolError", "UnsupportedProtocol"),
-                *named("httpx2", "LocalProtocolError", "UnsupportedProtocol"),
-            ],
-        ),
-        "network.status": (
-            K.NETWORK,
-            answered("my.E", "status_code", 408, 500, 502, 504, 520, 521, 522, 523, 524),
-        ),
-        "network.aiohttp_status": (K.NETWORK, answered(AIOHTTP, "status", 408, 500, 502, 504, 522)),
-        "network.code": (
-            K.NETWORK,
-            [
-                *answered("urllib.error.HTTPError", "code", 500, 502),
-                *answered("google.api_core.exceptions.GoogleAPICallError", "code", 500, 504),
-                *answered("gcsfs.retry.HttpError", "code", "500", 502),
-            ],
-        ),
-        "network.aws_code": (
-            K.NETWORK,
-            answered(
-                "botocore.exceptions.ClientError",
-                "error_code",
-                "InternalError",
-                "RequestTimeout",
-                "RequestTimeoutException",
+            *named("urllib3.exceptions", "ProtocolError", "ProxyError", "TimeoutError"),
+            *named("httpx", "TransportError"),
+            *named("httpx2", "TransportError"),
+            *named("httpcore", "NetworkError", "RemoteProtocolError", "TimeoutException"),
+            *named("httpcore2", "NetworkError", "RemoteProtocolError", "TimeoutException"),
+            *named("aiohttp.client_exceptions", "ClientConnectionError", "ClientPayloadError"),
+            *named(
+                "botocore.exceptions",
+                "ConnectionError",
+                "HTTPClientError",
+                "IncompleteReadError",
             ),
-        ),
-        "network.names": (
-            K.NETWORK,
-            [
-                TimeoutError("x"),
-                ConnectionError("x"),
-                BrokenPipeError("x"),
-                ConnectionResetError("x"),
-                *named("socket", "gaierror"),
-                *named("ssl", "SSLEOFError", "SSLZeroReturnError"),
-                *named("http.client", "IncompleteRead"),
-                *named(
-                    "requests.exceptions",
-                    "ConnectionError",
-                    "Timeout",
-                    "ChunkedEncodingError",
-                    "RetryError",
-                ),
-                *named("urllib3.exceptions", "ProtocolError", "ProxyError", "TimeoutError"),
-                *named("httpx", "TransportError"),
-                *named("httpx2", "TransportError"),
-                *named("httpcore", "NetworkError", "RemoteProtocolError", "TimeoutException"),
-                *named("httpcore2", "NetworkError", "RemoteProtocolError", "TimeoutException"),
-                *named("aiohttp.client_exceptions", "ClientConnectionError", "ClientPayloadError"),
-                *named(
-                    "botocore.exceptions",
-                    "ConnectionError",
-                    "HTTPClientError",
-                    "IncompleteReadError",
-                ),
-                *named("boto3.exceptions", "RetriesExceededError"),
-                *named("s3transfer.exceptions", "RetriesExceededError"),
-                *named("fsspec.exceptions", "FSTimeoutError"),
-                *named("gcsfs.retry", "ChecksumError"),
-                *named("google.auth.exceptions", "TransportError"),
-                *named("google.api_core.exceptions", "RetryError"),
-                *named(
-                    "azure.core.exceptions",
-                    "ServiceRequestError",
-                    "ServiceResponseError",
-                    "IncompleteReadError",
-                ),
-                *named("huggingface_hub.errors", "InferenceTimeoutError", "XetDownloadError"),
-                *named("openai", "APIConnectionError"),
-                *named("anthropic", "APIConnectionError"),
-            ],
-        ),
-        "network.errno": (
-            K.NETWORK,
-            [
-                # From a library that makes its own class: Python's would be a ConnectionError.
-                *answered("OSError", "errno", errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE),
-                *answered("OSError", "errno", errno.ECONNREFUSED, errno.ETIMEDOUT),
-                *answered(
-                    "OSError", "errno", errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN
-                ),
-            ],
-        ),
-        "network.text_arrow": (
-            K.NETWORK,
-            [OSError("AWS Error NETWORK_CONNECTION during HeadObject")],
-        ),
-        "network.text_arrow_slow": (
-            K.NETWORK,
-            [OSError("AWS Error REQUEST_TIMEOUT during PutObject")],
-        ),
-        "cuda.out_of_memory": (
-            K.RESOURCE,
-            [
-                *named("torch", "OutOfMemoryError"),
-                *named("torch.cuda", "OutOfMemoryError"),
-                *named("cupy.cuda.memory", "OutOfMemoryError"),
-                *named("tensorflow.python.framework.errors_impl", "ResourceExhaustedError"),
-            ],
-        ),
-        "cuda.out_of_memory_text": (K.RESOURCE, [RuntimeError("CUDA out of memory. Tried to")]),
-        "cuda.out_of_memory_error": (K.RESOURCE, [RuntimeError("CUDA error: out of memory")]),
-        "cuda.out_of_memory_jax": (
-            K.RESOURCE,
-            [RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.")],
-        ),
-        "nccl.names": (
-            K.NETWORK,
-            named("torch.distributed", "DistNetworkError", "DistStoreError"),
-        ),
-        "nccl.plain_remote": (
-            K.NETWORK,
-            [RuntimeError("NCCL error in: x.cpp:1, remote process exited or there was a network")],
-        ),
-        "nccl.plain_aborted": (
-            K.NETWORK,
-            [RuntimeError("NCCL communicator was aborted on rank 3.")],
-        ),
-        "nccl.plain_gloo": (
-            K.NETWORK,
-            [RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]")],
-        ),
-    }
-    | {
-        rule: (K.RESOURCE, [RuntimeError(f"CUDA error: {text} (x)")])
-        for rule, text in (
-            ("cuda.ecc", "uncorrectable ECC error encountered"),
-            ("cuda.nvlink", "uncorrectable NVLink error detected during the execution"),
-            ("cuda.off_the_bus", "GPU 0000:01:00.0: GPU has fallen off the bus."),
-            ("cuda.lost", "Unable to determine the device handle: GPU is lost."),
-            ("cuda.busy", "CUDA-capable device(s) is/are busy or unavailable"),
-            ("cuda.all_busy", "all CUDA-capable devices are busy or unavailable"),
-            ("cuda.none", "no CUDA-capable device is detected"),
-            ("cuda.driver", "CUDA driver initialization failed, you might not have a CUDA gpu."),
-            ("cuda.unknown", "CUDA unknown error - this may be due to an incorrectly set up"),
-            ("cuda.hardware", "hardware stack error"),
-            ("cuda.fabric", "system not yet initialized"),
-        )
-    }
-    | {
-        rule: (K.NETWORK, [lookalike(BACKEND, f"NCCL error in: x.cpp:1, {text}")])
-        for rule, text in (
-            ("nccl.remote", "ncclRemoteError: A call failed possibly due to a network error"),
-            ("nccl.remote_text", "remote process exited or there was a network error"),
-            ("nccl.system", "ncclSystemError: System call (e.g. socket, malloc) failed"),
-            ("nccl.closed", "socketProgress: Connection closed by remote peer"),
-            ("nccl.reset", "Connection reset by peer"),
-            ("nccl.timed_out", "Connect to 10.0.0.1 failed : Connection timed out"),
-            ("nccl.timeout", "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1)"),
-            ("nccl.aborted", "NCCL communicator was aborted on rank 3."),
-        )
-    }
-)
+            *named("boto3.exceptions", "RetriesExceededError"),
+            *named("s3transfer.exceptions", "RetriesExceededError"),
+            *named("fsspec.exceptions", "FSTimeoutError"),
+            *named("gcsfs.retry", "ChecksumError"),
+            *named("google.auth.exceptions", "TransportError"),
+            *named("google.api_core.exceptions", "RetryError"),
+            *named(
+                "azure.core.exceptions",
+                "ServiceRequestError",
+                "ServiceResponseError",
+                "IncompleteReadError",
+            ),
+            *named("huggingface_hub.errors", "InferenceTimeoutError", "XetDownloadError"),
+            *named("openai", "APIConnectionError"),
+            *named("anthropic", "APIConnectionError"),
+        ],
+    ),
+    "network.errno": (
+        K.NETWORK,
+        [
+            # From a library that makes its own class: Python's would be a ConnectionError.
+            *answered("OSError", "errno", errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE),
+            *answered("OSError", "errno", errno.ECONNREFUSED, errno.ETIMEDOUT),
+            *answered("OSError", "errno", errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN),
+        ],
+    ),
+    "network.text_arrow": (
+        K.NETWORK,
+        [OSError("AWS Error NETWORK_CONNECTION during HeadObject")],
+    ),
+    "network.text_arrow_slow": (
+        K.NETWORK,
+        [OSError("AWS Error REQUEST_TIMEOUT during PutObject")],
+    ),
+    "cuda.out_of_memory": (
+        K.RESOURCE,
+        [
+            *named("torch", "OutOfMemoryError"),
+            *named("torch.cuda", "OutOfMemoryError"),
+            *named("cupy.cuda.memory", "OutOfMemoryError"),
+            *named("tensorflow.python.framework.errors_impl", "ResourceExhaustedError"),
+        ],
+    ),
+    "cuda.out_of_memory_text": (K.RESOURCE, [RuntimeError("CUDA out of memory. Tried to")]),
+    "cuda.out_of_memory_error": (K.RESOURCE, [RuntimeError("CUDA error: out of memory")]),
+    "cuda.out_of_memory_jax": (
+        K.RESOURCE,
+        [RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.")],
+    ),
+    "nccl.names": (
+        K.NETWORK,
+        named("torch.distributed", "DistNetworkError", "DistStoreError"),
+    ),
+    "nccl.plain_remote": (
+        K.NETWORK,
+        [RuntimeError("NCCL error in: x.cpp:1, remote process exited or there was a network")],
+    ),
+    "nccl.plain_aborted": (
+        K.NETWORK,
+        [RuntimeError("NCCL communicator was aborted on rank 3.")],
+    ),
+    "nccl.plain_gloo": (
+        K.NETWORK,
+        [RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]")],
+    ),
+}
 """Written down a second time, with texts as the libraries print them: by what they raise, failures
 are found worth another try, and a name that is lost from a table is one that is not any more."""
+DECIDED |= {
+    rule: (K.RESOURCE, said("RuntimeError", f"CUDA error: {text} (x)"))
+    for rule, text in (
+        ("cuda.ecc", "uncorrectable ECC error encountered"),
+        ("cuda.nvlink", "uncorrectable NVLink error detected during the execution"),
+        ("cuda.off_the_bus", "GPU 0000:01:00.0: GPU has fallen off the bus."),
+        ("cuda.lost", "Unable to determine the device handle: GPU is lost."),
+        ("cuda.busy", "CUDA-capable device(s) is/are busy or unavailable"),
+        ("cuda.all_busy", "all CUDA-capable devices are busy or unavailable"),
+        ("cuda.none", "no CUDA-capable device is detected"),
+        ("cuda.driver", "CUDA driver initialization failed, you might not have a CUDA gpu."),
+        ("cuda.unknown", "CUDA unknown error - this may be due to an incorrectly set up"),
+        ("cuda.hardware", "hardware stack error"),
+        ("cuda.fabric", "system not yet initialized"),
+    )
+}
+DECIDED |= {
+    rule: (K.NETWORK, said(BACKEND, f"NCCL error in: x.cpp:1, {text}"))
+    for rule, text in (
+        ("nccl.remote", "ncclRemoteError: A call failed possibly due to a network error"),
+        ("nccl.remote_text", "remote process exited or there was a network error"),
+        ("nccl.system", "ncclSystemError: System call (e.g. socket, malloc) failed"),
+        ("nccl.closed", "socketProgress: Connection closed by remote peer"),
+        ("nccl.reset", "Connection reset by peer"),
+        ("nccl.timed_out", "Connect to 10.0.0.1 failed : Connection timed out"),
+        ("nccl.timeout", "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1)"),
+        ("nccl.aborted", "NCCL communicator was aborted on rank 3."),
+    )
+}
 
 
 @pytest.mark.parametrize("rule", DECIDED)
@@ -353,6 +353,28 @@ def test_what_the_libraries_raise(rule: str) -> None:
     for error in errors:
         fault = lenient.classify(error, RANK)
         assert (fault.rule, fault.kind) == (rule, kind), f"{type(error)}: {error}"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("remote process exited, says a program of mine"),
+        RuntimeError("NCCL error: unhandled cuda error"),
+        RuntimeError("gloo/transport/tcp/pair.cc:1 unexpected size"),
+        RuntimeError("the connection of two tables"),
+        ValueError("CUDA out of memory"),
+        ValueError("uncorrectable ECC error"),
+        ValueError("NCCL communicator was aborted"),
+        ValueError("please reduce your request rate"),
+        ValueError("AWS Error SLOW_DOWN"),
+        ValueError("AWS Error REQUEST_TIMEOUT"),
+        RuntimeError("ncclRemoteError"),
+        lookalike("my.E", "x", status=429),
+        lookalike("my.E", "x", code=503, errno=errno.ECONNRESET),
+    ],
+)
+def test_what_only_sounds_like_it(error: BaseException) -> None:
+    assert lenient.classify(error, RANK).rule == "rank.raised"
 
 
 def test_every_rule_has_examples() -> None:

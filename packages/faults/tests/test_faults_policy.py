@@ -354,6 +354,8 @@ class TestMemory:
             levels.append(policy.decide(self.oom(), history, 0.5).memory_bytes)
             history.append((self.oom(), "a"))
         assert levels == [3 * GIB, 4608 * MIB, 6912 * MIB, 10368 * MIB]
+        reason = policy.decide(self.oom(), history[:1], 0.5).reason
+        assert reason == "oom: retry 2 of 4, with 4.50 GiB"
 
     def test_it_is_kept_for_other_faults(self) -> None:
         policy = RetryPolicy(memory_bytes=2 * GIB)
@@ -403,7 +405,9 @@ class TestMemory:
         assert not policy.decide(refused, [*history, (refused, "")], 0.5).retry
         small = fault(K.UNSCHEDULABLE, Origin.PLACEMENT, largest_memory_bytes=2 * GIB)
         assert not policy.decide(small, history, 0.5).retry
-        assert not RetryPolicy(max_retries=0).decide(refused, history, 0.5).retry
+        assert "with 2.44 GiB" in verdict.reason
+        none = RetryPolicy(memory_bytes=2 * GIB, max_retries=0).decide(refused, history, 0.5)
+        assert none.stop is StopReason.NO_RETRIES
 
     @given(st.integers(1, 2**45), st.integers(0, 2**45))
     def test_a_rung_is_the_lowest_above(self, base: int, above: int) -> None:
