@@ -67,8 +67,9 @@ class TestAudit:
         base = lookalike_class("RayError")
         for name in ("ray.exceptions", "ray.data.exceptions", "ray.serve.exceptions"):
             module = ModuleType(name)
-            vars(module).update(RayError=base, New=type("New", (base,), {"__module__": name}))
+            vars(module)["New"] = type("New", (base,), {"__module__": name})
             monkeypatch.setitem(sys.modules, name, module)
+        vars(sys.modules["ray.exceptions"])["RayError"] = base
         assert main(["audit"]) == 1
         *classes, counted, told = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in classes] == [
@@ -145,6 +146,9 @@ class TestTracebacks:
         logged = "".join(f"[rank3]: {line}" for line in PRINTED.splitlines(keepends=True))
         assert record_of_text(logged).message == "cannot send:\n  part 7"
         assert len(record_of_text(logged).causes) == 1
+
+    def test_the_lines_of_another_system_end_otherwise(self) -> None:
+        assert record_of_text(PRINTED.replace("\n", "\r\n")) == record_of_text(PRINTED)
 
     def test_what_ray_prints_is_unwrapped(self) -> None:
         found = explain(record_of_text(RAY)).fault

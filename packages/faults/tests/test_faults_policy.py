@@ -507,6 +507,23 @@ def test_a_budget_that_makes_no_sense() -> None:
         FaultBudget(retries=-1)
 
 
+def test_a_verdict_blames_nobody_and_asks_for_nothing_unless_it_says_so() -> None:
+    verdict = RetryVerdict(retry=True, reason="x")
+    assert verdict.as_json() == {
+        "retry": True,
+        "delay_s": 0.0,
+        "charged": True,
+        "infrastructure": True,
+        "blames_rank": False,
+        "blames_node": False,
+        "avoid_node": False,
+        "memory_bytes": None,
+        "timeout_factor": 1.0,
+        "reason": "x",
+        "stop": None,
+    }
+
+
 def test_values_pickle() -> None:
     policy = RetryPolicy(retries=3, budgets={K.NETWORK: FaultBudget(retries=1)})
     verdict = policy.decide(fault(K.OOM), (), 0.5)

@@ -34,14 +34,15 @@ def test_what_is_taken() -> None:
 
 def test_names_that_are_none_are_left_out() -> None:
     error = ValueError("x")
-    error.__dict__ |= {"fine": 1, "n" * 65: 3}
+    error.__dict__ |= {"fine": 1, "n" * 64: 2, "n" * 65: 3}
     error.__dict__ |= {7: 2}  # type: ignore[dict-item]  # the test
-    assert ErrorRecord.of(error).attributes == {"fine": 1}
+    assert ErrorRecord.of(error).attributes == {"fine": 1, "n" * 64: 2}
 
 
 def test_no_more_facts_than_can_be_read() -> None:
     facts = plain_facts({f"x{n}": n for n in range(100)})
     assert list(facts) == [f"x{n}" for n in range(48)]
+    assert plain_facts({"n" * 65: 1}) == {"n" * 64: 1}
 
 
 def test_a_whole_number_that_no_other_program_could_read_is_left_out() -> None:
@@ -58,6 +59,26 @@ def test_attributes_that_are_not_in_the_instance() -> None:
     assert ErrorRecord.of(Preempted()).attributes == {"preempted": True}
     assert ErrorRecord.of(OSError(28, "full")).attributes == {"errno": 28}
     assert ErrorRecord.of(SystemExit(3)).attributes == {"code": 3}
+
+
+KNOWN = (
+    *("actor_init_failed", "code", "errno", "exit_code", "non_retryable", "phase", "preempted"),
+    *("retry_after", "retry_after_s", "returncode", "signal", "status", "status_code"),
+)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_what_rules_ask_for_may_be_a_property(name: str) -> None:
+    cls = type("Mine", (Exception,), {name: property(lambda self: 7)})
+    assert ErrorRecord.of(cls("x")).attributes == {name: 7}
+
+
+@pytest.mark.parametrize(("causes", "told"), [(7, 7), (8, 0)])
+def test_the_traceback_of_a_long_chain_is_that_of_the_last(causes: int, told: int) -> None:
+    top = link = ValueError("0")
+    for number in range(causes):
+        link.__cause__ = link = ValueError(str(number))
+    assert ErrorRecord.of(top).traceback.count("was the direct cause of") == told
 
 
 def test_an_exception_that_cannot_be_looked_into() -> None:
@@ -200,6 +221,31 @@ def test_secrets_are_hidden(text: str) -> None:
     assert "hunter2x" not in shown
     assert "***" in shown
     assert shown.startswith("before")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("password=hunter2x", "password=***"),
+        ("credential=hunter2x; next", "credential=***; next"),
+        ("private-key='hunter2x', b", "private-key=***', b"),
+        ("f(token=hunter2x)", "f(token=***)"),
+        ("signature=hunter2x&b=1", "signature=***&b=1"),
+        ("passphrase: hunter2x", "passphrase: ***"),
+        ('{"password": "hunter2x", "b": 1}', '{"password": "***", "b": 1}'),
+        ("{'token': 'hunter2x'}", "{'token': '***'}"),
+        ("Authorization: Bearer hunter2x", "Authorization: Bearer ***"),
+        ("sent bearer hunter2x/y", "sent bearer ***"),
+        ("ftp://me:hunter2x@host/a", "ftp://me:***@host/a"),
+        (f"by hf_{'a' * 20}.", "by ***."),
+        (f"by AKIA{'A' * 16}.", "by ***."),
+        (f"by ghp_{'a' * 20}.", "by ***."),
+        (f"by sk-{'a' * 20}.", "by ***."),
+        (f"by hf_{'a' * 19}.", f"by hf_{'a' * 19}."),
+    ],
+)
+def test_only_the_secret_is_hidden(text: str, shown: str) -> None:
+    assert safe(text, 1000) == shown
 
 
 @pytest.mark.parametrize(

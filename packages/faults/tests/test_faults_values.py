@@ -120,6 +120,8 @@ def test_the_signature_is_that_of_the_fields() -> None:
     assert {p.kind for p in signature.parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
     assert signature.parameters["kind"].annotation == "FaultKind"
     assert signature.parameters["phase"].default == ""
+    assert Fault.__init__.__module__ == Fault.__module__
+    assert Fault.__init__.__qualname__ == "Fault.__init__"
     assert str(inspect.signature(Point3)) == (
         "(*, x: 'int', y: 'int' = 0, tags: 'Mapping[str, int]' = {}, z: 'int') -> None"
     )
