@@ -285,6 +285,10 @@ class TestDelay:
         assert policy.decide(fault(K.OBJECT_LOST, retry_after_s=17.0), (), 0.5).delay_s == 0.5
         assert policy.decide(fault(K.NETWORK, retry_after_s=10**400), (), 0.0).delay_s == 900.0
 
+    @pytest.mark.parametrize("draw", [1.0, 1.5, -0.5, float("nan")])
+    def test_a_draw_that_is_none_waits_longest(self, draw: float) -> None:
+        assert RetryPolicy().delay_s(fault(K.OBJECT_LOST), 1, draw) == 2.0
+
     @given(
         kind=st.sampled_from(FaultKind),
         earlier=st.integers(0, 10**6),
