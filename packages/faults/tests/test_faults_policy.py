@@ -285,6 +285,9 @@ class TestDelay:
         assert policy.decide(fault(K.OBJECT_LOST, retry_after_s=17.0), (), 0.5).delay_s == 0.5
         assert policy.decide(fault(K.NETWORK, retry_after_s=10**400), (), 0.0).delay_s == 900.0
 
+    def test_who_asks_for_no_patience_gets_the_usual_pause(self) -> None:
+        assert RetryPolicy().delay_s(fault(K.THROTTLED, retry_after_s=0), 3, 1.0) == 8.0
+
     @pytest.mark.parametrize("draw", [1.0, 1.5, -0.5, float("nan")])
     def test_a_draw_that_is_none_waits_longest(self, draw: float) -> None:
         assert RetryPolicy().delay_s(fault(K.OBJECT_LOST), 1, draw) == 2.0

@@ -278,6 +278,13 @@ def test_clip_keeps_both_ends(text: str, limit: int) -> None:
         assert len(head) + int(left_out) + len(tail) == len(encoded)
 
 
+def test_clip_keeps_as_much_of_the_end_as_there_is_room_for() -> None:
+    kept = clip("begin " + "a b " * 1000 + "the end", 1000)
+    assert kept.startswith("begin a b ")
+    assert kept.endswith("a b the end")
+    assert 980 <= len(kept) <= 1000
+
+
 def test_clip_cuts_no_word() -> None:
     text = "begin " + "password=hunter2x " * 100 + "end"
     for limit in range(4 * MARK_CHARS, 500):
