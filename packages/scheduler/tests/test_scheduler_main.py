@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 
 import pytest
 
+import thornback.scheduler.__main__ as program
 from thornback.scheduler.__main__ import main
-from thornback.scheduler.commandline_simulate import policy, share, whole
+from thornback.scheduler.commandline_simulate import Row, policy, share, table, whole
+from thornback.scheduler.commands import FinishRun, RunState
+from thornback.scheduler.simulate import RunStats
+from thornback.scheduler.simulate.load import LoadMeter
 
 SMALL = ["simulate", "--ranks", "40", "--nodes", "3", "--rank-s", "20"]
 
@@ -36,6 +42,41 @@ def test_the_text_has_a_row_for_each_world_and_a_mean(capsys: pytest.CaptureFixt
     assert head.split()[:4] == ["policy", "seed", "end", "makespan"]
     assert [line.split()[1] for line in lines] == ["0", "1", "mean"]
     assert "succeeded" in lines[0]
+
+
+def test_a_row_tells_each_figure_and_the_mean_row_their_means() -> None:
+    def row(seed: int, lost: int, busy_s: float) -> Row:
+        stats = RunStats(
+            finish=FinishRun(state=RunState.FAILED),
+            makespan_s=3600.0 + 90.0 * seed,
+            attempts=50 + lost,
+            gangs_opened=9,
+            gangs_lost=lost,
+            failed=2 * lost,
+            busy_s=busy_s,
+            wasted_s=busy_s / 4,
+        )
+        return Row(policy="default", seed=seed, stats=stats, load=LoadMeter().stats())
+
+    lines = table([row(0, 1, 0.0), row(1, 4, 80.0)]).splitlines()
+    assert [" ".join(line.split()) for line in lines] == [
+        "policy seed end makespan wasted attempts gangs lost failed",
+        "default 0 failed 1:00:00 - 51 9 1 2",
+        "default 1 failed 1:01:30 25.0% 54 9 4 8",
+        "default mean 1:00:45 25.0% 52.5 9.0 2.5 5.0",
+    ]
+
+
+def test_one_world_is_simulated_unless_said_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--json"]) == 0
+    assert [row["seed"] for row in json.loads(capsys.readouterr().out)] == [0]
+
+
+def test_the_module_is_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["scheduler", *SMALL])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(program.__file__, run_name="__main__")
+    assert ended.value.code == 0
 
 
 def test_the_load_says_what_the_driver_needs_and_where_it_breaks(

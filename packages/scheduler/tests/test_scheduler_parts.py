@@ -159,6 +159,7 @@ def test_the_queue_gives_each_rank_once_and_respects_limits(
         most = data.draw(st.integers(1, 7))
         ranks, least = queue.take(most)
         batch = sorted(members(ranks))
+        assert ranks == normalised(ranks), "as an assignment has it"
         assert 0 < len(batch) <= min([most, *(limits[rank] for rank in batch)])
         assert least == min(limits[rank] for rank in batch)
         taken += batch

@@ -172,7 +172,7 @@ class Scheduler(Generic[F]):
                     raise UsageError(f"Recorded: there is no stage {event.stage}.")
                 settling.recorded(board, board.stages[event.stage], event.ranks)
             case RunStarted():
-                if not board.started and board.ending is None:
+                if not board.started:
                     settling.start(board, event)
             case GangReady():
                 self._gang_ready(event)
@@ -335,8 +335,6 @@ class Scheduler(Generic[F]):
             make_yield(board)
             feed(board)
             adjust(board)
-            if board.ended_ranks:
-                settling.tell(board)
         if board.ending is None and not board.assignments and self._is_stuck():
             board.ending = Ending(
                 RunState.FAILED, "ranks are blocked that nothing will ever release"

@@ -147,8 +147,8 @@ def pressure(board: Board[F]) -> str | None:
     params, waiting = board.params, board.recording
     if waiting > params.max_unrecorded:
         return f"back-pressure: {waiting} ranks are not recorded yet"
-    if waiting and board.now - board.unrecorded[0][0] > params.max_unrecorded_s:
-        age_s = board.now - board.unrecorded[0][0]
+    age_s = board.now - board.unrecorded[0][0] if waiting else 0.0
+    if age_s > params.max_unrecorded_s:
         return f"back-pressure: a result has waited {age_s:.0f} s for the journal"
     return None
 

@@ -1,0 +1,398 @@
+"""Where the rules begin and end: what is *not* done, what is done once only, and by which timer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from thornback.scheduler import Scheduler, SchedulerParams, UsageError
+from thornback.scheduler.commands import CloseGang, Dispatch, OpenGang, Recall, ShapeKey
+from thornback.scheduler.events import (
+    CancelRequested,
+    NodeDraining,
+    RanksSucceeded,
+    Recorded,
+    RunStarted,
+)
+from thornback.scheduler.stages import one
+from thornback.scheduler.testing import (
+    GIB,
+    VERDICTS,
+    FakeDelta,
+    FakeDependencies,
+    FakeVerdict,
+    Play,
+    ScriptedPolicy,
+    closed,
+    dispatches,
+    opened,
+    plan,
+    play,
+)
+
+
+def next_gang(game: Play[str], gang: int) -> None:
+    """Let time pass until this gang is asked for."""
+    while gang not in game.referee.gangs:
+        game.tick()
+
+
+# -- ranks that have failed ------------------------------------------------------------------------
+
+
+def test_a_retried_rank_that_comes_back_travels_alone_again() -> None:
+    game = play(plan(99, max_gangs=1))
+    game.start()
+    game.ready(0)
+    for assignment in range(3):
+        game.succeed(assignment, busy_s=0.001)
+    (rank, *others) = [rank for piece in game.scheduler.outstanding(3) for rank in piece]
+    game.fail(3, rank, "again")
+    game.succeed(3, *others, busy_s=0.001)
+    (alone,) = [c for c in game.succeed(4, busy_s=0.001) if isinstance(c, Dispatch)]
+    assert (alone.ranks, alone.attempt) == (one(rank), 2)
+    (again,) = [c for c in game.give_back(alone.assignment, *one(rank)) if isinstance(c, Dispatch)]
+    assert (again.ranks, again.attempt) == (one(rank), 2)
+
+
+def test_a_rank_that_was_given_more_memory_keeps_it_when_it_comes_back() -> None:
+    game = play(plan(1))
+    game.start()
+    game.ready(0)
+    (big,) = opened(game.fail(0, 0, "oom"))
+    ((_, assignment, _),) = dispatches(game.ready(big))
+    assert [c.gang for c in game.give_back(assignment, *one(0)) if isinstance(c, Dispatch)] == [big]
+
+
+def test_the_wait_for_another_node_ends_by_a_timer() -> None:
+    game = play(plan(2, max_gangs=2))
+    game.start()
+    game.ready(0, "a")
+    game.ready(1, "b")
+    game.tick(50.0)
+    game.fail(0, 0, "elsewhere", "a")
+    while not (fed := dispatches(game.tick())):
+        pass
+    assert fed == [(0, 2, one(0))]
+    assert game.now == 60.0
+
+
+def test_a_rank_avoids_a_node_only_when_it_was_told_to() -> None:
+    game = play(plan(2, max_gangs=2))
+    game.start()
+    game.ready(0, "a")
+    game.ready(1, "b")
+    assert dispatches(game.fail(0, 0, "again", "a")) == [(0, 2, one(0))]
+
+
+def test_an_idle_gang_is_not_taken_from_an_equal_that_waits_for_another_node() -> None:
+    game = play(plan(2, max_gangs=2), plan(1))
+    game.start()
+    game.ready(0, "a")
+    game.ready(1, "b")
+    assert dispatches(game.fail(0, 0, "elsewhere", "a")) == []
+
+
+def test_a_retried_rank_borrows_an_idle_gang_of_its_shape() -> None:
+    game = play(plan(1), plan(2, max_gangs=2))
+    game.start()
+    game.ready(0)
+    game.ready(1)
+    game.fail(1, 0, "later")
+    game.tick(5.0)
+    (again,) = [c for c in game.succeed(0, busy_s=9.0) if isinstance(c, Dispatch)]
+    assert (again.gang, again.stage, again.ranks, again.attempt) == (0, 1, one(0), 2)
+
+
+def test_memory_that_is_refused_may_be_tried_at_another_level() -> None:
+    verdicts = dict(VERDICTS, less=FakeVerdict(memory_bytes=2 * GIB))
+    game = play(plan(1, policy=ScriptedPolicy(verdicts)))
+    game.start()
+    game.ready(0)
+    (big,) = opened(game.fail(0, 0, "oom"))
+    asked = [c.shape for c in game.lost(big, "less") if isinstance(c, OpenGang)]
+    assert asked == [ShapeKey(0, 2 * GIB)]
+
+
+@pytest.mark.parametrize(("nodes", "told"), [(("a",), "a"), (("a", "b"), "")])
+def test_a_lost_gang_names_its_node_in_the_history_if_it_has_only_one(
+    nodes: tuple[str, ...], told: str
+) -> None:
+    policy = ScriptedPolicy(VERDICTS)
+    game = play(plan(1, policy=policy, nodes=len(nodes), max_gangs=1))
+    game.start()
+    game.ready(0, *nodes)
+    (gang,) = opened(game.lost(0, "crash"))
+    ((_, assignment, _),) = dispatches(game.ready(gang, *nodes))
+    game.fail(assignment, 0, "code")
+    assert policy.asked[-1][:2] == ("code", (("crash", told),))
+
+
+def test_a_node_is_suspected_only_when_the_verdict_blames_it() -> None:
+    for fault, node, avoided in (("crash", "a", ()), ("elsewhere", None, ())):
+        game = play(plan(9, max_gangs=2))
+        game.start()
+        game.ready(0, "a")
+        game.ready(1, "b")
+        (again,) = [c for c in game.lost(0, fault, node) if isinstance(c, OpenGang)]
+        assert again.avoid == avoided, fault
+
+
+def test_what_is_known_of_a_failed_rank_is_forgotten_when_it_succeeds() -> None:
+    game = play(plan(2, max_gangs=1))
+    game.start()
+    game.ready(0)
+    game.fail(0, 0, "again")
+    assert list(game.scheduler._board.stages[0].failures) == [0]
+    game.succeed(1)
+    assert not game.scheduler._board.stages[0].failures
+
+
+def test_draws_fill_the_whole_interval() -> None:
+    policy = ScriptedPolicy(VERDICTS)
+    game = play(plan(40, max_gangs=1, policy=policy))
+    game.start()
+    game.ready(0)
+    for rank in range(40):
+        game.fail(rank, rank, "code")
+    draws = sorted(draw for _, _, draw in policy.asked)
+    assert draws[0] < 0.2
+    assert 0.8 < draws[-1] < 1.0
+
+
+def test_a_failure_that_blames_its_node_keeps_new_gangs_away() -> None:
+    game = play(plan(9, max_gangs=2))
+    game.start()
+    game.ready(0, "a")
+    game.ready(1, "b")
+    game.fail(0, 0, "elsewhere", "a")
+    (again,) = [c for c in game.lost(1, "preempted") if isinstance(c, OpenGang)]
+    assert again.avoid == ("a",)
+
+
+# -- gangs -----------------------------------------------------------------------------------------
+
+
+def test_stages_of_one_shape_ask_for_eight_gangs_together() -> None:
+    assert len(opened(play(plan(5), plan(100)).start())) == 8
+
+
+def test_a_stage_with_room_for_one_gang_takes_a_warm_one() -> None:
+    game = play(plan(1), plan(1, max_gangs=1), parents=[[], [0]])
+    game.start()
+    game.ready(0)
+    game.succeed(0)
+    commands = game.record()
+    assert dispatches(commands) == [(0, 1, one(0))]
+    assert opened(commands) == []
+
+
+def test_ten_openings_that_fail_in_a_row_stop_the_stage() -> None:
+    game = play(plan(2, max_gangs=1))
+    game.start()
+    for gang in range(10):
+        assert game.scheduler.counts(0).failed == 0
+        next_gang(game, gang)
+        game.lost(gang, "waited")
+        game.close()
+    assert game.scheduler.counts(0).failed == 2
+    assert "10 gangs in a row" in game.scheduler.reason(0, 1)
+
+
+def test_a_gang_that_is_younger_than_the_trouble_does_not_keep_its_stage() -> None:
+    game = play(plan(9, max_gangs=2))
+    game.start()
+    game.tick(1.0)
+    game.ready(1)
+    game.lost(1, "crash")
+    game.close()
+    game.tick(1.0)
+    game.ready(0)
+    for gang in range(2, 11):
+        assert game.scheduler.counts(0).failed == 0
+        next_gang(game, gang)
+        game.tick(1.0)
+        game.ready(gang)
+        game.lost(gang, "crash")
+        game.close()
+    assert game.scheduler.counts(0).failed == 8, "all but the one that runs"
+
+
+def test_a_pending_gang_is_given_up_by_a_timer_and_each_time_anew() -> None:
+    game = play(plan(4, max_gangs=3))
+    game.start()
+    game.ready(0)
+    game.ready(1)
+    game.tick(1.0)
+    game.succeed(0, busy_s=9.0)
+    game.succeed(1, busy_s=9.0)
+    assert game.scheduler.counts(0).ready == 0
+    game.tick(3.0)
+    game.fail(2, 2, "later")
+    assert dispatches(game.tick(0.5)) == []
+    assert game.referee.gangs[2].state == "opening"
+    game.lost(0, "preempted")
+    game.close()
+    while not (gone := closed(game.tick())):
+        pass
+    assert gone == [2]
+    assert game.now == 6.0
+
+
+def test_only_gangs_on_a_draining_node_drain() -> None:
+    game = play(plan(9, max_gangs=2))
+    game.start()
+    game.ready(0, "a")
+    game.ready(1, "b")
+    commands = game.send(NodeDraining(node="a", left_s=60.0))
+    assert commands == [Recall(assignment=0), OpenGang(gang=2, shape=ShapeKey(0), avoid=("a",))]
+    assert dispatches(game.succeed(1, busy_s=9.0)) == [(1, 2, one(2))]
+
+
+def test_work_on_a_draining_node_takes_half_of_the_time_that_is_left() -> None:
+    game = play(plan(9, max_gangs=1))
+    game.start()
+    game.ready(0, "a")
+    game.succeed(0, busy_s=3.0)
+    assert [type(c) for c in game.send(NodeDraining(node="a", left_s=10.0))] == [OpenGang]
+    assert dispatches(game.succeed(1, busy_s=3.0)) == [(0, 2, one(2))]
+    game.now = 5.0
+    assert closed(game.succeed(2, busy_s=3.0)) == [0]
+
+
+# -- yielding --------------------------------------------------------------------------------------
+
+
+def starving(gangs: int, *others: int) -> Play[str]:
+    """Return a run of which stage 0 has so many gangs, and stages of other shapes wait for one:
+    until the first is asked to yield."""
+    game = play(plan(99, max_gangs=gangs), *(plan(1, shape=shape) for shape in others))
+    game.start()
+    for gang in range(gangs):
+        game.ready(gang)
+    for gang in range(gangs):
+        (running,) = game.referee.gangs[gang].live
+        game.succeed(running, busy_s=9.0)
+    while not any(isinstance(command, Recall) for command in game.tick()):
+        pass
+    return game
+
+
+def free(game: Play[str], gang: int) -> list[int]:
+    """End what a gang runs; return the gangs that are closed then."""
+    (running,) = game.referee.gangs[gang].live
+    return closed(game.succeed(running, busy_s=9.0))
+
+
+def test_a_shape_that_starves_is_helped_by_a_timer_and_not_more_often() -> None:
+    game = starving(4, 1)
+    assert game.now == 60.0
+    for _ in range(3):
+        assert game.tick(19.0) == []
+    assert [type(c) for c in game.tick(4.0)] == [Recall], "a minute later, it is as hungry as ever"
+
+
+def test_who_was_asked_to_yield_works_on_when_it_is_not_needed_any_more() -> None:
+    game = starving(2, 1)
+    (running,) = game.referee.gangs[1].live
+    assert [gang for gang, _, _ in dispatches(game.ready(2))] == [2]
+    assert [gang for gang, _, _ in dispatches(game.succeed(running, busy_s=9.0))] == [1]
+
+
+def test_others_that_starve_keep_their_pending_gangs_when_room_is_made() -> None:
+    game = starving(2, 1, 2)
+    assert free(game, 1) == [1]
+    assert [n for n, seen in game.referee.gangs.items() if seen.state == "opening"] == [2, 3]
+
+
+def test_who_made_room_gives_up_what_it_still_asks_for() -> None:
+    game = play(plan(99, max_gangs=3), plan(1, shape=1))
+    game.start()
+    for gang in (0, 1):
+        game.ready(gang)
+    for gang in (0, 1):
+        (running,) = game.referee.gangs[gang].live
+        game.succeed(running, busy_s=9.0)
+    game.tick(60.0)
+    assert free(game, 1) == [1, 2], "and not 3, for which the room is"
+
+
+# -- batches, records, ends ------------------------------------------------------------------------
+
+
+def test_nothing_is_queued_ahead_where_a_rank_takes_as_long_as_the_worker_waits() -> None:
+    for busy_s, fed in ((2.0, 1), (1.9, 2)):
+        game = play(plan(9, max_gangs=1))
+        game.start()
+        game.ready(0)
+        assert len(dispatches(game.succeed(0, busy_s=busy_s))) == fed
+
+
+def test_reports_without_a_time_let_batches_grow() -> None:
+    game = play(plan(99, max_gangs=1))
+    game.start()
+    game.ready(0)
+    game.send(RanksSucceeded(assignment=0, ranks=one(0)))
+    assert game.scheduler.outstanding(1) == (range(1, 3),)
+
+
+def test_of_a_queued_batch_that_comes_back_in_part_nothing_is_queued_there_again() -> None:
+    game = play(plan(99, max_gangs=1))
+    game.start()
+    game.ready(0)
+    for assignment in range(3):
+        game.succeed(assignment, busy_s=0.001)
+    game.succeed(3, busy_s=0.001)
+    (queued,) = game.scheduler.outstanding(5)
+    assert dispatches(game.give_back(5, queued[1:])) == []
+    assert dispatches(game.succeed(4, busy_s=0.001))[0][2][0].start == queued[1]
+
+
+def test_a_success_that_skips_others_gives_up_the_gang_that_waited_for_them() -> None:
+    class Either(FakeDependencies):
+        """Stage 1 runs only if stage 0 fails."""
+
+        def finished(self, stage: int, ranks: Sequence[range], ok: bool) -> FakeDelta:
+            return FakeDelta(skipped=((1, range(1), (0, 0)),) if stage == 0 and ok else ())
+
+    game: Play[str] = Play(Scheduler([plan(1), plan(1)], Either([1, 1], [[], [0]])))
+    game.start()
+    game.ready(0)
+    assert closed(game.succeed(0)) == []
+    assert game.record()[-1:] == [CloseGang(gang=0)]
+
+
+def test_ranks_that_were_to_be_killed_are_not_asked_for_twice() -> None:
+    game = play(plan(2, max_gangs=1))
+    game.start()
+    game.ready(0)
+    kill = CancelRequested(reason="now", kill=True)
+    assert game.send(kill) == [Recall(assignment=0, kill=True)]
+    assert game.send(kill) == []
+
+
+def test_a_run_starts_once() -> None:
+    game = play(plan(3, max_gangs=1))
+    game.start(done={0: one(0)})
+    assert game.start(done={0: one(0)}) == []
+    assert game.scheduler.counts(0).ready == 2
+
+
+def test_stages_that_are_not_there_are_refused() -> None:
+    for stage in (-1, 1):
+        with pytest.raises(UsageError, match=f"no stage {stage}"):
+            play(plan(3)).send(RunStarted(done={stage: one(0)}))
+        game = play(plan(3))
+        game.start()
+        with pytest.raises(UsageError, match=f"no stage {stage}"):
+            game.scheduler.handle(Recorded(stage=stage, ranks=one(0)), 0.0)
+
+
+def test_numbers_below_zero_are_refused() -> None:
+    with pytest.raises(UsageError, match="shape must be an int >= 0, not -1"):
+        plan(1, shape=-1)
+    with pytest.raises(UsageError, match="max_gangs must be an int >= 1, not 0"):
+        plan(1, max_gangs=0)
+    with pytest.raises(UsageError, match="max_batch must be an int >= 1, not True"):
+        SchedulerParams(max_batch=True)
