@@ -62,6 +62,8 @@ def test_a_command_makes_its_answers() -> None:
     assert some.succeeded(7, 0.5) == RanksSucceeded(assignment=8, ranks=(range(7, 8),), busy_s=0.5)
     failed = RankFailed(assignment=8, rank=2, fault="code", node="a", ran_s=0.5)
     assert some.failed(2, "code", "a", ran_s=0.5) == failed
+    unknown = RankFailed(assignment=8, rank=2, fault="code", node="")
+    assert some.failed(2, "code", "") == unknown
     assert some.returned() == RanksReturned(assignment=8, ranks=some.ranks)
     assert some.returned((range(7, 8),)) == RanksReturned(assignment=8, ranks=(range(7, 8),))
     assert some.lost("died", "a") == GangLost(gang=3, fault="died", node="a")

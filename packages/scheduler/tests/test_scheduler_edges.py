@@ -229,15 +229,15 @@ def test_a_pending_gang_is_given_up_by_a_timer_and_each_time_anew() -> None:
     game.succeed(1, busy_s=9.0)
     assert game.scheduler.counts(0).ready == 0
     game.tick(3.0)
-    game.fail(2, 2, "later")
-    assert dispatches(game.tick(0.5)) == []
-    assert game.referee.gangs[2].state == "opening"
     game.lost(0, "preempted")
     game.close()
+    game.tick(1.0)
+    game.succeed(3, busy_s=9.0)
+    assert game.scheduler.counts(0).ready == 0, "again, since 5.0"
     while not (gone := closed(game.tick())):
         pass
     assert gone == [2]
-    assert game.now == 6.0
+    assert game.now == 10.0
 
 
 def test_only_gangs_on_a_draining_node_drain() -> None:
@@ -347,6 +347,34 @@ def test_of_a_queued_batch_that_comes_back_in_part_nothing_is_queued_there_again
     (queued,) = game.scheduler.outstanding(5)
     assert dispatches(game.give_back(5, queued[1:])) == []
     assert dispatches(game.succeed(4, busy_s=0.001))[0][2][0].start == queued[1]
+
+
+def test_a_batch_that_hands_back_what_it_has_not_started_gets_nothing_behind_it() -> None:
+    game = play(plan(99, max_gangs=1))
+    game.start()
+    game.ready(0)
+    for assignment in range(3):
+        game.succeed(assignment, busy_s=0.001)
+    assert dispatches(game.succeed(3, busy_s=99.0)) == [], "ranks take long now"
+    (batch,) = game.scheduler.outstanding(4)
+    assert dispatches(game.give_back(4, batch[1:])) == []
+    assert dispatches(game.succeed(4, busy_s=0.0))[0][2][0].start == batch[1]
+
+
+def test_suspects_are_not_queued_behind_others() -> None:
+    game = play(plan(400, max_gangs=2))
+    game.start()
+    game.ready(0)
+    game.ready(1)
+    for _ in range(4):
+        for gang in (0, 1):
+            game.succeed(min(game.referee.gangs[gang].live), busy_s=0.001)
+    game.lost(0, "crash")
+    first, second = game.referee.gangs[1].live
+    assert dispatches(game.succeed(first, busy_s=0.001)) == []
+    ((gang, _, ranks),) = dispatches(game.succeed(second, busy_s=0.001))
+    assert gang == 1
+    assert 1 <= sum(map(len, ranks)) <= 4
 
 
 def test_a_success_that_skips_others_gives_up_the_gang_that_waited_for_them() -> None:

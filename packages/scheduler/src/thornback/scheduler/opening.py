@@ -81,12 +81,7 @@ def why_not_asked(board: Board[F], lane: Lane[F]) -> str | None:
 
 def _is_yielding(board: Board[F], lane: Lane[F]) -> bool:
     to = lane.yielding_to
-    if to is None:
-        return False
-    if board.now >= lane.yielding_until or not to.starves:
-        lane.yielding_to = None
-        return False
-    return True
+    return to is not None and board.now < lane.yielding_until and to.starves
 
 
 def _ask(board: Board[F], lane: Lane[F]) -> bool:
