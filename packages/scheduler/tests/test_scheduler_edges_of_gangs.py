@@ -1,0 +1,197 @@
+"""Where the rules about gangs begin and end: see also `test_scheduler_edges.py`."""
+
+from __future__ import annotations
+
+from thornback.scheduler import SchedulerParams
+from thornback.scheduler.commands import OpenGang, Recall, ShapeKey
+from thornback.scheduler.events import (
+    NodeDraining,
+)
+from thornback.scheduler.stages import one
+from thornback.scheduler.testing import (
+    Play,
+    closed,
+    dispatches,
+    opened,
+    plan,
+    play,
+)
+
+
+def next_gang(game: Play[str], gang: int) -> None:
+    """Let time pass until this gang is asked for."""
+    while gang not in game.referee.gangs:
+        game.tick()
+
+
+# -- gangs -----------------------------------------------------------------------------------------
+
+
+def test_stages_of_one_shape_ask_for_eight_gangs_together() -> None:
+    assert len(opened(play(plan(5), plan(100)).start())) == 8
+
+
+def test_a_stage_with_room_for_one_gang_takes_a_warm_one() -> None:
+    game = play(plan(1), plan(1, max_gangs=1), parents=[[], [0]])
+    game.start()
+    game.ready(0)
+    game.succeed(0)
+    commands = game.record()
+    assert dispatches(commands) == [(0, 1, one(0))]
+    assert opened(commands) == []
+
+
+def test_ten_openings_that_fail_in_a_row_stop_the_stage() -> None:
+    game = play(plan(2, max_gangs=1))
+    game.start()
+    for gang in range(10):
+        assert game.scheduler.counts(0).failed == 0
+        next_gang(game, gang)
+        game.lost(gang, "waited")
+        game.close()
+    assert game.scheduler.counts(0).failed == 2
+    assert "10 gangs in a row" in game.scheduler.reason(0, 1)
+
+
+def test_a_gang_that_is_younger_than_the_trouble_does_not_keep_its_stage() -> None:
+    game = play(plan(9, max_gangs=2))
+    game.start()
+    game.tick(1.0)
+    game.ready(1)
+    game.lost(1, "crash")
+    game.close()
+    game.tick(1.0)
+    game.ready(0)
+    for gang in range(2, 11):
+        assert game.scheduler.counts(0).failed == 0
+        next_gang(game, gang)
+        game.tick(1.0)
+        game.ready(gang)
+        game.lost(gang, "crash")
+        game.close()
+    assert game.scheduler.counts(0).failed == 8, "all but the one that runs"
+
+
+def test_a_stage_that_is_stopped_fails_also_what_waits_for_a_timer() -> None:
+    game = play(plan(5, slots=3, max_gangs=1), params=SchedulerParams(no_progress_faults=2))
+    game.start()
+    game.ready(0)
+    game.fail(0, 0, "later")
+    assert game.scheduler.counts(0).backoff == 1
+    assert not any(isinstance(command, Recall) for command in game.fail(3, 3, "again"))
+    counts = game.scheduler.counts(0)
+    assert (counts.backoff, counts.failed, counts.running) == (0, 3, 2)
+
+
+def test_a_stage_that_is_stopped_asks_batches_back_and_lets_others_be() -> None:
+    params = SchedulerParams(no_progress_faults=1)
+    game = play(plan(99, max_gangs=1), plan(99, shape=1, max_gangs=1), params=params)
+    game.start()
+    game.ready(0)
+    game.ready(1)
+    for gang in (0, 1):
+        for _ in range(3):
+            game.succeed(min(game.referee.gangs[gang].live), busy_s=0.001)
+    first, second = game.referee.gangs[0].live
+    commands = game.fail(first, game.scheduler.outstanding(first)[0].start, "again")
+    recalled = [c.assignment for c in commands if isinstance(c, Recall)]
+    assert recalled == [first, second]
+
+
+def test_a_pending_gang_is_given_up_by_a_timer_and_each_time_anew() -> None:
+    game = play(plan(4, max_gangs=3))
+    game.start()
+    game.ready(0)
+    game.ready(1)
+    game.tick(1.0)
+    game.succeed(0, busy_s=9.0)
+    game.succeed(1, busy_s=9.0)
+    assert game.scheduler.counts(0).ready == 0
+    game.tick(3.0)
+    game.lost(0, "preempted")
+    game.close()
+    game.tick(1.0)
+    game.succeed(3, busy_s=9.0)
+    assert game.scheduler.counts(0).ready == 0, "again, since 5.0"
+    while not (gone := closed(game.tick())):
+        pass
+    assert gone == [2]
+    assert game.now == 10.0
+
+
+def test_only_gangs_on_a_draining_node_drain() -> None:
+    game = play(plan(9, max_gangs=2))
+    game.start()
+    game.ready(0, "a")
+    game.ready(1, "b")
+    commands = game.send(NodeDraining(node="a", left_s=60.0))
+    assert commands == [Recall(assignment=0), OpenGang(gang=2, shape=ShapeKey(0), avoid=("a",))]
+    assert dispatches(game.succeed(1, busy_s=9.0)) == [(1, 2, one(2))]
+
+
+def test_work_on_a_draining_node_takes_half_of_the_time_that_is_left() -> None:
+    game = play(plan(9, max_gangs=1))
+    game.start()
+    game.ready(0, "a")
+    game.succeed(0, busy_s=3.0)
+    assert [type(c) for c in game.send(NodeDraining(node="a", left_s=10.0))] == [OpenGang]
+    assert dispatches(game.succeed(1, busy_s=3.0)) == [(0, 2, one(2))]
+    game.now = 5.0
+    assert closed(game.succeed(2, busy_s=3.0)) == [0]
+
+
+# -- yielding --------------------------------------------------------------------------------------
+
+
+def starving(gangs: int, *others: int) -> Play[str]:
+    """Return a run of which stage 0 has so many gangs, and stages of other shapes wait for one:
+    until the first is asked to yield."""
+    game = play(plan(99, max_gangs=gangs), *(plan(1, shape=shape) for shape in others))
+    game.start()
+    for gang in range(gangs):
+        game.ready(gang)
+    for gang in range(gangs):
+        (running,) = game.referee.gangs[gang].live
+        game.succeed(running, busy_s=9.0)
+    while not any(isinstance(command, Recall) for command in game.tick()):
+        pass
+    return game
+
+
+def free(game: Play[str], gang: int) -> list[int]:
+    """End what a gang runs; return the gangs that are closed then."""
+    (running,) = game.referee.gangs[gang].live
+    return closed(game.succeed(running, busy_s=9.0))
+
+
+def test_a_shape_that_starves_is_helped_by_a_timer_and_not_more_often() -> None:
+    game = starving(4, 1)
+    assert game.now == 60.0
+    for _ in range(3):
+        assert game.tick(19.0) == []
+    assert [type(c) for c in game.tick(4.0)] == [Recall], "a minute later, it is as hungry as ever"
+
+
+def test_who_was_asked_to_yield_works_on_when_it_is_not_needed_any_more() -> None:
+    game = starving(2, 1)
+    (running,) = game.referee.gangs[1].live
+    assert [gang for gang, _, _ in dispatches(game.ready(2))] == [2]
+    assert [gang for gang, _, _ in dispatches(game.succeed(running, busy_s=9.0))] == [1]
+
+
+def test_others_that_starve_keep_their_pending_gangs_when_room_is_made() -> None:
+    game = starving(2, 1, 2)
+    assert free(game, 1) == [1]
+    assert [n for n, seen in game.referee.gangs.items() if seen.state == "opening"] == [2, 3]
+
+
+def test_who_made_room_gives_up_what_it_still_asks_for() -> None:
+    game = play(plan(99, max_gangs=3), plan(1, shape=1))
+    game.start()
+    for gang in (0, 1):
+        game.ready(gang)
+    for gang in (0, 1):
+        (running,) = game.referee.gangs[gang].live
+        game.succeed(running, busy_s=9.0)
+    game.tick(60.0)
+    assert free(game, 1) == [1, 2], "and not 3, for which the room is"
