@@ -210,6 +210,15 @@ def test_suspicion_takes_half_at_most_expires_and_doubles() -> None:
     assert suspicion.avoid((), 66.1) == ()
 
 
+def test_blame_after_a_clean_parole_starts_anew_also_if_nobody_has_asked_meanwhile() -> None:
+    suspicion = Suspicion(parole_s=10.0, max_parole_s=99.0)
+    suspicion.saw(("a", "b"))
+    suspicion.blame("a", 0.0)
+    suspicion.blame("a", 25.0)
+    assert suspicion.avoid((), 34.0) == ("a",)
+    assert suspicion.avoid((), 36.0) == ()
+
+
 # -- helpers --------------------------------------------------------------------------------------
 
 

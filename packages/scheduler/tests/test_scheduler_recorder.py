@@ -495,10 +495,13 @@ def test_the_story_of_a_rank_that_is_given_up_and_of_one_below_it() -> None:
         (K.JUDGED, "is given up: its code failed"),
         (K.ENDED, "is FAILED"),
     ]
+    game.record()
+    game.close()
+    assert game.scheduler.finished
     assert told(recorder, 1, stage=1) == [
         (K.WAITS, "waits for the ranks that it depends on"),
         (K.ENDED, "is SKIPPED: rank 0 of stage 'a' failed"),
-    ]
+    ], "and nothing more when the run ends"
 
 
 def test_each_sees_only_its_own_verdict_when_a_gang_is_lost() -> None:
