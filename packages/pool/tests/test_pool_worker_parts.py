@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -368,3 +370,17 @@ def test_slots_share_the_gpus(visible: str | None, slots: int, shares: list[str 
 def test_gpus_given_in_the_spec_are_left_alone() -> None:
     spec = WorkerSpec(slots=2, env={"CUDA_VISIBLE_DEVICES": "7"})
     assert "CUDA_VISIBLE_DEVICES" not in slot_env(spec, {"CUDA_VISIBLE_DEVICES": "0,1"}, 0)
+
+
+def test_a_worker_imports_nothing_of_the_drivers_side() -> None:
+    """And what is imported when it is asked for is there, or said not to be."""
+    code = """
+import sys, thornback.pool.worker.supervisor
+ours = {"gang", "link", "pool", "roster"} & {n.removeprefix("thornback.pool.") for n in sys.modules}
+assert not ours and "opentelemetry.trace" not in sys.modules, ours
+import thornback.pool as pool
+assert all(hasattr(pool, name) and name in dir(pool) for name in pool.__all__)
+assert not hasattr(pool, "WorkerPol")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
