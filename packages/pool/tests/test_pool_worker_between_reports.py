@@ -169,6 +169,20 @@ async def test_while_the_node_drains_a_checkpoint_is_kept_once_the_pool_has_it(
         assert values(await supervisor.wait(1, (), 1)) == [True]
 
 
+async def test_what_was_saved_before_the_notice_is_sent_at_the_notice(gate: Gate) -> None:
+    async with running(f"call.checkpoint(b'x'){gate.body}", params=PATIENT) as supervisor:
+        async with anyio.create_task_group() as group:
+            group.start_soon(supervisor.run, work(count=2))
+            await anyio.lowlevel.checkpoint()
+            assert (await supervisor.wait(1)).checkpoint == Checkpoint(rank=0, version=1, data=b"x")
+            await supervisor.drain(60)
+            first = await supervisor.run(work(count=2))  # asked again: the same report
+        assert first.checkpoint == Checkpoint(rank=0, version=1, data=b"x")
+        assert (first.running, first.returned, first.final) == (0, (range(1, 2),), False)
+        gate.open()
+        assert (await supervisor.wait(1, (), 1)).final
+
+
 async def test_a_pool_that_confirms_nothing_holds_no_rank_for_ever() -> None:
     params = attrs.evolve(PATIENT, confirm_s=0.01)
     async with running(f"{UNTIL_DRAINING}return 7", params=params) as supervisor:

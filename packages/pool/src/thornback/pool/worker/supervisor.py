@@ -271,6 +271,9 @@ class Supervisor:
             raise SupervisorRefused("expected seconds or None as the time left, got nan")
         left_s = math.inf if left_s is None else max(0.0, float(left_s))
         self._draining = True
+        for entry in self._entries.all():  # what was saved already must not stay here either
+            if entry.books.first is None and entry.books.checkpoint is not None:
+                self._reclaim(entry)
         self._nursery.drain(asyncio.get_running_loop().time() + left_s)
 
     async def port(self) -> int:
