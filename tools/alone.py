@@ -39,7 +39,7 @@ LEAVES |= {"thornback-placement", "thornback-pool"}
 EXECUTOR = ASYNC | LEAVES | {"cloudpickle", "fsspec"}
 DISPLAY = {"click", "markdown-it-py", "mdurl", "pygments", "rich"}
 SDK = {"opentelemetry-sdk", "opentelemetry-semantic-conventions"}
-BRINGS: dict[str, frozenset[str]] = {
+BRINGS: dict[str, frozenset[str] | None] = {
     "faults": frozenset(),
     "graph": PURE,
     "scheduler": PURE,
@@ -47,8 +47,10 @@ BRINGS: dict[str, frozenset[str]] = {
     "pool": ASYNC,
     "executor": EXECUTOR,
     "cli": EXECUTOR | DISPLAY | SDK | {"thornback-executor"},
+    "datatrove": None,
 }
-"""What may be installed beside the wheel itself: its dependencies and theirs. Ray never is."""
+"""What may be installed beside the wheel itself: its dependencies and theirs. Ray never is, but with
+the adapter: there it is what Ray and datatrove bring, which is theirs (None)."""
 SLOW = ("pool", "executor")
 """Their tests start real processes: begun first, so that they do not run alone at the end."""
 
@@ -171,7 +173,8 @@ def prepare(build: Build, cell: Cell) -> None:
     present = set(run([cell.interpreter, "-I", "-c", INSTALLED]).split())
     own = "thornback" if cell.name == "cli" else f"thornback-{cell.name}"
     cell.brought = tuple(sorted(present - {own}))
-    strangers = sorted(present - BRINGS[cell.name] - {own})
+    invited = BRINGS[cell.name]
+    strangers = sorted(present - (present if invited is None else invited) - {own})
     if strangers and not build.oldest:
         raise CheckFailed(f"came along uninvited: {', '.join(strangers)}")
     run([cell.interpreter, "-I", "-c", IMPORT_ALL.format(name=cell.name, skipped=NEEDS_AN_EXTRA)])
@@ -256,9 +259,11 @@ def find_python(version: str) -> str | None:
 
 
 def brings(names: Sequence[str]) -> str:
-    """Return the names in short: ours without their first half."""
+    """Return the names in short: ours without their first half, of very many only how many."""
     ours = [name.removeprefix("thornback") for name in names if name.startswith("thornback-")]
     others = [name for name in names if not name.startswith("thornback-")]
+    if len(others) > 20:
+        others = [f"{len(others)} more"]
     return ", ".join(ours + others) or "nothing"
 
 

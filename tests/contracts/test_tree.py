@@ -38,9 +38,16 @@ def project(package: Path) -> dict[str, object]:
 
 
 def test_there_are_packages() -> None:
-    assert {"faults", "graph", "scheduler", "placement", "pool", "executor", "cli"} <= {
-        path.name for path in PACKAGES
-    }
+    assert {
+        "faults",
+        "graph",
+        "scheduler",
+        "placement",
+        "pool",
+        "executor",
+        "cli",
+        "datatrove",
+    } <= {path.name for path in PACKAGES}
 
 
 def test_thornback_is_a_namespace_package_everywhere() -> None:
