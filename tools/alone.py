@@ -49,8 +49,8 @@ BRINGS: dict[str, frozenset[str] | None] = {
     "cli": EXECUTOR | DISPLAY | SDK | {"thornback-executor"},
     "datatrove": None,
 }
-"""What may be installed beside the wheel itself: its dependencies and theirs. Ray never is, but with
-the adapter: there it is what Ray and datatrove bring, which is theirs (None)."""
+"""What may be installed beside the wheel itself: its dependencies and theirs. Ray never is, but
+with the adapter: that brings what Ray and datatrove bring, which is theirs (None)."""
 SLOW = ("pool", "executor")
 """Their tests start real processes: begun first, so that they do not run alone at the end."""
 
