@@ -1,5 +1,5 @@
 """Text that every machine has, and the datatrove pipelines that are run over it: filters of web
-text, and deduplication by MinHash. Used by the acceptance tests of the adapter and its benchmark."""
+text, and deduplication by MinHash. For the acceptance tests of the adapter and its benchmark."""
 
 from __future__ import annotations
 
