@@ -55,10 +55,25 @@ class RayTestCluster:
         return str(self.cluster.address)
 
     def add_node(self, **arguments: Any) -> Node:
-        """Start another node, which the test removes with `remove_node`. Takes 5 s and more."""
+        """Start another node, which the test removes with `remove_node`. Takes 5 s and more.
+
+        On a loaded machine a raylet may not come up in the 30 s that Ray gives it, which nothing
+        can make longer: it is ended then, and there is one more try.
+        """
         with _environment(self.environment):
-            node: Node = self.cluster.add_node(**arguments)
+            known = self._raylets()
+            try:
+                node: Node = self.cluster.add_node(**arguments)
+            except Exception as error:
+                if "timed out during startup" not in str(error):
+                    raise
+                for pid in self._raylets().keys() - known.keys():
+                    os.kill(pid, signal.SIGKILL)
+                node = self.cluster.add_node(**arguments)
         return node
+
+    def _raylets(self) -> dict[int, str]:
+        return _processes("/raylet/raylet", f"RAY_TMPDIR={self.environment['RAY_TMPDIR']}")
 
     def leftovers(self) -> dict[str, object]:
         """Return groups that are not REMOVED, actors that are not DEAD, and live worker processes
