@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +17,14 @@ from datatrove.executor.base import PipelineExecutor
 
 SHARDS = 8
 """Files of a corpus, and ranks of the stages that read it."""
-MAX_MODULES = 220
-"""Sources that are read; the rest would only take longer."""
+MODULES = 60
+"""Sources that are read, unless one says otherwise: more would only take longer."""
 
 MakeExecutor = Callable[..., PipelineExecutor]
 """Called with `pipeline`, `tasks`, `logging_dir` and, but for the first stage, `depends`."""
 
 
-def documents() -> Iterator[str]:
+def documents(modules: int = MODULES) -> Iterator[str]:
     """Yield the help topics of Python, and docstrings of its standard library, in a fixed order.
 
     Docstrings repeat from method to method, so that there are duplicates and near-duplicates.
@@ -34,27 +35,25 @@ def documents() -> Iterator[str]:
         yield topics[name]
     library = Path(sysconfig.get_paths()["stdlib"])
     sources = sorted(path for path in library.rglob("*.py") if _is_prose(path.relative_to(library)))
-    for path in sources[:MAX_MODULES]:
+    for path in sources[:modules]:
         yield from _docstrings(path)
 
 
-def write_corpus(folder: Path, copies: int = 1, shards: int = SHARDS) -> int:
-    """Write the documents as JSONL into `shards` files, each `copies` times with ids of its own and
-    a last line of its own; return how many."""
+def write_corpus(folder: Path, *, copies: int = 1, modules: int = MODULES) -> int:
+    """Write the documents as JSONL, one file a shard, each `copies` times with ids of its own and
+    another last line; return how many."""
     folder.mkdir(parents=True)
-    files = [
-        (folder / f"{number:02d}.jsonl").open("w", encoding="utf-8") for number in range(shards)
-    ]
+    shards: list[list[str]] = [[] for _ in range(SHARDS)]
     count = 0
     for copy in range(copies):
-        for number, text in enumerate(documents()):
+        for number, text in enumerate(documents(modules)):
             if copy:
                 text = f"{text}\n\nThis is copy {copy} of what was said above, word for word."
             line = json.dumps({"text": text, "id": f"{copy}-{number}"})
-            files[number % shards].write(f"{line}\n")
+            shards[number % SHARDS].append(f"{line}\n")
             count += 1
-    for file in files:
-        file.close()
+    for number, lines in enumerate(shards):
+        (folder / f"{number:02d}.jsonl").write_text("".join(lines), encoding="utf-8")
     return count
 
 
@@ -148,6 +147,14 @@ def kept(work: Path) -> dict[str, list[str]]:
     return found
 
 
+def local(**arguments: Any) -> PipelineExecutor:
+    """Make the executor that others are compared with."""
+    from datatrove.executor import LocalPipelineExecutor
+
+    executor: PipelineExecutor = LocalPipelineExecutor(**({"workers": 2} | arguments))
+    return executor
+
+
 def _is_prose(path: Path) -> bool:
     return not {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"} & {
         *path.parts
@@ -163,3 +170,14 @@ def _docstrings(path: Path) -> Iterator[str]:
             text = ast.get_docstring(node)
             if text is not None and len(text.split()) >= 8:
                 yield text
+
+
+def main() -> None:
+    """Run `quality` or `minhash` over a folder by datatrove's own executor on this machine."""
+    name, source, work = sys.argv[1:]
+    chosen = {"quality": quality, "minhash": minhash}[name]
+    chosen(local, Path(source), Path(work)).run()
+
+
+if __name__ == "__main__":
+    main()
