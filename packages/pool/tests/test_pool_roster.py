@@ -361,6 +361,19 @@ def test_checkpoints_are_passed_on_once_and_never_back() -> None:
     assert roster.reported(0, 1, Report(checkpoint=saved(2, 8))) == ()
 
 
+def test_what_several_failed_ranks_have_saved_is_passed_on_once() -> None:
+    roster = gang()
+    roster.assigned(1, [range(4)])
+    roster.reported(0, 1, Report(running=0, checkpoint=saved(0, 1)))
+    left = (saved(0, 1), saved(1, 2), saved(9, 3))
+    report = Report(outcomes=(failed(0), failed(1), failed(2)), checkpoint=saved(2, 4), left=left)
+    (deliver,) = roster.reported(0, 1, report)
+    assert isinstance(deliver, Deliver)
+    assert deliver.report.left == (saved(1, 2),), "of rank 0 it is known, there is no rank 9"
+    assert deliver.report.checkpoint == saved(2, 4)
+    assert roster.reported(0, 1, report) == ()
+
+
 def test_of_several_nodes_the_checkpoints_of_node_0_are_passed_on() -> None:
     roster = gang(2)
     roster.assigned(1, [range(4, 5)])

@@ -16,6 +16,7 @@ import attrs
 import pytest
 
 from thornback.pool import Assignment, Checkpoint, Outcome, Report, WorkerSpec
+from thornback.pool.worker.assignments import Books
 from thornback.pool.worker.params import SupervisorParams
 from thornback.pool.worker.proctree import is_alive
 from thornback.pool.worker.sources import source_program
@@ -148,6 +149,31 @@ async def test_a_recalled_rank_keeps_its_checkpoint_and_a_good_one_does_not(gate
             last = await supervisor.wait(2)
     assert last.returned == (range(1, 2),)
     assert last.checkpoint == Checkpoint(rank=1, version=1, data=b"x")
+
+
+async def test_of_several_ranks_that_fail_each_keeps_its_checkpoint() -> None:
+    body = "call.checkpoint(bytes([call.rank]))\nif call.rank != 1: os.kill(os.getpid(), 9)"
+    async with running(body, params=PATIENT) as supervisor:
+        four = attrs.evolve(work(), ranks=(range(4),))
+        report = await supervisor.run(four)
+        assert (await supervisor.run(four)).left == report.left, "asked for again"
+    assert [outcome.ok for outcome in report.outcomes] == [False, True, False, False]
+    assert report.left == (
+        Checkpoint(rank=0, version=1, data=b"\x00"),
+        Checkpoint(rank=2, version=3, data=b"\x02"),
+    )
+    assert report.checkpoint == Checkpoint(rank=3, version=4, data=b"\x03")
+
+
+async def test_of_too_much_that_failed_ranks_leave_the_oldest_is_dropped() -> None:
+    books = Books(work=attrs.evolve(work(), ranks=(range(40),)))
+    for _ in range(40):
+        books.begin()
+        books.save(bytes(1 << 20))
+        books.end({"rank": 0, "ok": False}, 0.0)
+    books.report()
+    assert books.last is not None
+    assert [checkpoint.rank for checkpoint in books.last.left] == list(range(23, 39))
 
 
 UNTIL_DRAINING = "while call.draining() is None: time.sleep(0.001)\ncall.checkpoint(b'x')\n"

@@ -246,8 +246,9 @@ class Driver:
         live = self._assignments.get(assignment)
         if live is None:
             return  # everything it was given is settled: a repeated report
-        if report.checkpoint is not None:  # before its rank ends by an outcome of the same report
-            self._keep_checkpoint(live, report.checkpoint)
+        saved = report.left if report.checkpoint is None else (*report.left, report.checkpoint)
+        for checkpoint in saved:  # before its rank ends by an outcome of the same report
+            self._keep_checkpoint(live, checkpoint)
         now_ns = self._parts.clock.time_ns()
         good = [outcome for outcome in report.outcomes if outcome.ok]
         for outcome in report.outcomes:

@@ -266,6 +266,9 @@ class Report:
     """It is the last of its assignment."""
     checkpoint: Checkpoint | None = None
     """The newest that the running rank has saved; older ones may be left out."""
+    left: tuple[Checkpoint, ...] = ()
+    """What ranks that have ended without success since the last report had saved last, but for what
+    is in `checkpoint`; of very much the newest 16 MiB."""
 
 
 @attrs.frozen(kw_only=True, slots=True)

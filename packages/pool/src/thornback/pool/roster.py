@@ -255,6 +255,7 @@ class Roster:
         if call is None or self._states[member] is MemberState.DEAD:
             return ()
         page, node = call.outstanding[member], self._nodes[member]
+        left = tuple(c for c in report.left if c.version > call.version and c.rank in page)
         checkpoint = self._newer(member, call, report)
         outcomes = []
         for outcome in report.outcomes:
@@ -281,6 +282,7 @@ class Roster:
             running=running,
             final=final,
             checkpoint=checkpoint,
+            left=left,
         )
         return (Deliver(assignment=assignment, report=news),)
 

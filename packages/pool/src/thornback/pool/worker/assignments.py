@@ -10,6 +10,9 @@ import attrs
 
 from thornback.pool.ports import Assignment, Checkpoint, Outcome, Ranks, Report
 
+MAX_LEFT_BYTES = 16 << 20
+"""Of checkpoints in one part of a report."""
+
 
 @attrs.frozen(slots=True)
 class Item:
@@ -31,6 +34,7 @@ class Part:
     returned: Ranks
     running: int | None
     final: bool
+    left: tuple[Checkpoint, ...] = ()
 
     def report(self, now: float, checkpoint: Checkpoint | None = None) -> Report:
         """Return it as it is to be sent now: `ago_s` counts to the sending."""
@@ -40,6 +44,7 @@ class Part:
             running=self.running,
             final=self.final,
             checkpoint=checkpoint,
+            left=self.left,
         )
 
 
@@ -60,6 +65,8 @@ class Books:
     """Holds `final`."""
     checkpoint: Checkpoint | None = None
     """The newest, unless its rank has succeeded."""
+    _left_behind: deque[Checkpoint] = attrs.field(factory=deque)
+    """Older ones, of ranks that have ended without success, that no part holds yet."""
     _position: int = 0
     _size: int = 0
     _versions: int = 0
@@ -131,8 +138,18 @@ class Books:
 
     def save(self, data: bytes) -> None:
         """Enter a checkpoint of the first that is not over."""
+        rank, last = self.out[0].rank, self.checkpoint
+        if last is not None and last.rank != rank:
+            self._leave(last)
         self._versions += 1
-        self.checkpoint = Checkpoint(rank=self.out[0].rank, version=self._versions, data=data)
+        self.checkpoint = Checkpoint(rank=rank, version=self._versions, data=data)
+
+    def _leave(self, checkpoint: Checkpoint) -> None:
+        """Keep what a rank had saved that has failed, until it is reported."""
+        self._left_behind.append(checkpoint)
+        size = sum(len(each.data) for each in self._left_behind)
+        while size > MAX_LEFT_BYTES:
+            size -= len(self._left_behind.popleft().data)
 
     def newer(self, seen: int) -> Checkpoint | None:
         """Return the checkpoint, if it is newer than version `seen`."""
@@ -158,8 +175,10 @@ class Books:
             returned=tuple(sorted(self._returned, key=lambda each: each.start)),
             running=self.running,
             final=self.over,
+            left=tuple(self._left_behind),
         )
         self._ended, self._returned = [], []
+        self._left_behind.clear()
         if self.first is None:
             self.first = part
         if self.over:
