@@ -102,6 +102,12 @@ def test_setup_value_is_given_to_every_rank() -> None:
     assert made.run(call(2)).result == "42"
 
 
+def test_a_rank_is_told_the_address_of_its_node() -> None:
+    made = program(lambda ctx: [ctx.node, ctx.address])
+    assert made.run(call(address="10.0.0.3")).result == '["n", "10.0.0.3"]'
+    assert made.run(call()).result == '["n", ""]'
+
+
 def test_publish_gives_a_staged_path_of_this_try_and_notes_the_pair(tmp_path: Path) -> None:
     def fn(ctx: RankContext) -> None:
         with ctx.publish("out/a.txt") as staged:

@@ -95,7 +95,7 @@ def clean(ctx: RankContext, path: str) -> dict[str, Json]:
     assert_type(ctx.slot, int)
     assert_type(ctx.node_index, int)
     assert_type(ctx.nodes, int)
-    texts: list[str] = [ctx.stage, ctx.epoch, ctx.node, ctx.traceparent, ctx.staging]
+    texts: list[str] = [ctx.stage, ctx.epoch, ctx.node, ctx.address, ctx.traceparent, ctx.staging]
     model: dict[str, str] = ctx.setup_value
     assert_type(ctx.shard(texts), Sequence[str])
     with ctx.publish(f"out/{ctx.rank}.txt") as staged:

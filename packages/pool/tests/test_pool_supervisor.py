@@ -60,7 +60,15 @@ async def start() -> AsyncIterator[Start]:
         spec: WorkerSpec = ONE_SLOT,
         params: SupervisorParams = PATIENT,
     ) -> Supervisor:
-        supervisor = Supervisor(spec, "node-1", 2, 3, params=params, give_up=given_up.append)
+        supervisor = Supervisor(
+            spec,
+            "node-1",
+            2,
+            3,
+            address="10.0.0.3",
+            params=params,
+            give_up=given_up.append,
+        )
         stack.push_async_callback(close, supervisor)
         await supervisor.start()
         await supervisor.load("p", source_program("import os, sys, signal, time\n" + body, setup))
@@ -353,14 +361,16 @@ async def test_the_environment_tells_the_rank_where_it_is(start: Start) -> None:
     supervisor = await start(
         f"mine = [os.environ['THORNBACK_' + name] for name in {names}]\n"
         "return [*mine, os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THREADS'],"
-        " os.environ['MY'], call.node, call.node_index, call.nodes, call.traceparent]",
+        " os.environ['MY'], call.node, call.node_index, call.nodes, call.address,"
+        " call.traceparent]",
         spec=WorkerSpec(cpus=4, slots=2, env={"MY": "own", "MKL_NUM_THREADS": "9"}),
     )
     one = attrs.evolve(work(1, range(5, 6)), attempt=3, traceparent="00-1-2-01")
     assert results(await supervisor.run(one))[5] == [
         *("5", "3", "000001.000000001", "7", "0", "2", "3"),
-        *("2", "9", "own", "node-1", 2, 3, "00-1-2-01"),
+        *("2", "9", "own", "node-1", 2, 3, "10.0.0.3", "00-1-2-01"),
     ]
+    assert (await supervisor.beat()).address == "10.0.0.3"
 
 
 async def test_inputs_are_asked_for_and_an_unknown_key_is_named(start: Start) -> None:

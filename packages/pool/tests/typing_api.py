@@ -44,6 +44,7 @@ class Words:
         assert_type(call.slot, int)
         assert_type(call.node_index, int)
         assert_type(call.nodes, int)
+        assert_type(call.address, str)
 
     def run(self, call: RankCall, /) -> ProgramResult:
         assert_type(call.rank, int)

@@ -58,6 +58,8 @@ class RankContext:
     """Position of this node in a gang of several, from 0."""
     nodes: int
     """Nodes of the gang."""
+    address: str
+    """IP address at which other nodes reach this one; empty: not known."""
     traceparent: str
     """W3C trace context of the assignment; empty: the driver does not trace. While the rank runs it
     is OpenTelemetry's current context, so that instrumented clients pass it on."""
@@ -275,6 +277,7 @@ class StageProgram:
             slot=call.slot,
             node_index=call.node_index,
             nodes=call.nodes,
+            address=call.address,
             traceparent=call.traceparent,
             setup_value=self._setup_value,
             staging=posixpath.join(self.staging, self.stage, call.epoch, str(call.rank)),

@@ -375,6 +375,8 @@ class RankCall:
     """Position of this worker in its gang, from 0."""
     nodes: int = 1
     """How many workers the gang has: all of them run this rank."""
+    address: str = ""
+    """IP address of the worker's node, as `Beat.address`; empty: not known."""
 
 
 @attrs.frozen(kw_only=True, slots=True)

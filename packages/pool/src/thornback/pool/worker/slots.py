@@ -33,6 +33,7 @@ class SlotContext:
     node: str
     node_index: int
     nodes: int
+    address: str
     params: SupervisorParams
     blobs: Mapping[str, bytes]
     start_process: Callable[[int, str], Awaitable[RankProcess]]
@@ -185,6 +186,7 @@ class Slot:
             "traceparent": work.traceparent,
             "node_index": self._context.node_index,
             "nodes": self._context.nodes,
+            "address": self._context.address,
             "env": dict(work.env),
         }
 

@@ -117,6 +117,7 @@ class Supervisor:
             node=node,
             node_index=node_index,
             nodes=nodes,
+            address=address,
             params=self._params,
             blobs=self._blobs,
             start_process=self._nursery.start_process,
