@@ -17,7 +17,7 @@ import pytest
 
 from thornback.executor.journal.errors import HeldByAnother, Superseded
 from thornback.executor.journal.holder import Holder
-from thornback.executor.journal.segments import Header, encode, encode_record
+from thornback.executor.journal.segments import Header, decode, encode, encode_record
 from thornback.executor.journal.steps import (
     Delete,
     Get,
@@ -43,6 +43,7 @@ from thornback.executor.journal.terms import (
 from thornback.executor.ports import Completion, Identity, StageIdentity
 
 URL = "model"
+UNMARKED = "counted, but not promoted"
 IDENTITY = Identity(
     job="j", stages=(StageIdentity(name="s", world_size=9, function="f", parents=()),)
 )
@@ -293,6 +294,62 @@ def _through(steps: Steps[Memo], bug: Callable[[Op, Op, Reply], Reply]) -> Steps
             return memo
 
 
+def promotes(rank: int) -> Steps[None]:
+    """Put the marker of a rank: what a promoter does."""
+    yield Put(f"marker {rank}", b"")
+
+
+def flushes_and_promotes(n: int, promoted: int, rank: int) -> Phase:
+    def phase(memo: Memo) -> Steps[Memo]:
+        yield from flush(URL, memo.term, n, promoted, [line(rank)])
+        yield from promotes(rank)
+        return memo.saying("announced", rank)
+
+    return phase
+
+
+def loads_what_is_owed(memo: Memo) -> Steps[Memo]:
+    stored = yield from load(URL, owing=lambda record: True)
+    return attrs.evolve(memo, stored=stored)
+
+
+def repromotes(memo: Memo) -> Steps[Memo]:
+    assert memo.stored is not None
+    for record in memo.stored.unpromoted:
+        for rank in (rank for piece in record.ranks for rank in piece):
+            yield from promotes(rank)
+    return memo
+
+
+def promoting_holder() -> Driver:
+    first, second = flushes_and_promotes(1, 0, 0), flushes_and_promotes(3, 2, 1)
+    return Driver(Memo(name="a", term=1), (first, compacts(2), second))
+
+
+def promoting_claimant(name: str, rank: int) -> Driver:
+    last = flushes_and_promotes(1, 0, rank)
+    phases = (looks, claims, loads_what_is_owed, repromotes, begins, last)
+    return Driver(Memo(name=name), phases)
+
+
+class PromotingModel(Model):
+    """Also wants a marker of whatever is announced, or in the base of a term after the first."""
+
+    def _violation(self, store: int, nodes: list[Node]) -> str:
+        objects = dict(self._contents[store])
+        marked = {int(name.split()[1]) for name in objects if name.startswith("marker ")}
+        counted = {rank for node in nodes for what, rank in node.memo.log if what == "announced"}
+        for name in parse(objects):
+            if name.kind == "base" and name.term > 1:
+                _, records = decode(
+                    objects[name.text], Header(kind="base", term=name.term, n=name.n)
+                )
+                counted |= {rank for record in records for piece in record.ranks for rank in piece}
+        unmarked = sorted(counted - marked)
+        said = f"{UNMARKED}: {unmarked}" if unmarked else ""
+        return said or super()._violation(store, nodes)
+
+
 def no_list_after(prefix: str) -> Callable[[Op, Op, Reply], Reply]:
     """Make the list after a put blind."""
 
@@ -331,6 +388,28 @@ def test_no_announced_record_is_lost_and_no_term_has_two_winners() -> None:
         assert {(("won", term), ("announced", rank)) for term in (2, 3)} <= found.logs
         assert (("won", 2),) in found.logs
     assert () in found.logs
+
+
+def test_whatever_a_driver_counts_is_promoted_whoever_dies_when() -> None:
+    found = PromotingModel([promoting_holder(), promoting_claimant("b", 5)]).explore()
+    assert found.broken == ""
+    assert (("announced", 0), ("announced", 1)) in found.logs
+    assert (("won", 2), ("announced", 5)) in found.logs
+
+
+def test_the_model_finds_that_nothing_is_promoted_at_open() -> None:
+    hasty = promoting_claimant("b", 5)
+    hasty = attrs.evolve(hasty, phases=tuple(p for p in hasty.phases if p is not repromotes))
+    broken = PromotingModel([promoting_holder(), hasty]).explore().broken
+    assert broken.startswith(UNMARKED)
+
+
+def test_the_model_finds_that_only_records_with_outputs_are_promoted_at_open() -> None:
+    hasty = promoting_claimant("b", 5)
+    phases = tuple(loads if p is loads_what_is_owed else p for p in hasty.phases)
+    hasty = attrs.evolve(hasty, phases=phases)
+    broken = PromotingModel([promoting_holder(), hasty]).explore().broken
+    assert broken.startswith(UNMARKED)
 
 
 LOST = "announced, but a reader does not see it"

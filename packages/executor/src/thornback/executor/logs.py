@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
@@ -50,6 +50,7 @@ class LogStore:
     Args:
         url: folder of the run's logs.
         flush_s: see above.
+        storage_options: of the folder's file system, as fsspec takes them; never logged.
         params: bounds.
         sink: where to; None: the folder.
     """
@@ -59,6 +60,7 @@ class LogStore:
         url: str,
         *,
         flush_s: float,
+        storage_options: Mapping[str, object] | None = None,
         params: LogParams | None = None,
         sink: Sink | None = None,
     ) -> None:
@@ -66,7 +68,7 @@ class LogStore:
         self._is_local = _is_local(url)
         self._flush_s = flush_s
         self._params = params or LogParams()
-        self._sink = sink or _Lazy(url)
+        self._sink = sink or _Lazy(url, storage_options or {})
         self._buffer = LogBuffer(self._params, 0.0 if self._is_local else self._params.every_s)
         self._limiter = anyio.CapacityLimiter(1)
         self._news = anyio.Event()
@@ -234,13 +236,14 @@ class ObjectSink:
 class _Lazy:
     """Opens the sink at the first write, in its thread: that may import a package and connect."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, storage_options: Mapping[str, object]) -> None:
         self._url = url
+        self._storage_options = storage_options
         self._sink: Sink | None = None
 
     def write(self, batch: Sequence[Stretch], /) -> None:
         if self._sink is None:
-            fs, path = fsspec.core.url_to_fs(self._url)
+            fs, path = fsspec.core.url_to_fs(self._url, **self._storage_options)
             local = isinstance(fs, LocalFileSystem)
             self._sink = FileSink(path) if local else ObjectSink(fs, path.rstrip("/"))
         self._sink.write(batch)

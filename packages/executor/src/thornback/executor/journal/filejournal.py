@@ -29,10 +29,11 @@ from thornback.executor.journal.holder import Holder, certainly_gone, this_proce
 from thornback.executor.journal.identity import Kept, OnMismatch, reconcile
 from thornback.executor.journal.ledger import StageRecords
 from thornback.executor.journal.promote import promote_outputs
+from thornback.executor.journal.promoter import Promoter, owed, patiently
 from thornback.executor.journal.recorded import RecordedRun, read_run
 from thornback.executor.journal.segments import encode_record
 from thornback.executor.journal.steps import AsyncSteps, RetryParams, Steps, call
-from thornback.executor.journal.store import JournalStore, open_store
+from thornback.executor.journal.store import JournalStore, StorageOptions, open_store
 from thornback.executor.journal.tenure import JournalParams, Tenure
 from thornback.executor.journal.terms import (
     Stored,
@@ -80,6 +81,12 @@ class FileJournal:
 
     Args:
         url: a path or any URL that fsspec knows.
+        storage_options: of its file system, as fsspec takes them; never logged or written. What
+            ranks publish is promoted without them.
+        promoter: called with the records of a flush when they are durable and their outputs are
+            promoted, and before `commit` returns; again at the next `open` if this driver dies
+            before it knows that they are promoted. Retried as long as the store is.
+        anew: forget what the state holds, also of the same job.
         params: time-outs and sizes.
         monotonic, sleep, time_ns: the clock, for tests.
     """
@@ -88,6 +95,9 @@ class FileJournal:
         self,
         url: str,
         *,
+        storage_options: StorageOptions | None = None,
+        promoter: Promoter | None = None,
+        anew: bool = False,
         params: JournalParams | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
@@ -99,6 +109,13 @@ class FileJournal:
         """Objects that could not be read at `open`, each with the reason: not counted, and left
         where they are.
         """
+        self.differences: tuple[str, ...] = ()
+        """How the job differs from that of the state, one sentence each: after an `open` that has
+        adopted or forgotten its records all the same.
+        """
+        self._storage_options = storage_options
+        self._promoter = promoter
+        self._anew = anew
         self._monotonic = monotonic
         self._sleep = sleep
         self._time_ns = time_ns
@@ -132,7 +149,7 @@ class FileJournal:
             if error is None:
                 await self.close()
         finally:
-            await self._end()
+            await self.end()
             self._tasks.cancel_scope.cancel()
             if cancelled:
                 absorbed = await self._tasks.__aexit__(kind, error, trace)
@@ -169,19 +186,19 @@ class FileJournal:
         try:
             return await self._open(identity, on_mismatch, self._tasks)
         except BaseException:
-            await self._end()
+            await self.end()
             raise
 
     async def commit(self, records: Sequence[Completion], /) -> None:
-        """Return when the records are durable and their outputs promoted.
+        """Return when the records are durable and promoted.
 
         Concurrent commits share a flush. Cancelled: the records may be recorded all the same.
 
         Raises:
             ValueError: a record is malformed; nothing was written.
             Superseded: another driver has taken over. For ever after.
-            JournalError: the store failed for `record_timeout_s`, or an output is lost. For ever
-                after.
+            JournalError: the store or the promoter failed for `record_timeout_s`, or an output is
+                lost. For ever after.
         """
         group = self._opened()
         if not records:
@@ -189,7 +206,7 @@ class FileJournal:
         lines = [encode_record(record) for record in records]
         outputs = [pair for record in records for pair in record.outputs]
         size = sum(len(line) for line in lines)
-        await group.commit(Entry(lines=lines, outputs=outputs, size_bytes=size))
+        await group.commit(Entry(lines=lines, records=records, outputs=outputs, size_bytes=size))
 
     async def results(self, stage: str, /) -> Mapping[int, str]:
         """Return the recorded results of a stage, JSON text by rank, ascending: read from the
@@ -214,7 +231,17 @@ class FileJournal:
         if self._group is not None:
             self._group.close()
             await self._group.finished.wait()
-        await self._end()
+        await self.end()
+
+    async def end(self) -> None:
+        """Give the state back within about `close_timeout_s`, whatever is the matter: what is
+        pending is flushed if that takes no longer. Idempotent, shielded from cancellation.
+        """
+        with anyio.CancelScope(shield=True):
+            async with self._ending:
+                if not self._released:
+                    self._released = True
+                    await self._release()
 
     async def _open(
         self, identity: Identity, on_mismatch: OnMismatch, tasks: anyio.abc.TaskGroup
@@ -249,32 +276,54 @@ class FileJournal:
         self, term: int, identity: Identity, on_mismatch: OnMismatch
     ) -> tuple[Tenure, Kept]:
         """Take over what the state holds into a term that was won."""
-        stored = await self._load(forgiving=on_mismatch == "fresh")
+        stored = await self._load(forgiving=self._anew or on_mismatch == "fresh")
         self.damaged = stored.damaged
         if stored.damaged:
             logger.warning("%s: not counted: %s", self.url, "; ".join(stored.damaged))
-        kept = reconcile(self.url, stored.identity, stored.records, identity, on_mismatch)
+        known = None if self._anew else stored.identity
+        kept = reconcile(self.url, known, stored.records, identity, on_mismatch)
+        self.differences = kept.differences
         pairs = [p for r in stored.unpromoted if r.stage in kept.records for p in r.outputs]
         assert self._steps is not None
         await promote_outputs(self._steps, pairs, self._patience)
+        sizes = {s.name: s.world_size for s in kept.identity.stages if s.name in kept.records}
+        await self._promote(owed(stored.unpromoted, sizes))
         size = await self._run(begin(term, kept.identity, kept.records, stored))
         self._tenure = Tenure(
-            url=self.url, term=term, steps=self._steps, params=self.params, base_bytes=size
+            url=self.url,
+            term=term,
+            steps=self._steps,
+            params=self.params,
+            promote=self._promote,
+            base_bytes=size,
         )
         return self._tenure, kept
 
     async def _load(self, *, forgiving: bool) -> Stored:
+        everything = self._promoter is not None
+        steps = load(self.url, owing=lambda record: everything or bool(record.outputs))
         try:
-            return await self._run(load(self.url))
+            return await self._run(steps)
         except Unreadable as error:
             if not forgiving:
                 raise
             logger.warning("started anew: %s", error)
             return Stored(names=error.names)
 
+    async def _promote(self, records: tuple[Completion, ...]) -> None:
+        if self._promoter is not None and records:
+            await patiently(
+                f"{self.url}: cannot promote what is recorded",
+                partial(self._promoter, records),
+                self._patience,
+                monotonic=self._monotonic,
+                sleep=self._sleep,
+            )
+
     async def _connect(self) -> JournalStore:
         with anyio.move_on_after(self.params.open_timeout_s):
-            self._store = await apart(partial(open_store, self.url), anyio.CapacityLimiter(1))
+            connect = partial(open_store, self.url, self._storage_options)
+            self._store = await apart(connect, anyio.CapacityLimiter(1))
             self._steps = self._new_steps(self._store, threads=10)
             return self._store
         raise JournalError(f"{self.url}: no connection within {self.params.open_timeout_s:.0f} s")
@@ -287,14 +336,6 @@ class FileJournal:
         if found[-1] is False:
             raise await self._run(find_holder(self.url, "it has the lock"), self._impatience)
         return this_process(self._time_ns(), locked=found[-1] is True)
-
-    async def _end(self) -> None:
-        """Give the state back, whatever is the matter. Idempotent, shielded, bounded."""
-        with anyio.CancelScope(shield=True):
-            async with self._ending:
-                if not self._released:
-                    self._released = True
-                    await self._release()
 
     async def _release(self) -> None:
         if self._group is not None:

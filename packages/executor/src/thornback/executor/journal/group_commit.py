@@ -9,6 +9,7 @@ import anyio
 import attrs
 
 from thornback.executor.journal.errors import JournalError
+from thornback.executor.ports import Completion
 
 
 @attrs.define(kw_only=True, slots=True, eq=False)
@@ -16,6 +17,7 @@ class Entry:
     """One commit."""
 
     lines: Sequence[bytes]
+    records: Sequence[Completion] = ()
     outputs: Sequence[tuple[str, str]] = ()
     size_bytes: int = 0
     done: anyio.Event = attrs.field(factory=anyio.Event)

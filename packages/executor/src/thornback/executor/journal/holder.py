@@ -52,7 +52,7 @@ class Heartbeat:
     closed: bool = False
     """Its driver has given the state back."""
     promoted: int = 0
-    """When closed: outputs in segments up to this number are promoted."""
+    """When closed: segments up to this number are promoted."""
 
     def encode(self) -> bytes:
         return json.dumps(attrs.asdict(self)).encode() + b"\n"

@@ -35,6 +35,8 @@ class Kept:
     identity: Identity
     """That of the job, and of stages that it no longer has."""
     records: Mapping[str, StageRecords]
+    differences: tuple[str, ...] = ()
+    """How the job differs from that of the state, which is kept or forgotten all the same."""
 
 
 def differences(old: Identity, new: Identity) -> tuple[str, ...]:
@@ -75,11 +77,11 @@ def reconcile(
     if found and on_mismatch == "refuse":
         raise IdentityMismatch(url, found)
     if found and on_mismatch == "fresh":
-        return Kept(identity=new, records={})
+        return Kept(identity=new, records={}, differences=found)
     sizes = {stage.name: stage.world_size for stage in new.stages}
     kept = {name: clip(records[name], size) for name, size in sizes.items() if name in records}
     if found:
-        return Kept(identity=new, records=kept)
+        return Kept(identity=new, records=kept, differences=found)
     gone = tuple(s for s in old.stages if s.name not in sizes and s.name in records)
     kept |= {stage.name: records[stage.name] for stage in gone}
     return Kept(identity=attrs.evolve(new, stages=(*new.stages, *gone)), records=kept)

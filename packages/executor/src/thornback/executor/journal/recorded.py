@@ -9,7 +9,7 @@ import attrs
 from thornback.executor.journal.errors import JournalError
 from thornback.executor.journal.ledger import Certificate, StageRecords
 from thornback.executor.journal.steps import run_blocking
-from thornback.executor.journal.store import open_store
+from thornback.executor.journal.store import StorageOptions, open_store
 from thornback.executor.journal.terms import Stored, load
 from thornback.executor.ports import Identity, Ranks
 
@@ -35,6 +35,7 @@ class RecordedRun:
     """Why ranks failed or were skipped."""
     damaged: tuple[str, ...] = ()
     """Objects that could not be read, each with the reason: not counted."""
+    _storage_options: StorageOptions | None = attrs.field(default=None, eq=False, repr=False)
 
     def results(self, stage: str) -> Mapping[int, str]:
         """Return the recorded results of a stage, JSON text by rank, ascending. Blocking: reads the
@@ -43,17 +44,22 @@ class RecordedRun:
         Raises:
             JournalError: the state cannot be read.
         """
-        stored = _load(self.url, stage)
+        stored = _load(self.url, self._storage_options, stage)
         return stored.records.get(stage, StageRecords()).results
 
 
-def read_run(url: str) -> RecordedRun:
+def read_run(url: str, *, storage_options: StorageOptions | None = None) -> RecordedRun:
     """Return what is recorded under `url` (blocking). Writes nothing; a run may go on meanwhile.
+
+    Args:
+        url: the state: a path or an fsspec URL.
+        storage_options: of its file system, as fsspec takes them; `RecordedRun.results` needs them
+            again, so they go with it, also into its pickle.
 
     Raises:
         JournalError: there is no run there, or it cannot be read.
     """
-    stored = _load(url, None)
+    stored = _load(url, storage_options, None)
     if stored.identity is None:
         raise JournalError(
             f"no run is recorded under {url!r}: expected the state= of a run, a folder with "
@@ -69,9 +75,10 @@ def read_run(url: str) -> RecordedRun:
         skipped={name: r.skipped for name, r in records.items() if r.skipped},
         certificates={name: r.certificates for name, r in records.items() if r.certificates},
         damaged=stored.damaged,
+        storage_options=storage_options,
     )
 
 
-def _load(url: str, stage: str | None) -> Stored:
+def _load(url: str, options: StorageOptions | None, stage: str | None) -> Stored:
     """Read the state; keep the results of one stage only, or of none."""
-    return run_blocking(open_store(url), load(url, lambda name: name == stage))
+    return run_blocking(open_store(url, options), load(url, lambda name: name == stage))

@@ -38,9 +38,7 @@ class Header:
     term: int
     n: int
     promoted: int = 0
-    """The outputs in segments of this term up to this number were promoted before this one was
-    written.
-    """
+    """The segments of this term up to this number were promoted before this one was written."""
     identity: Identity | None = None
     """Only in a base."""
 

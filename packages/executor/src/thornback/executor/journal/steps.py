@@ -161,7 +161,8 @@ def run_blocking(store: Store, steps: Steps[T], sleep: Callable[[float], None] =
             case Pause(delay_s):
                 sleep(delay_s)
             case StoreFailed(op, error):
-                raise JournalError(f"{store.url}: {_describe(op, error)}") from error
+                said = f"cannot {_describe(op)}: {type(error).__name__}: {error}"
+                raise JournalError(f"{store.url}: {said}") from error
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -234,8 +235,9 @@ class AsyncSteps:
                         logger.warning("%s: %s", self._store.url, why)
                     await self.sleep(delay_s)
                     since = self._monotonic()
-                case StoreFailed():
-                    self._give_up_or_go_on(outcome, retry, self._monotonic() - since, backoff_s)
+                case StoreFailed(op, error):
+                    said = f"{self._store.url}: cannot {_describe(op)}"
+                    give_up_or_go_on(said, error, retry, self._monotonic() - since, backoff_s)
                     await self.sleep(backoff_s)
                     backoff_s = min(2 * backoff_s, retry.backoff_cap_s)
                 case _ as never:
@@ -262,14 +264,20 @@ class AsyncSteps:
             "journal was closed"
         )
 
-    def _give_up_or_go_on(
-        self, failed: StoreFailed, retry: RetryParams, failing_s: float, backoff_s: float
-    ) -> None:
-        said = f"{self._store.url}: {_describe(failed.op, failed.error)}"
-        hopeless = isinstance(failed.error, PERMANENT) and not retry.patient
-        if hopeless or failing_s + backoff_s > retry.timeout_s:
-            raise JournalError(f"{said} (tried for {failing_s:.0f} s)") from failed.error
-        logger.warning("%s; again in %.1f s", said, backoff_s)
+
+def give_up_or_go_on(
+    said: str, error: Exception, retry: RetryParams, failing_s: float, backoff_s: float
+) -> None:
+    """Return if what failed for so long is to be tried again after `backoff_s`, and tell so.
+
+    Raises:
+        JournalError: it is not.
+    """
+    said = f"{said}: {type(error).__name__}: {error}"
+    hopeless = isinstance(error, PERMANENT) and not retry.patient
+    if hopeless or failing_s + backoff_s > retry.timeout_s:
+        raise JournalError(f"{said} (tried for {failing_s:.0f} s)") from error
+    logger.warning("%s; again in %.1f s", said, backoff_s)
 
 
 def _perform(store: Store, op: Put | Get | List | Delete | Call) -> Reply:
@@ -291,16 +299,15 @@ def _perform(store: Store, op: Put | Get | List | Delete | Call) -> Reply:
             assert_never(never)
 
 
-def _describe(op: Op, error: Exception) -> str:
+def _describe(op: Op) -> str:
     match op:
         case Put(name, _):
-            what = f"cannot write control/{name}"
+            return f"write control/{name}"
         case Get(name):
-            what = f"cannot read control/{name}"
+            return f"read control/{name}"
         case Delete(names):
-            what = f"cannot remove {len(names)} objects of control/"
+            return f"remove {len(names)} objects of control/"
         case Call(said, _):
-            what = f"cannot {said}"
+            return said
         case _:
-            what = "cannot list control/"
-    return f"{what}: {type(error).__name__}: {error}"
+            return "list control/"

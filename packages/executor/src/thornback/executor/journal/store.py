@@ -18,8 +18,8 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 import fsspec.core
@@ -33,6 +33,10 @@ LOCK = "lock"
 _TEMPORARY = ".tmp-"
 FLAT = {"abfs", "az", "gcs", "gs", "hf", "memory", "s3", "s3a"}
 """Protocols without folders of their own: nothing to make, and `makedirs` might create a bucket."""
+
+
+StorageOptions: TypeAlias = Mapping[str, object]
+"""What fsspec takes to make a file system: end points, keys."""
 
 
 class Store(Protocol):
@@ -85,20 +89,28 @@ class JournalStore(Store, Protocol):
         ...
 
 
-def open_store(url: str) -> JournalStore:
+def open_store(url: str, storage_options: StorageOptions | None = None) -> JournalStore:
     """Return the store of a state (blocking). Nothing is written.
 
+    Args:
+        url: of the state.
+        storage_options: of its file system, as fsspec takes them. They may be secrets: they go
+            nowhere else, and into no message of ours.
+
     Raises:
-        JournalError: the URL is of no kind that is known or installed.
+        JournalError: the URL is of no kind that is known or installed, or does not take these
+            options.
     """
+    # Own instance without a cache of listings: nobody else's listing may answer for ours.
+    own = {"skip_instance_cache": True, "use_listings_cache": False}
     try:
-        # Own instance without a cache of listings: nobody else's listing may answer for ours.
-        fs, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
+        fs, path = fsspec.core.url_to_fs(url, **{**(storage_options or {}), **own})
+    except (ImportError, ValueError, TypeError) as error:
         raise JournalError(
             f"state {url!r} cannot be opened: {error}. Expected a path, or a URL of a protocol "
             "that fsspec knows and "
-            "whose package is installed (s3fs for s3://, gcsfs for gs://, adlfs for abfs://)"
+            "whose package is installed (s3fs for s3://, gcsfs for gs://, adlfs for abfs://), and "
+            "the storage_options of that package"
         ) from error
     if isinstance(fs, LocalFileSystem):
         return LocalStore(url=url, root=os.path.abspath(path))

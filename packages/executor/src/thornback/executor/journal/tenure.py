@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import attrs
 
@@ -10,6 +10,7 @@ from thornback.executor.journal.group_commit import Entry
 from thornback.executor.journal.promote import promote_outputs
 from thornback.executor.journal.steps import AsyncSteps, RetryParams
 from thornback.executor.journal.terms import compact, flush
+from thornback.executor.ports import Completion
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -49,21 +50,27 @@ class Tenure:
     term: int
     steps: AsyncSteps
     params: JournalParams
+    promote: Callable[[tuple[Completion, ...]], Awaitable[None]]
+    """Does with durable records what is to be done beyond their outputs. Raises `JournalError`."""
     base_bytes: int
     promoted: int = 0
-    """Outputs of segments up to this number are promoted."""
+    """Segments up to this number are promoted, outputs and all."""
     _n: int = 0
     _segments: int = 0
     _segment_bytes: int = 0
 
     async def flush(self, batch: Sequence[Entry]) -> None:
-        """Make commits durable, then promote their outputs. Raises `Superseded`, `JournalError`."""
+        """Make commits durable, then promote them: nothing of what a later driver may not count.
+
+        Raises `Superseded`, `JournalError`.
+        """
         self._n += 1
         lines = [line for entry in batch for line in entry.lines]
         steps = flush(self.url, self.term, self._n, self.promoted, lines)
         size = await self.steps.run(steps, self._patience)
         outputs = [pair for entry in batch for pair in entry.outputs]
         await promote_outputs(self.steps, outputs, self._patience)
+        await self.promote(tuple(record for entry in batch for record in entry.records))
         self.promoted = self._n
         self._segments += 1
         self._segment_bytes += size

@@ -44,6 +44,11 @@ ROUNDS = 20
 """How often the state is listed again because it changes under the reader, before giving up."""
 _NAME = re.compile(r"(?P<kind>claim|beat|base|seg)-(?P<term>\d{6,})(?:-(?P<tail>[0-9a-z]+))?")
 KeepResults: TypeAlias = Callable[[str], bool]
+Owing: TypeAlias = Callable[[Completion], bool]
+
+
+def _has_outputs(record: Completion) -> bool:
+    return bool(record.outputs)
 
 
 class Unreadable(JournalError):
@@ -79,7 +84,9 @@ class Stored:
     identity: Identity | None = None
     records: dict[str, StageRecords] = attrs.field(factory=dict)
     unpromoted: tuple[Completion, ...] = ()
-    """Records whose outputs may still be where they were staged."""
+    """Records that are not known to be promoted, oldest first: of those with outputs, or of all
+    (see `load`).
+    """
     damaged: tuple[str, ...] = ()
     """Objects that are torn or foreign, with the reason: not counted, never removed."""
     names: tuple[Name, ...] = ()
@@ -176,8 +183,15 @@ def elect(url: str, me: Holder, term: int) -> Steps[None]:
     )
 
 
-def load(url: str, keep_results: KeepResults = lambda stage: True) -> Steps[Stored]:
+def load(
+    url: str, keep_results: KeepResults = lambda stage: True, *, owing: Owing = _has_outputs
+) -> Steps[Stored]:
     """Return what the state holds.
+
+    Args:
+        url: of the state, for messages.
+        keep_results: by name of stage: whether its results are wanted.
+        owing: which records have to be promoted.
 
     Raises:
         Unreadable: the base that counts is damaged.
@@ -187,7 +201,7 @@ def load(url: str, keep_results: KeepResults = lambda stage: True) -> Steps[Stor
         if round_:
             yield Pause(0.05 * round_)
         names = parse((yield from listing()))
-        stored = yield from _read(url, names, keep_results)
+        stored = yield from _read(url, names, keep_results, owing)
         if stored is not None:
             return stored
     raise JournalError(
@@ -260,7 +274,9 @@ def _garbage(stored: Stored, covered: Callable[[Name], bool]) -> tuple[str, ...]
     return tuple(n.text for n in stored.names if covered(n) and n.text not in torn)
 
 
-def _read(url: str, names: list[Name], keep_results: KeepResults) -> Steps[Stored | None]:
+def _read(
+    url: str, names: list[Name], keep_results: KeepResults, owing: Owing
+) -> Steps[Stored | None]:
     """Read what was listed; None: something of it is gone."""
     damaged: list[str] = []
     for base in reversed([name for name in names if name.kind == "base"]):
@@ -280,7 +296,7 @@ def _read(url: str, names: list[Name], keep_results: KeepResults) -> Steps[Store
         ledger = Ledger(keep_results)
         for record in records:
             ledger.add(record)
-        pending = yield from _read_segments(segs, ledger, damaged)
+        pending = yield from _read_segments(segs, ledger, damaged, owing)
         if pending is None:
             return None
         return Stored(
@@ -297,10 +313,10 @@ def _read(url: str, names: list[Name], keep_results: KeepResults) -> Steps[Store
 
 
 def _read_segments(
-    segs: Sequence[Name], ledger: Ledger, damaged: list[str]
+    segs: Sequence[Name], ledger: Ledger, damaged: list[str], owing: Owing
 ) -> Steps[list[tuple[int, Completion]] | None]:
-    """Fold segments; return (number, record) of those with outputs that are not known to be
-    promoted.
+    """Fold segments; return (number, record) of those that owe a promotion and are not known to
+    have had it.
     """
     pending: list[tuple[int, Completion]] = []
     for seg in segs:
@@ -315,7 +331,7 @@ def _read_segments(
         pending = [(n, record) for n, record in pending if n > header.promoted]
         for record in records:
             ledger.add(record)
-            if record.outputs:
+            if owing(record):
                 pending.append((seg.n, record))
     return pending
 
