@@ -11,7 +11,7 @@ import pytest
 
 from thornback.executor import ports
 from thornback.executor.chronicle import Witness
-from thornback.executor.executor import SystemClock
+from thornback.executor.clock import SystemClock
 from thornback.executor.journal.filejournal import FileJournal
 from thornback.executor.on_local import LocalPlatform
 from thornback.executor.on_ray import RayPlatform

@@ -21,8 +21,8 @@ from thornback.executor import (
     StageProgress,
 )
 from thornback.executor.blobs import RunBlobs
+from thornback.executor.clock import SystemClock
 from thornback.executor.driver import Driver, Parts
-from thornback.executor.executor import SystemClock
 from thornback.executor.job import identity_of
 from thornback.executor.journal.testing import FakeJournal, FakeState
 from thornback.executor.plan import RunPlan, Settings

@@ -15,8 +15,8 @@ import pytest
 from opentelemetry.trace import NoOpTracerProvider
 
 from thornback.executor import ExecutorParams, Job, RankContext, Stage, StageProgress
+from thornback.executor.clock import SystemClock
 from thornback.executor.driver import Driver, Parts
-from thornback.executor.executor import SystemClock
 from thornback.executor.job import identity_of
 from thornback.executor.journal.testing import FakeJournal
 from thornback.executor.plan import RunPlan, Settings

@@ -57,12 +57,14 @@ from thornback.executor.ports import (
     Dispatched,
     Identity,
     Journal,
+    JournalFactory,
     Json,
     Leases,
     LiveRun,
     Opened,
     Platform,
     Ranks,
+    ReadsResults,
     StageIdentity,
     Workers,
 )
@@ -186,6 +188,8 @@ def make() -> tuple[Job, Executor]:
         companions=[companion, chaos],
         tracer_provider=NoOpTracerProvider(),
         on_mismatch="adopt",
+        journal=None,
+        storage_options={"endpoint_url": "https://store"},
         params=ExecutorParams(place_s=60),
         seed=1,
         retry_failed=False,
@@ -246,6 +250,7 @@ def read() -> None:
     assert_type(recorded.certificates, Mapping[str, tuple[Certificate, ...]])
     assert_type(recorded.certificates["clean"][0].why, Mapping[str, Json])
     assert_type(recorded.identity, Identity)
+    read_run("s3://bucket/runs/clean", storage_options={"anon": True})
 
 
 # -- parts of one's own --------------------------------------------------------------------------
@@ -332,6 +337,14 @@ class Forgetful:
         return None
 
 
+class Remembers:
+    def __call__(self) -> AbstractAsyncContextManager[Journal]:
+        return FakeJournal()
+
+    def read_results(self, stage: str, /) -> Mapping[int, str]:
+        return {0: "1"}
+
+
 class Nowhere:
     def prepare(self) -> None:
         raise BackendUnavailable("nowhere")
@@ -363,6 +376,8 @@ leases: Leases = OneLease()
 workers: Workers = NoWorkers()
 journal: Journal = Forgetful()
 fake: Journal = FakeJournal(FakeState())
+journals: JournalFactory = Remembers()
+readable: ReadsResults = Remembers()
 platform: Platform = Nowhere()
 live: LiveRun = Seen()
 local: Platform = LocalPlatform(cpus=2)
@@ -380,7 +395,9 @@ async def look_for(run: LiveRun) -> None:
     assert_type(at.dispatched.gang, int)
 
 
-mine = Executor(platform=platform, state="runs/mine", clock=clock, classifier=classifier)
+mine = Executor(
+    platform=platform, state="runs/mine", clock=clock, classifier=classifier, journal=journals
+)
 
 
 def new_journal(name: str) -> AbstractAsyncContextManager[Journal]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TypeAlias
 
 from thornback.executor.driver import Driver
 from thornback.executor.errors import RankFailure, RunCancelled, RunFailed
-from thornback.executor.journal.filejournal import read_run
+from thornback.executor.journal.errors import JournalError
+from thornback.executor.journal.recorded import read_run
 from thornback.executor.logs import LogStore
 from thornback.executor.plan import RunPlan
-from thornback.executor.ports import Json, Opened
+from thornback.executor.ports import JournalFactory, Json, Opened, ReadsResults
 from thornback.executor.report import GivenUp, RunInfo, RunReport
+
+ReadResults: TypeAlias = Callable[[str], Mapping[int, str]]
 
 
 def make_report(
@@ -23,17 +27,17 @@ def make_report(
     info: RunInfo,
     seconds: float,
     logs: LogStore | None,
+    read_results: ReadResults,
 ) -> RunReport:
     """Return the report of a driver that has ended by itself."""
     end = driver.end
     assert end is not None  # Driver.run returns only then
-    url = plan.settings.state_url
     names = [stage.name for stage in plan.stages]  # the scheduler knows stages by number
     return RunReport(
         job=plan.job.name,
         state=end.state.value,
         reason=re.sub(r"\bstage (\d+)", partial(_named, names), end.reason),
-        state_url=url,
+        state_url=plan.settings.state_url,
         term=opened.term,
         backend=info.backend,
         stages={stage.name: stage for stage in driver.progress()},
@@ -43,7 +47,7 @@ def make_report(
         unconfirmed_gangs=tuple(driver.unconfirmed),
         logs_url="" if logs is None else logs.url,
         logs_lost_bytes=0 if logs is None else logs.lost,
-        read_results=partial(_read_results, url),
+        read_results=partial(_parsed_results, read_results),
     )
 
 
@@ -52,8 +56,37 @@ def _named(names: Sequence[str], match: re.Match[str]) -> str:
     return f"stage {names[number]!r}" if number < len(names) else match[0]
 
 
-def _read_results(url: str, stage: str) -> Mapping[int, Json]:
-    return {rank: json.loads(text) for rank, text in read_run(url).results(stage).items()}
+def results_of(
+    journal: JournalFactory | None, url: str, storage_options: Mapping[str, object]
+) -> ReadResults:
+    """Return what reads the recorded results of a stage after the run: from where its journal is.
+
+    Args:
+        journal: the user's own; None: the files under `url`.
+        url: of the state.
+        storage_options: of its file system.
+    """
+    if journal is None:
+        return partial(_recorded, url, storage_options)
+    if isinstance(journal, ReadsResults) and not isinstance(journal, type):
+        return journal.read_results
+    return partial(_not_here, repr(journal))  # not itself: the report has to pickle
+
+
+def _recorded(url: str, storage_options: Mapping[str, object], stage: str) -> Mapping[int, str]:
+    return read_run(url, storage_options=storage_options).results(stage)
+
+
+def _not_here(made_by: str, stage: str) -> Mapping[int, str]:
+    raise JournalError(
+        f"the results of stage {stage!r} are in a journal of your own, and {made_by}, which made "
+        "it, has no method read_results(stage) that returns JSON text by rank: add it (see "
+        "thornback.executor.ports.ReadsResults), or read them where that journal keeps them"
+    )
+
+
+def _parsed_results(read_results: ReadResults, stage: str) -> Mapping[int, Json]:
+    return {rank: json.loads(text) for rank, text in read_results(stage).items()}
 
 
 def checked(report: RunReport, *, check: bool) -> RunReport:

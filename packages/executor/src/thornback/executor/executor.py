@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -21,14 +20,15 @@ from opentelemetry.trace import TracerProvider
 
 from thornback.executor.blobs import RunBlobs
 from thornback.executor.certifier import no_logs
+from thornback.executor.clock import SystemClock
 from thornback.executor.driver import Driver, Parts
-from thornback.executor.endings import checked, make_report
+from thornback.executor.endings import checked, make_report, results_of
 from thornback.executor.job import Job, identity_of
 from thornback.executor.journal.filejournal import FileJournal
 from thornback.executor.logs import LOGS, LogStore
 from thornback.executor.params import ExecutorParams
 from thornback.executor.plan import RunPlan, Settings
-from thornback.executor.ports import Classifier, Clock, Companion, Platform
+from thornback.executor.ports import Classifier, Clock, Companion, JournalFactory, Platform
 from thornback.executor.recording import record_file
 from thornback.executor.report import Observer, RunInfo, RunReport
 from thornback.executor.tracing import RunTracer
@@ -40,22 +40,6 @@ OnMismatch: TypeAlias = Literal["refuse", "adopt", "fresh"]
 T = TypeVar("T")
 
 
-class SystemClock:
-    """The clock of this machine (fulfils `Clock`)."""
-
-    def monotonic(self) -> float:
-        """Return seconds since some start."""
-        return time.monotonic()
-
-    def time_ns(self) -> int:
-        """Return nanoseconds since 1970."""
-        return time.time_ns()
-
-    async def sleep(self, delay_s: float, /) -> None:
-        """Sleep."""
-        await anyio.sleep(delay_s)
-
-
 class ExecutorOptions(TypedDict, total=False):
     """The fields of `Executor` but for its platform and state, for `on_ray` and `on_local`."""
 
@@ -63,6 +47,8 @@ class ExecutorOptions(TypedDict, total=False):
     env: Mapping[str, str]
     runtime_env: Mapping[str, object]
     on_mismatch: OnMismatch
+    journal: JournalFactory | None
+    storage_options: Mapping[str, object]
     observers: Sequence[Observer]
     companions: Sequence[Companion]
     tracer_provider: TracerProvider | None
@@ -95,6 +81,11 @@ class Executor:
     on_mismatch: OnMismatch = "refuse"
     """If `state` holds another job: refuse, adopt what has the same stage names, or start
     afresh."""
+    journal: JournalFactory | None = None
+    """Makes the journal of each run; None: files under `state`. `state` keeps the rest."""
+    storage_options: Mapping[str, object] = attrs.field(factory=dict, repr=False)
+    """Of the file system of `state`, as fsspec takes them. Used by the driver alone; they go into
+    no log and no file, but into the pickle of a `RunReport`, which reads results with them."""
     observers: Sequence[Observer] = ()
     """Are told how the run goes."""
     companions: Sequence[Companion] = ()
@@ -244,7 +235,8 @@ class Executor:
         watchers = Watchers(self.observers)
         url = plan.settings.state_url
         async with AsyncExitStack() as stack:
-            journal = await stack.enter_async_context(FileJournal(url))
+            own = partial(FileJournal, url, storage_options=self.storage_options)
+            journal = await stack.enter_async_context((self.journal or own)())
             opened = await journal.open(identity_of(plan.job), on_mismatch=self.on_mismatch)
             logs = await self._logs(stack, url, opened.term)
             record = stack.enter_context(record_file(self.record))
@@ -283,7 +275,8 @@ class Executor:
             watchers.tell(lambda observer: observer.started(info))
             await self._accompanied(driver, remote)
         seconds = self.clock.monotonic() - started_s
-        report = make_report(plan, driver, opened, info, seconds, logs)
+        reader = results_of(self.journal, url, self.storage_options)
+        report = make_report(plan, driver, opened, info, seconds, logs, reader)
         watchers.tell(lambda observer: observer.finished(report))
         return report
 
@@ -292,7 +285,9 @@ class Executor:
         if not self.logs:
             return None
         folder = f"{url}/{LOGS}/{term:06d}"
-        return await stack.enter_async_context(LogStore(folder, flush_s=self.params.logs_s))
+        flush_s, options = self.params.logs_s, self.storage_options
+        store = LogStore(folder, flush_s=flush_s, storage_options=options)
+        return await stack.enter_async_context(store)
 
     async def _accompanied(self, driver: Driver, remote: _RemoteCancel | None) -> None:
         """Run the driver, with the companions and what listens for signals beside it."""

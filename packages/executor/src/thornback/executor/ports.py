@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 from opentelemetry.trace import TracerProvider
@@ -40,12 +40,14 @@ __all__ = [
     "Dispatched",
     "Identity",
     "Journal",
+    "JournalFactory",
     "Json",
     "Leases",
     "LiveRun",
     "Opened",
     "Platform",
     "Ranks",
+    "ReadsResults",
     "StageIdentity",
     "Workers",
 ]
@@ -270,7 +272,8 @@ class Journal(Protocol):
         ...
 
     async def commit(self, records: Sequence[Completion], /) -> None:
-        """Return when the records are durable and their outputs are under their final names.
+        """Return when the records are durable and promoted: their outputs are under their final
+        names, and whatever else the journal makes of a record is there.
 
         May be called while another call goes on.
 
@@ -292,6 +295,23 @@ class Journal(Protocol):
 
     async def close(self) -> None:
         """Commit what is pending, give the claim back. Idempotent; bounded."""
+        ...
+
+
+JournalFactory: TypeAlias = Callable[[], AbstractAsyncContextManager[Journal]]
+"""Makes the journal of one run, whose context is left after everything else of it is closed."""
+
+
+@runtime_checkable
+class ReadsResults(Protocol):
+    """What a `JournalFactory` is, too, for `RunReport.results`: by then its journal is closed."""
+
+    def read_results(self, stage: str, /) -> Mapping[int, str]:
+        """Return what `Journal.results` has returned last, JSON text by rank (blocking).
+
+        Raises:
+            JournalError: it cannot be read.
+        """
         ...
 
 
