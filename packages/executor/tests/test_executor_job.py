@@ -65,6 +65,10 @@ def other(ctx: RankContext) -> int:
             lambda: Stage("a", work, resources={"accelerator_type:A100": 1}),
             "use accelerator='A100'",
         ),
+        (lambda: Stage("a", work, enforce_memory=cast(Any, 1)), "enforce_memory=1, expected True"),
+        (lambda: Stage("a", work, runtime_env=cast(Any, "x")), "expected a mapping"),
+        (lambda: Stage("a", work, runtime_env={"": 1}), "expected a name such as 'pip'"),
+        (lambda: Stage("a", work, runtime_env={"env_vars": ["A"]}), "expected variables by name"),
         (lambda: Stage("a", work, accelerator=cast(Any, None)), "a kind such as 'A100'"),
         (lambda: Stage("a", work, accelerator="accelerator_type:A100"), "a kind such as 'A100'"),
         (lambda: Stage("a", work, accelerator="A100 "), "a kind such as 'A100'"),
@@ -223,6 +227,8 @@ def test_stages_share_gangs_only_if_all_that_makes_a_gang_is_equal() -> None:
             Stage("b", work, accelerator="A100"),
             Stage("b", work, labels={"zone": "eu"}),
             Stage("b", work, nodes=2),
+            Stage("b", work, enforce_memory=False),
+            Stage("b", work, runtime_env={"pip": ["numpy"]}),
         ]
     ):
         assert shapes(plain, other_one) == 2, number
@@ -234,6 +240,11 @@ def test_stages_share_gangs_only_if_all_that_makes_a_gang_is_equal() -> None:
         Stage("c", work, strategy="PACK"),
     ]
     assert shapes(plain, *same) == 1
+    environments: list[dict[str, object]] = [
+        {"pip": ["numpy"], "env_vars": {"A": "1", "B": "2"}},
+        {"env_vars": {"B": "2", "A": "1"}, "pip": ["numpy"]},
+    ]
+    assert shapes(*(Stage(f"e{n}", work, runtime_env=e) for n, e in enumerate(environments))) == 1
     turned = [Stage(name, work, resources=dict(pairs)) for name, pairs in _both_ways()]
     assert shapes(*turned) == 1
 
@@ -241,6 +252,34 @@ def test_stages_share_gangs_only_if_all_that_makes_a_gang_is_equal() -> None:
 def _both_ways() -> list[tuple[str, list[tuple[str, float]]]]:
     pairs = [("tape", 1.0), ("disk", 2.0)]
     return [("a", pairs), ("b", pairs[::-1])]
+
+
+def test_memory_that_is_not_enforced_is_reserved_and_no_limit_also_after_an_oom() -> None:
+    stages = [
+        Stage("a", work, memory="1GiB", enforce_memory=False),
+        Stage("b", work, memory="1GiB"),
+    ]
+    plan = RunPlan(Job("j", stages), SETTINGS)
+    for raised in (None, 2 << 30):
+        reserved, enforced = ShapeKey(0, raised), ShapeKey(1, raised)
+        assert plan.request(reserved).bundle == plan.request(enforced).bundle
+        assert plan.request(reserved).bundle.memory_bytes == (raised or 1 << 30)
+        assert plan.worker_spec(reserved).rank_memory_bytes is None
+        assert plan.worker_spec(enforced).rank_memory_bytes == (raised or 1 << 30)
+
+
+def test_the_runtime_env_of_a_stage_lies_over_that_of_the_executor() -> None:
+    whole = {"pip": ["numpy"], "env_vars": {"A": "1", "B": "2"}}
+    settings = Settings(state_url="/state", cwd="/home", runtime_env=whole)
+    own = {"pip": ["scipy"], "working_dir": ".", "env_vars": {"B": "3", "C": "4"}}
+    plan = RunPlan(Job("j", [Stage("a", work, runtime_env=own), Stage("b", work)]), settings)
+    assert plan.worker_spec(ShapeKey(0)).runtime_env == {
+        "pip": ["scipy"],
+        "working_dir": ".",
+        "env_vars": {"A": "1", "B": "3", "C": "4"},
+    }
+    assert plan.worker_spec(ShapeKey(1)).runtime_env == whole
+    assert whole == {"pip": ["numpy"], "env_vars": {"A": "1", "B": "2"}}, "nobody else's changes"
 
 
 def test_custom_resources_are_leased_per_rank_and_asked_for_by_the_worker() -> None:

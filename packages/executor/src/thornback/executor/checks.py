@@ -26,7 +26,8 @@ def check_stage(stage: Stage) -> None:
     Raises:
         UsageError: it cannot, whatever the cluster is like.
     """
-    for check in (_world, _after, _numbers, _nodes, _processes, _placement, _words):
+    checks = (_world, _after, _numbers, _nodes, _processes, _placement, _words, _environment)
+    for check in checks:
         check(stage)
 
 
@@ -153,6 +154,25 @@ def _words(stage: Stage) -> None:
                 f"Stage {stage.name!r}: {field}={getattr(stage, field)!r}, expected one of "
                 f"{', '.join(map(repr, words))}"
             )
+
+
+def _environment(stage: Stage) -> None:
+    if not isinstance(stage.enforce_memory, bool):
+        raise UsageError(
+            f"Stage {stage.name!r}: enforce_memory={stage.enforce_memory!r}, expected True or False"
+        )
+    for name in stage.runtime_env:
+        if not isinstance(name, str) or not name:
+            raise UsageError(
+                f"Stage {stage.name!r}: runtime_env={{{name!r}: ...}}: expected a name such as "
+                "'pip' or 'env_vars'"
+            )
+    variables = stage.runtime_env.get("env_vars", {})
+    if not isinstance(variables, Mapping):
+        raise UsageError(
+            f"Stage {stage.name!r}: runtime_env={{'env_vars': ...}} is a "
+            f"{type(variables).__name__}, expected variables by name"
+        )
 
 
 def _is_whole(value: object, *, least: int | None = None) -> bool:

@@ -52,6 +52,10 @@ def _labels(value: Mapping[str, str]) -> dict[str, str]:
     return _by_name(value, "labels")
 
 
+def _runtime_env(value: Mapping[str, object]) -> dict[str, object]:
+    return _by_name(value, "runtime_env")
+
+
 def _by_name(value: Mapping[str, T], field: str) -> dict[str, T]:
     if not isinstance(value, Mapping):
         raise UsageError(f"{field}={value!r}: expected a mapping by name")
@@ -91,8 +95,11 @@ class Stage:
     gpus: float = attrs.field(default=0, kw_only=True)
     """Each rank process sees its own in CUDA_VISIBLE_DEVICES."""
     memory: int | None = attrs.field(default=None, kw_only=True, converter=parse_memory)
-    """Bytes (or '3GiB') reserved for a rank, and its limit: a rank over it is killed as OOM and
-    tried with more."""
+    """Bytes (or '3GiB') reserved for a rank, and its limit (but see `enforce_memory`): a rank over
+    it is killed as OOM and tried with more."""
+    enforce_memory: bool = attrs.field(default=True, kw_only=True)
+    """False: `memory` is only reserved; what a rank holds is not looked at. If the machine runs out
+    of it, the rank is tried with more reserved, and again without a limit."""
     resources: Mapping[str, float] = attrs.field(factory=dict, kw_only=True, converter=_resources)
     """Custom resources by name, as the cluster's nodes declare them."""
     accelerator: str = attrs.field(default="", kw_only=True)
@@ -100,6 +107,11 @@ class Stage:
     labels: Mapping[str, str] = attrs.field(factory=dict, kw_only=True, converter=_labels)
     """Only nodes with these labels: by name, 'value', '!value', 'in(a,b)' or '!in(a,b)' (the
     grammar is Ray's)."""
+    runtime_env: Mapping[str, object] = attrs.field(
+        factory=dict, kw_only=True, converter=_runtime_env
+    )
+    """Ray's, over the executor's: the stage's word counts, and its `env_vars` are added to the
+    executor's. Stages with another one never share workers. Refused by other platforms."""
     nodes: int = attrs.field(default=1, kw_only=True)
     """Nodes that run one rank together, each with these resources; then `processes` is 1. Each has
     THORNBACK_ADDRESSES (of all of them, in order, with commas) and THORNBACK_MASTER_PORT (free on

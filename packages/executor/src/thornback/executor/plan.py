@@ -46,12 +46,15 @@ class _Shape:
     cpus: float
     gpus: float
     memory: int | None
+    enforce_memory: bool
     resources: tuple[tuple[str, float], ...]
     accelerator: str
     labels: tuple[tuple[str, str], ...]
     nodes: int
     slots: int
     strategy: Strategy | None
+    runtime_env: Mapping[str, object] = attrs.field(hash=False)
+    """Compared by value; what is in it need not be hashable."""
 
 
 def _shape(stage: Stage) -> _Shape:
@@ -60,12 +63,14 @@ def _shape(stage: Stage) -> _Shape:
         cpus=stage.cpus,
         gpus=stage.gpus,
         memory=stage.memory,
+        enforce_memory=stage.enforce_memory,
         resources=tuple(sorted(stage.resources.items())),
         accelerator=stage.accelerator,
         labels=tuple(sorted(stage.labels.items())),
         nodes=stage.nodes,
         slots=stage.slots,
         strategy=strategy if stage.nodes > 1 else None,  # one bundle cannot be spread
+        runtime_env=stage.runtime_env,
     )
 
 
@@ -170,17 +175,18 @@ class RunPlan:
     def worker_spec(self, key: ShapeKey) -> WorkerSpec:
         """Return what the workers of such a gang are like."""
         request = self.request(key)
-        limit = key.memory_bytes or self._shapes[key.base].memory
+        shape = self._shapes[key.base]
+        limit = key.memory_bytes or shape.memory
         return WorkerSpec(
             slots=self.slots(key),
             cpus=request.bundle.cpus,
             gpus=request.bundle.gpus,
             memory_bytes=request.bundle.memory_bytes,
             resources=_custom(request.bundle),
-            rank_memory_bytes=limit,
+            rank_memory_bytes=limit if shape.enforce_memory else None,
             env=self.settings.env,
             preload=self._preload(),
-            runtime_env=self.settings.runtime_env,
+            runtime_env=_over(self.settings.runtime_env, shape.runtime_env),
         )
 
     def assignment(
@@ -272,6 +278,15 @@ class RunPlan:
             _pickled(item, f"Stage {stage.name!r}: item {rank} does not pickle")
             for rank, item in enumerate(stage.items or ())
         ]
+
+
+def _over(base: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
+    """Return the runtime_env of a stage over that of the executor."""
+    merged = {**base, **own}
+    variables, more = base.get("env_vars"), own.get("env_vars")
+    if isinstance(variables, Mapping) and isinstance(more, Mapping):
+        merged["env_vars"] = {**variables, **more}
+    return merged
 
 
 def _custom(bundle: Bundle) -> dict[str, float]:
