@@ -54,9 +54,9 @@ def test_filters_of_web_text_give_what_they_give_locally(
 ) -> None:
     stats = quality(ours, source, tmp_path).run()
     assert kept(tmp_path) == kept(reference / "quality")
-    assert counts(json.loads(stats.to_json())) == counts(
-        json.loads((reference / "quality/logs/quality/stats.json").read_text())
-    )
+    logs = tmp_path / "logs/quality"
+    assert counts_by_rank(logs) == counts_by_rank(reference / "quality/logs/quality")
+    assert stats.to_json() == (logs / "stats.json").read_text()
     ray_cluster.assert_nothing_left(timeout_s=30)
 
 
@@ -71,9 +71,7 @@ def test_deduplication_gives_what_it_gives_locally_while_ranks_and_workers_are_k
     for logs in sorted((tmp_path / "logs").iterdir()):
         theirs = reference / "minhash/logs" / logs.name
         assert names(logs) == names(theirs)
-        assert counts(json.loads((logs / "stats.json").read_text())) == counts(
-            json.loads((theirs / "stats.json").read_text())
-        )
+        assert counts_by_rank(logs) == counts_by_rank(theirs)
     ray_cluster.assert_nothing_left(timeout_s=30)
 
 
@@ -126,8 +124,14 @@ def names(logs: Path) -> set[str]:
 
 
 def counts(value: Any) -> Any:
-    """Return merged statistics without what depends on the speed of the machine."""
+    """Return statistics without what depends on the speed of the machine."""
     return [{"name": step["name"], "stats": step["stats"]} for step in value]
+
+
+def counts_by_rank(logs: Path) -> dict[str, Any]:
+    """Return the statistics of each rank without times. The merged ones of an executor that merges
+    what it has in memory, in the order in which ranks end, differ in the last digit."""
+    return {path.name: counts(json.loads(path.read_text())) for path in (logs / "stats").iterdir()}
 
 
 def masked(logs: Path) -> dict[str, str]:
