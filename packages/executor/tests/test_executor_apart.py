@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from thornback.executor.apart import apart
+from thornback.executor.apart import apart, in_order
 
 LOGS = """
 import anyio, sys, threading
@@ -86,3 +86,78 @@ async def test_a_thread_that_was_given_up_counts_until_it_ends(anyio_backend: st
                 await anyio.lowlevel.checkpoint()
     finally:
         gate.set()
+
+
+HANGS_IN_ORDER = """
+import sys, threading
+from thornback.executor.apart import in_order
+
+for number in in_order(lambda item: item or threading.Event().wait(), [1, 2, 0, 0], 4):
+    print(number, flush=True)
+    if number == 2:
+        break
+"""
+
+
+def test_calls_in_order_that_hang_do_not_keep_the_process() -> None:
+    command = [sys.executable, "-c", HANGS_IN_ORDER]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "1\n2\n"
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 8, 100])
+@pytest.mark.parametrize("count", [0, 1, 7, 500])
+def test_results_come_in_the_order_of_the_items(count: int, at_once: int) -> None:
+    assert list(in_order(lambda item: -item, range(count), at_once)) == [-i for i in range(count)]
+
+
+def test_so_many_calls_are_in_flight_and_no_more() -> None:
+    gate, lock, running, most = threading.Barrier(4), threading.Lock(), [0], [0]
+
+    def call(item: int) -> int:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        gate.wait(20)  # passes only if four are here together
+        with lock:
+            running[0] -= 1
+        return item
+
+    assert list(in_order(call, range(40), 4)) == list(range(40))
+    assert most == [4]
+
+
+def test_few_results_wait_to_be_taken() -> None:
+    started: list[int] = []
+    full = threading.Event()
+
+    def call(item: int) -> int:
+        started.append(item)
+        if len(started) == 5:  # the first was taken: room for two times two more
+            full.set()
+        return item
+
+    results = in_order(call, range(1000), 2)
+    assert next(results) == 0
+    assert full.wait(20)
+    results.close()
+    assert len(started) == 5
+
+
+def test_the_first_failure_is_raised_when_no_call_is_in_flight_any_more() -> None:
+    both, ended = threading.Barrier(2), []
+
+    def call(item: int) -> int:
+        if item in (2, 3):
+            both.wait(20)
+        if item == 2:
+            raise ValueError("item 2")
+        ended.append(item)
+        return item
+
+    results = in_order(call, range(100), 2)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ValueError, match="item 2"):
+        next(results)
+    assert 3 in ended
+    assert len(ended) < 10
