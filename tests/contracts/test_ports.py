@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from thornback.datatrove.journal import PipelineJournals
 from thornback.executor import ports
 from thornback.executor.chronicle import Witness
 from thornback.executor.clock import SystemClock
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # never run: mypy refuses the line whose class no longer matc
         allocator: Allocator,
         pool: WorkerPool,
         journal: FileJournal,
+        journals: PipelineJournals,
         classifier: Classifier,
         dag: Dag,
         policy: RetryPolicy,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:  # never run: mypy refuses the line whose class no longer matc
         _leases: ports.Leases = allocator
         _workers: ports.Workers = pool
         _journal: ports.Journal = journal
+        _journals: ports.Journal = journals
         _classifier: ports.Classifier = classifier
         _dependencies: scheduler_ports.Dependencies = dag
         _policy: scheduler_ports.RetryPolicy[Fault] = policy
@@ -59,6 +62,7 @@ PAIRS: list[tuple[type, type]] = [
     (ports.Leases, Allocator),
     (ports.Workers, WorkerPool),
     (ports.Journal, FileJournal),
+    (ports.Journal, PipelineJournals),
     (ports.Classifier, Classifier),
     (ports.Clock, SystemClock),
     (ports.Platform, LocalPlatform),

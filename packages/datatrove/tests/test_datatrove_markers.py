@@ -178,7 +178,7 @@ def test_a_failure_leaves_no_marker_without_its_stats(tmp_path: Path) -> None:
 
 
 def test_many_are_written_at_the_same_time() -> None:
-    together = threading.Barrier(markers.AT_ONCE)
+    together = threading.Barrier(32)
 
     class Meeting(MemoryFileSystem):  # type: ignore[misc]  # fsspec ships no types
         cachable = False
@@ -357,7 +357,7 @@ def test_few_files_are_held_while_many_are_merged(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(markers, "_read_stats", reads)
     monkeypatch.setattr(markers, "_add", adds)
     assert merge_stats(get_datafolder("memory://x"), 2000).missing == ()
-    assert most[0] <= 2 * markers.AT_ONCE
+    assert 1 < most[0] <= 2 * 32
 
 
 @pytest.fixture(autouse=True)

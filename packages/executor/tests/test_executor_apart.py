@@ -145,19 +145,33 @@ def test_few_results_wait_to_be_taken() -> None:
 
 
 def test_the_first_failure_is_raised_when_no_call_is_in_flight_any_more() -> None:
-    both, ended = threading.Barrier(2), []
+    raising, let, told = threading.Event(), threading.Event(), threading.Event()
+    started: list[int] = []
 
     def call(item: int) -> int:
-        if item in (2, 3):
-            both.wait(20)
+        started.append(item)
         if item == 2:
+            raising.set()
             raise ValueError("item 2")
-        ended.append(item)
+        if item == 3:
+            let.wait(20)
         return item
+
+    def take() -> None:
+        with pytest.raises(ValueError, match="item 2"):
+            next(results)
+        told.set()
 
     results = in_order(call, range(100), 2)
     assert [next(results), next(results)] == [0, 1]
-    with pytest.raises(ValueError, match="item 2"):
-        next(results)
-    assert 3 in ended
-    assert len(ended) < 10
+    taker = threading.Thread(target=take)
+    taker.start()
+    try:
+        assert raising.wait(20)
+        if 3 in started:  # else it came too late to be started at all
+            assert not told.wait(0.2)
+    finally:
+        let.set()
+    assert told.wait(20)
+    taker.join(20)
+    assert len(started) <= 6

@@ -17,8 +17,6 @@ class PipelineMismatch(IdentityMismatch, UsageError):
         differences: what differs, one sentence each.
     """
 
-    __module__ = "thornback.datatrove"
-
     def __init__(self, url: str, differences: Sequence[str]) -> None:
         super().__init__(url, differences)
 
@@ -33,8 +31,6 @@ class PipelineMismatch(IdentityMismatch, UsageError):
 
 class LoggingDirInUse(HeldByAnother):
     """Another driver runs a pipeline with this logging_dir. Attributes as `HeldByAnother`."""
-
-    __module__ = "thornback.datatrove"
 
     def __str__(self) -> str:
         return (
