@@ -145,13 +145,14 @@ def test_few_results_wait_to_be_taken() -> None:
 
 
 def test_the_first_failure_is_raised_when_no_call_is_in_flight_any_more() -> None:
-    raising, let, told = threading.Event(), threading.Event(), threading.Event()
+    both, let, told = threading.Barrier(3), threading.Event(), threading.Event()
     started: list[int] = []
 
     def call(item: int) -> int:
         started.append(item)
+        if item in (2, 3):
+            both.wait(20)
         if item == 2:
-            raising.set()
             raise ValueError("item 2")
         if item == 3:
             let.wait(20)
@@ -167,9 +168,8 @@ def test_the_first_failure_is_raised_when_no_call_is_in_flight_any_more() -> Non
     taker = threading.Thread(target=take)
     taker.start()
     try:
-        assert raising.wait(20)
-        if 3 in started:  # else it came too late to be started at all
-            assert not told.wait(0.2)
+        both.wait(20)
+        assert not told.wait(0.2)
     finally:
         let.set()
     assert told.wait(20)
