@@ -571,6 +571,15 @@ async def test_options_of_the_file_system_are_those_it_was_made_with() -> None:
     assert state_url(get_datafolder("memory://x/y")) == "memory:///x/y/thornback"
 
 
+async def test_through_a_cache_the_journal_sees_the_store_itself(tmp_path: Path) -> None:
+    url, options = f"simplecache::memory://{tmp_path}", {"memory": {"key": "k"}}
+    folder = get_datafolder((url, options))
+    assert storage_options(folder) == {"key": "k"}
+    await run(done("a", 1), state=state_of(folder))
+    assert get_datafolder(f"memory://{tmp_path}").exists("thornback/control")
+    assert ranks_of(await run(state=state_of(folder))) == [1]
+
+
 @pytest.mark.parametrize(
     "error",
     [

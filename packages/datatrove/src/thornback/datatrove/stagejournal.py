@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 import anyio
 import attrs
+from fsspec.implementations.cached import CachingFileSystem
 
 from datatrove.io import DataFolder
 from thornback.datatrove import markers
@@ -76,13 +77,16 @@ def storage_options(folder: DataFolder) -> dict[str, object]:
     Raises:
         UsageError: nothing does.
     """
-    if folder.fs.storage_args:
+    fs = folder.fs
+    while isinstance(fs, CachingFileSystem):
+        fs = fs.fs  # its URLs are those of what it caches, which the journal must see itself
+    if fs.storage_args:
         raise UsageError(
             f"the file system of logging_dir {folder.path!r} was made with positional arguments, "
             "with which it cannot be opened again: give logging_dir=(path, {option: value}), or "
             "make the file system with keyword arguments only"
         )
-    return dict(folder.fs.storage_options)
+    return dict(fs.storage_options)
 
 
 class StageJournal:
