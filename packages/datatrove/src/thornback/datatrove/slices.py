@@ -1,0 +1,48 @@
+"""Reads what one attempt of a rank has written from the logs that a run keeps with its state."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+
+import fsspec.core
+
+MAX_BYTES = 8 << 20
+"""The end of more is taken."""
+
+
+def read_slice(
+    url: str, bounds: tuple[int, int], storage_options: Mapping[str, object] | None = None
+) -> bytes:
+    """Return the part of a log, or its last 8 MiB.
+
+    Args:
+        url: `AttemptReport.log_url`: a file, or a folder of pieces `<offset>.log` (with a slash at
+            its end). In a piece from which something was left out, the bounds are not exact.
+        bounds: `AttemptReport.log_slice`.
+        storage_options: of the file system.
+
+    Raises:
+        FileNotFoundError: nothing of that log was stored.
+        Exception: whatever the store raises.
+    """
+    start, end = bounds
+    start = max(start, end - MAX_BYTES)
+    fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+    if not url.endswith("/"):
+        with fs.open(path, "rb") as file:
+            file.seek(start)
+            data: bytes = file.read(end - start)
+        return data.replace(b"\0", b"")  # holes
+    fs.invalidate_cache()
+    pieces = sorted((_offset(name), name) for name in fs.ls(path.rstrip("/"), detail=False))
+    found = []
+    for position, (offset, name) in enumerate(pieces):
+        following = pieces[position + 1][0] if position + 1 < len(pieces) else end
+        if offset < end and following > start:
+            found.append(fs.cat_file(name)[max(0, start - offset) : end - offset])
+    return b"".join(found)
+
+
+def _offset(name: str) -> int:
+    return int(posixpath.basename(name).partition(".")[0])
