@@ -78,11 +78,12 @@ class Backlog:
     def _work(self) -> None:
         while True:
             with self._changed:
-                key = next((key for key in self._waiting if key not in self._busy), None)
-                if key is None:
+                free = [key for key in self._waiting if key not in self._busy][:1]
+                if not free:
                     self._running -= 1
                     self._changed.notify_all()
                     return
+                (key,) = free
                 job = self._waiting.pop(key)
                 self._busy[key] = None
             try:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import redirect_stderr, suppress
-from typing import Any
+from typing import Any, TextIO
 
 from datatrove.utils.logging import add_task_logger, close_task_logger
 
@@ -54,17 +54,19 @@ class RankLog:
     def __init__(self, first_line: str = "") -> None:
         self._file: Any = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `close`
         self._first_line = first_line
+        self._echo: TextIO = sys.stderr
         self._tee: _Tee | None = None
 
     def begin(self, rank: int, node_rank: int) -> None:
         """Log to this, and to nothing else, from now on."""
+        self._echo = sys.stderr
         # datatrove's other handler, for the console, would write some of the lines twice.
         with redirect_stderr(_Nowhere()):
             add_task_logger(self, rank, local_rank=1, node_rank=node_rank)
 
     def open(self, path: str, mode: str) -> _Tee:
         """Return the file to log to (asked for by datatrove, as of a `DataFolder`)."""
-        self._tee = _Tee(self._file.fileno())
+        self._tee = _Tee(self._file.fileno(), self._echo)
         self._tee.write(self._first_line)
         return self._tee
 
@@ -86,10 +88,11 @@ class RankLog:
 
 
 class _Tee(io.TextIOBase):
-    """Writes to a descriptor, and to stderr as it is at that time."""
+    """Writes to a descriptor, and to another stream, unless that is closed."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, echo: TextIO) -> None:
         self._descriptor = descriptor
+        self._echo = echo
 
     def write(self, text: str, /) -> int:
         data = memoryview(text.encode("utf-8", "backslashreplace"))
@@ -97,8 +100,8 @@ class _Tee(io.TextIOBase):
             while data:
                 data = data[os.write(self._descriptor, data) :]
         finally:  # also when the disk is full
-            with suppress(OSError, ValueError, AttributeError):  # user code has closed it
-                sys.stderr.write(text)
+            with suppress(OSError, ValueError):  # user code has closed it
+                self._echo.write(text)
         return len(text)
 
 

@@ -76,7 +76,7 @@ class TaskLogs:
 
     def finished(self, report: RunReport, /) -> None:
         """Have the whole log written of each rank that was given up and whose last attempt died."""
-        self._backlog.put(None, partial(self._complete, report))
+        self._backlog.put("end", partial(self._complete, report))
 
     def close(self, *, timeout_s: float = 30.0) -> None:
         """Wait until everything is written, for at most `timeout_s` seconds; what is not is told in
