@@ -143,6 +143,30 @@ def test_what_is_logged_is_on_stderr_once_and_while_the_rank_runs(
     assert log.startswith(seen[0])
 
 
+def test_each_rank_of_a_process_has_what_it_logged_also_by_a_logger_that_was_sent_by_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def step(data: Any, rank: int, world_size: int) -> Any:
+        logger.debug(f"this is {rank}")
+        if rank == 1:
+            logger.remove()
+
+    pipeline = rank_function(executor(tmp_path, step))
+    for rank in range(4):
+        run(pipeline, rank=rank)
+        logger.info(f"between {rank}")
+    told = capsys.readouterr().err
+    for rank in range(4):
+        log = (tmp_path / f"logs/task_{rank:05d}.log").read_text()
+        found = [line.rpartition(" - ")[2] for line in log.splitlines() if " - " in line]
+        expected = [f"Launching pipeline for rank={rank}", "", f"this is {rank}"]
+        if rank != 1:
+            expected += [f"Processing done for rank={rank}", ""]
+        assert found == expected
+        assert log in told
+    assert [each for each in range(4) if f"between {each}" in told] == [0, 2, 3]
+
+
 def test_defect_21_a_store_that_hangs_neither_holds_the_rank_nor_those_after_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ Nothing here may import the driver's side: each rank process would.
 from __future__ import annotations
 
 import copy
+import io
 import os
 import pickle
 import random
@@ -27,7 +28,7 @@ from datatrove.utils.logging import log_pipeline, logger
 from datatrove.utils.stats import PipelineStats
 from thornback.datatrove import rankresult
 from thornback.datatrove.apart import Apart
-from thornback.datatrove.ranklog import NOT_WRITTEN, RankLog, again_line, log_name
+from thornback.datatrove.ranklog import NOT_WRITTEN, LogDesk, RankLog, again_line, log_name
 from thornback.datatrove.surroundings import undone
 
 if TYPE_CHECKING:
@@ -55,9 +56,7 @@ def rank_function(executor: RayPipelineExecutor, *, logs: str = "") -> PipelineR
     sent.depends = None
     for name in DRIVER_ONLY | frozenset(getattr(executor, "driver_only", ())):
         sent.__dict__.pop(name, None)
-    return PipelineRank(
-        executor=_pickled(sent), folder=cloudpickle.dumps(executor.logging_dir), logs=logs
-    )
+    return PipelineRank(executor=_pickled(sent), folder=_dumps(executor.logging_dir), logs=logs)
 
 
 @attrs.define(kw_only=True, slots=True, eq=False)
@@ -72,6 +71,7 @@ class PipelineRank:
     upload_s: float = 60.0
     """For the writing of the log: a store that hangs must not hold a rank that is done."""
     _apart: Apart = attrs.field(factory=Apart, repr=False)
+    _desk: LogDesk = attrs.field(factory=LogDesk, repr=False)
 
     def __call__(self, ctx: RankContext) -> rankresult.Result | None:
         """Run the pipeline, and return its stats (`rankresult`); None on all nodes of a gang but
@@ -87,9 +87,9 @@ class PipelineRank:
         node_rank = -1 if ctx.nodes == 1 else ctx.node_index
         again = ctx.attempt > 1
         first = again_line(ctx.rank, ctx.attempt, ctx.epoch, self.logs) if again else ""
-        log = RankLog(first)
+        log = RankLog()
         try:
-            log.begin(ctx.rank, node_rank)
+            self._desk.begin(log, ctx.rank, node_rank, first_line=first)
             with undone():
                 stats = self._logged(ctx, node_rank)
             return None if stats is None else self._result(ctx, stats)
@@ -129,7 +129,7 @@ class PipelineRank:
     def _deliver(self, log: RankLog, name: str) -> None:
         """End the log, and write it to its place; whatever comes of that, the rank is as it was."""
         try:
-            log.end()
+            self._desk.end()
             folder = pickle.loads(self.folder)
             self._apart.call(partial(log.write_to, folder, name), limit_s=self.upload_s)
         except Exception as error:  # noqa: BLE001  # whatever a store raises
@@ -194,9 +194,30 @@ def _write(folder: Any, name: str, text: str) -> None:
         target.write(text.encode("utf-8", "surrogatepass"))
 
 
+class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no types
+    """Pickles the logger that all of datatrove uses as what it is there.
+
+    By value, as a global of a step that is defined in a script, it would come with the handlers
+    that the driver has, and its lines would not be in the log of the rank.
+    """
+
+    def reducer_override(self, value: object, /) -> Any:
+        return (_this_logger, ()) if value is logger else super().reducer_override(value)
+
+
+def _this_logger() -> object:
+    return logger
+
+
+def _dumps(value: object) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file).dump(value)
+    return file.getvalue()
+
+
 def _pickled(executor: RayPipelineExecutor) -> bytes:
     try:
-        return bytes(cloudpickle.dumps(executor))
+        return _dumps(executor)
     except Exception as error:  # a user's object may raise anything from __reduce__
         from thornback.executor import UsageError
 
@@ -221,7 +242,7 @@ def _culprit(executor: RayPipelineExecutor) -> str:
 
 def _pickles(value: object) -> bool:
     try:
-        cloudpickle.dumps(value)
+        _dumps(value)
     except Exception:  # noqa: BLE001  # see `_pickled`
         return False
     return True

@@ -46,9 +46,12 @@ def _folder() -> str | None:
 
 
 def _restore(environ: dict[str, str], folder: str | None) -> None:
-    if os.environ != environ:
-        os.environ.clear()
-        os.environ.update(environ)
+    # Only what differs: a thread that is left may read the environment at this moment.
+    for name in [name for name in os.environ if name not in environ]:
+        del os.environ[name]
+    for name, value in environ.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
     if folder is not None and _folder() != folder:
         try:
             os.chdir(folder)
