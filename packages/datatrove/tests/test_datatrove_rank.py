@@ -214,6 +214,13 @@ except ValueError as error:
     assert done.stdout == "the copy ended with 7\n"
 
 
+def test_the_stats_of_a_gang_are_those_of_its_first_node(tmp_path: Path) -> None:
+    pipeline = rank_function(executor(tmp_path, [], nodes_per_task=2))
+    assert run(pipeline, nodes=2, node_index=1) is None
+    assert decode(json.dumps(run(pipeline, nodes=2, node_index=0))) == "[]"
+    assert "Stats: Task 0" in (tmp_path / "logs/task_00000.log").read_text()
+
+
 def test_the_steps_are_piped_as_datatrove_does() -> None:
     calls: list[object] = []
 

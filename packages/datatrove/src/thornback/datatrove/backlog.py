@@ -53,12 +53,6 @@ class Backlog:
             with self._changed:
                 self._running -= 1
 
-    def discard(self, key: Hashable) -> None:
-        """Drop the job of this key that has not begun, if there is one."""
-        with self._changed:
-            self._waiting.pop(key, None)
-            self._changed.notify_all()
-
     def close(self, *, timeout_s: float) -> bool:
         """Wait until all is done, for at most `timeout_s`; False: it was not, and what had not
         begun is dropped. What hangs goes on alone. Idempotent."""

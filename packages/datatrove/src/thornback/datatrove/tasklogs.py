@@ -67,7 +67,6 @@ class TaskLogs:
         key = (attempt.stage, attempt.rank)
         self._deaths.pop(key, None)
         if not left_no_log(attempt):
-            self._backlog.discard(key)  # what is to be written of an earlier one is out of date
             return
         if len(self._deaths) < MAX_DEATHS:
             self._deaths[key] = attempt
