@@ -1,0 +1,110 @@
+"""What of an executor goes into `executor.json`: plain data, without secrets. Pure.
+
+Byte for byte what datatrove's own encoder writes, but for the secrets, and for what that cannot
+encode: a key of a mapping that is no text becomes text, and a value that holds itself is named
+instead of entered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from datatrove.executor.base import PipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+
+REDACTED = "[redacted]"
+_WIDE = re.compile(
+    r"api_?key|auth(orization)?|credentials?|keys?|pass(phrase|word|wd)|pwd|sas|secrets?|tokens?",
+    re.IGNORECASE,
+)
+"""Words in the names of Ray's options and of storage options that mean a secret. Not of attributes
+of steps: `text_key` and `eos_token` are none."""
+_NARROW = re.compile(
+    r"(^|_)(password|passwd|passphrase|secrets?|credentials?|authorization|connection_string)$"
+    r"|^token$|(api|access|secret|account|private)_?key$|(access|auth|hf|api|bearer|sas)_?token$",
+    re.IGNORECASE,
+)
+_USER_AND_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
+_USER_OF_HTTP = re.compile(r"(https?://)[^/\s:@]+@")
+
+
+def plain(value: object, *, wide: bool = False) -> object:
+    """Return a copy that `json.dumps` takes as it is.
+
+    Args:
+        value: anything; an executor as its attributes and `world_size`, with what it depends on.
+        wide: inside options of Ray or of a file system, where any name that has a word like "key"
+            in it is a secret.
+    """
+    return _plain(value, wide, ())
+
+
+def scrubbed(text: str) -> str:
+    """Return the text without the passwords in its URLs."""
+    return _USER_OF_HTTP.sub(rf"\1{REDACTED}@", _USER_AND_PASSWORD.sub(rf"\1{REDACTED}@", text))
+
+
+def _plain(value: object, wide: bool, above: tuple[int, ...]) -> object:
+    if isinstance(value, str):
+        return scrubbed(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if id(value) in above:
+        return scrubbed(str(value))
+    inside = (*above, id(value))
+    if isinstance(value, list | tuple):
+        if len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict):
+            return [scrubbed(value[0]), _mapping(value[1], True, inside)]  # a folder, its options
+        return [_plain(each, wide, inside) for each in value]
+    if isinstance(value, dict):
+        return _mapping(value, wide, inside)
+    if (fields := _fields(value)) is not None:
+        return _mapping(fields, wide, inside)
+    return scrubbed(str(value))
+
+
+def _fields(value: object) -> Mapping[str, object] | None:
+    """Return the attributes of what datatrove's encoder takes apart, in its order; else None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, PipelineExecutor):
+        own = getattr(value, "recorded_attributes", lambda: vars(value))
+        return {**own(), "world_size": value.world_size}
+    if isinstance(value, PipelineStep):
+        return {name: each for name, each in vars(value).items() if name != "stats"}
+    return None
+
+
+def _mapping(
+    values: Mapping[object, object] | Mapping[str, object], wide: bool, above: tuple[int, ...]
+) -> dict[object, object]:
+    found: dict[object, object] = {}
+    for key, value in values.items():
+        known = key is None or isinstance(key, str | int | float)
+        name = key if known else str(key)
+        if _is_secret(str(key), wide):
+            found[name] = _hidden(value)
+        elif wide and key == "env_vars" and isinstance(value, Mapping):
+            found[name] = {str(variable): REDACTED for variable in value}
+        else:
+            inner = wide or key in ("ray_remote_kwargs", "storage_options", "runtime_env")
+            found[name] = _plain(value, inner, above)
+    return found
+
+
+def _is_secret(name: str, wide: bool) -> bool:
+    if _NARROW.search(name):
+        return True
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name) if wide else ()
+    return any(_WIDE.fullmatch(word) for word in words)
+
+
+def _hidden(value: object) -> object:
+    """Return a stand-in; what holds no secret stays, so that one sees that none was given."""
+    if value is None or isinstance(value, bool | int | float) or value in ("", b""):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _hidden(each) for name, each in value.items()}
+    return REDACTED
