@@ -97,6 +97,9 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
         UsageError: it can never run; the message names the mend.
     """
 
+    driver_only = frozenset({*_DRIVERS_OWN, "launch"})
+    """Attributes that are neither sent to ranks nor written anywhere."""
+
     def __init__(
         self,
         pipeline: Sequence[Any],
@@ -264,17 +267,16 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
 
     def recorded_attributes(self) -> dict[str, object]:
         """Return the attributes that executor.json has."""
-        hidden = {*_DRIVERS_OWN, "launch"}
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in hidden and not (name in _DEFAULTS and value == _DEFAULTS[name])
+            if name not in self.driver_only and not (name in _DEFAULTS and value == _DEFAULTS[name])
         }
 
     def __getstate__(self) -> dict[str, object]:
         """Leave out what only this driver has."""
         state = {**vars(self), **_DRIVERS_OWN}
-        del state["launch"]
+        state.pop("launch", None)  # ranks are sent a copy that has lost it already
         return state
 
     def __setstate__(self, state: dict[str, object]) -> None:

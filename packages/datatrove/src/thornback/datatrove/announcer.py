@@ -1,0 +1,69 @@
+"""Says on datatrove's log how a run goes (fulfils `thornback.executor.Observer`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from datatrove.utils.logging import logger
+from thornback.executor import AttemptReport, RunInfo, RunReport, StageProgress
+
+EVERY_S = 10.0
+
+
+class Announcer:
+    """One line per event: where it runs, every failed attempt, and now and then how far it is."""
+
+    def __init__(
+        self, every_s: float = EVERY_S, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._every_s = every_s
+        self._monotonic = monotonic
+        self._told: dict[str, float] = {}
+        self._ended: dict[str, int] = {}
+
+    def started(self, info: RunInfo, /) -> None:
+        """Say where it runs."""
+        logger.info(f"Running on {info.backend}; its record is {info.state_url}")
+
+    def progressed(self, stages: tuple[StageProgress, ...], /) -> None:
+        """Say how many tasks are completed, of each pipeline at most every `every_s` seconds, and
+        when the last one has ended."""
+        now = self._monotonic()
+        for stage in stages:
+            ended = stage.done + stage.failed + stage.skipped
+            if ended == self._ended.get(stage.name, stage.recorded_before):
+                continue
+            if ended < stage.total and now < self._told.get(stage.name, now) + self._every_s:
+                self._told.setdefault(stage.name, now)
+                continue
+            self._told[stage.name], self._ended[stage.name] = now, ended
+            logger.info(
+                f"{stage.name}: {stage.done}/{stage.total} tasks completed{_others(stage)}."
+            )
+
+    def failed(self, attempt: AttemptReport, /) -> None:
+        """Say what went wrong, and what follows."""
+        logger.warning(attempt_line(attempt))
+
+    def finished(self, report: RunReport, /) -> None:
+        """Say what could not be confirmed; how it ended is the caller's."""
+        if report.unconfirmed_gangs:
+            logger.warning(
+                f"The end of {len(report.unconfirmed_gangs)} gang(s) of workers could not be "
+                "confirmed in time: they may go on for a while."
+            )
+
+
+def attempt_line(attempt: AttemptReport) -> str:
+    """Return one line on a failed attempt."""
+    who = "workers" if attempt.rank is None else f"rank={attempt.rank} (attempt {attempt.attempt})"
+    where = f" on node {attempt.node}" if attempt.node else ""
+    again = "will be tried again" if attempt.retried else "is given up"
+    what = "lost" if attempt.rank is None else f"failed and {again}"
+    return f"{attempt.stage}: {who} {what}{where}: {attempt.fault} ({attempt.verdict})"
+
+
+def _others(stage: StageProgress) -> str:
+    told = [(stage.failed, "failed"), (stage.skipped, "not run"), (stage.running, "running")]
+    return "".join(f", {count} {word}" for count, word in told if count)

@@ -1,0 +1,123 @@
+"""What the facade reads and writes in a `logging_dir`, besides markers and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
+
+import anyio
+
+from datatrove.executor.base import PipelineExecutor
+from datatrove.io import DataFolder
+from datatrove.utils.logging import logger
+from thornback.datatrove import identity
+from thornback.datatrove.errors import PipelineMismatch
+from thornback.executor import JournalError
+from thornback.executor.apart import apart
+from thornback.executor.ports import Completion, Identity, Journal, Opened, StageIdentity
+
+if TYPE_CHECKING:
+    from thornback.datatrove.executor import RayPipelineExecutor
+
+OWN = "thornback"
+"""Folder of all that is ours: another file anywhere else breaks datatrove's tools."""
+PIPELINE = f"{OWN}/pipeline.json"
+SAVE_S = 600.0
+"""For executor.json to be written; as long as a record may take."""
+
+
+def state_of(folder: DataFolder) -> str:
+    """Return the URL under which the record of a run is."""
+    return str(folder.resolve_paths(OWN))
+
+
+def logs_of(member: PipelineExecutor) -> str:
+    """Return the URL of the folder with the logs of a pipeline's tasks."""
+    return str(member.logging_dir.resolve_paths("logs"))
+
+
+def check_marks(member: RayPipelineExecutor, wanted: StageIdentity) -> None:
+    """Look whether the marks of a complete pipeline are its own; the journal does that for one that
+    is to be run.
+
+    Raises:
+        PipelineMismatch: they are another's, and `on_mismatch` is 'refuse'.
+    """
+    if not member.world_size:
+        return
+    folder = member.logging_dir
+    found = identity.differences(
+        wanted, own=_read(folder, PIPELINE), executor_json=_read(folder, "executor.json")
+    )
+    if not found or member.on_mismatch == "adopt":
+        return
+    mismatch = PipelineMismatch(str(folder.resolve_paths("")), found)
+    if member.on_mismatch == "refuse":
+        raise mismatch
+    logger.warning(f"{mismatch}. They are taken as they are, since on_mismatch='warn'")
+
+
+def _read(folder: DataFolder, path: str) -> str | None:
+    try:
+        with folder.open(path, "r") as file:
+            return str(file.read())
+    except FileNotFoundError:
+        return None
+
+
+def save_executors(members: Mapping[str, RayPipelineExecutor]) -> None:
+    """Write executor.json of each pipeline, and what tells the next run which pipeline it was."""
+    for name, member in members.items():
+        member.save_executor_as_json()
+        with suppress(FileNotFoundError):  # it tells of all ranks, which are not complete now
+            member.logging_dir.rm_file("stats.json")
+        own = identity.stage_identity(
+            name=name, pipeline=member.pipeline, world_size=member.world_size
+        )
+        with member.logging_dir.open(PIPELINE, "w") as file:
+            file.write(identity.as_text(own))
+
+
+class JournalAfterOpen:
+    """A journal (fulfils `thornback.executor.ports.Journal`) that does something when the state is
+    claimed and nothing has run: a run that is refused changes no file of the one that it meets."""
+
+    def __init__(self, inner: Journal, then: Callable[[], None], save_s: float = SAVE_S) -> None:
+        self._inner = inner
+        self._then = then
+        self._save_s = save_s
+
+    async def open(
+        self, identity: Identity, /, *, on_mismatch: Literal["refuse", "adopt", "fresh"]
+    ) -> Opened:
+        """Open the journal, then do it, in a thread.
+
+        Raises:
+            JournalError: as the journal; or it took too long.
+            Exception: whatever it raised.
+
+        Cancellation: as the journal; it may be done or not.
+        """
+        opened = await self._inner.open(identity, on_mismatch=on_mismatch)
+        try:
+            with anyio.fail_after(self._save_s):
+                await apart(self._then, anyio.CapacityLimiter(1))
+        except TimeoutError as error:
+            raise JournalError(
+                f"executor.json could not be written within {self._save_s:.0f} s: the store of a "
+                "logging_dir does not answer. Nothing was run"
+            ) from error
+        return opened
+
+    async def commit(self, records: Sequence[Completion], /) -> None:
+        """As the journal."""
+        await self._inner.commit(records)
+
+    async def results(self, stage: str, /) -> Mapping[int, str]:
+        """As the journal."""
+        return await self._inner.results(stage)
+
+    async def close(self) -> None:
+        """As the journal."""
+        await self._inner.close()

@@ -1,0 +1,320 @@
+"""Runs a chain of pipelines as one job: what has to be run, the job, and what its end comes to."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import attrs
+
+from datatrove.executor.base import PipelineExecutor
+from datatrove.utils.logging import logger
+from datatrove.utils.stats import PipelineStats
+from thornback.datatrove import markers
+from thornback.datatrove.announcer import Announcer
+from thornback.datatrove.chain import Chain, collect, dependencies
+from thornback.datatrove.directory import (
+    JournalAfterOpen,
+    check_marks,
+    logs_of,
+    save_executors,
+    state_of,
+)
+from thornback.datatrove.errors import DependencyFailed
+from thornback.datatrove.executor import RayPipelineExecutor
+from thornback.datatrove.failures import described
+from thornback.datatrove.identity import stage_identity
+from thornback.datatrove.journal import PipelineJournals, PipelineState
+from thornback.datatrove.launch import claim
+from thornback.datatrove.rank import rank_function
+from thornback.datatrove.stages import stage_of
+from thornback.datatrove.stagestats import StatsKeeper, merge, of_complete
+from thornback.datatrove.tasklogs import TaskLogs
+from thornback.executor import Executor, Job, RunFailed, RunReport
+from thornback.executor.ports import Journal, Platform, StageIdentity
+
+WAIT_S = 120.0
+"""Between two lines that say what is waited for; as datatrove's own."""
+
+
+@attrs.frozen(kw_only=True, slots=True, eq=False)
+class Work:
+    """What this run has to do."""
+
+    chain: Chain
+    root: RayPipelineExecutor
+    incomplete: Mapping[str, tuple[RayPipelineExecutor, int]]
+    """Pipelines that are to be run, with the number of their incomplete ranks, by name; those that
+    others depend on come first."""
+
+    @property
+    def root_runs(self) -> bool:
+        """Whether the pipeline whose `run()` was called is itself to be run."""
+        return any(member is self.root for member, _ in self.incomplete.values())
+
+    @property
+    def head(self) -> str:
+        """The name of the stage under whose directory the job's state is."""
+        return self.chain.name(self.root) if self.root_runs else [*self.incomplete][-1]
+
+    def is_stage(self, member: PipelineExecutor) -> bool:
+        """Whether a member of the chain is to be run."""
+        return self.chain.name(member) in self.incomplete
+
+
+@attrs.frozen(kw_only=True, slots=True, eq=False)
+class Ended:
+    """What a job has come to."""
+
+    report: RunReport
+    failed: RunFailed | None
+    """As `run()` raises it, if it does."""
+    stats: PipelineStats | None
+    """Of the root, if it is complete and they could be merged."""
+
+
+def run_chain(root: RayPipelineExecutor) -> PipelineStats:
+    """Run all that `root` needs, and return its statistics. Raises as its `run()` does."""
+    chain = collect(root)
+    own = _own_members(root)
+    for member in own:
+        member.check()
+    _run_stock(chain, own)
+    claimed: list[RayPipelineExecutor] = []
+    before: list[bool] = []
+    ran = False
+    try:
+        _claim(claimed, chain, own, root)
+        before = [member._launched for member in claimed]
+        for member in claimed:
+            member._launched = True
+        work = _work(chain, root, claimed)
+        if not work.incomplete:
+            ran = True
+            return _of_complete_root(work)
+        ended = _run_job(work)
+        ran = True
+        return _end(work, ended)
+    finally:
+        for member, launched in zip(claimed, before, strict=False):  # shorter: interrupted
+            member._launched = ran or launched  # what was never run can still be run by others
+        for member in claimed:
+            member.launch.settle()
+
+
+def _own_members(root: RayPipelineExecutor) -> list[RayPipelineExecutor]:
+    """Return those that we run, with `root` first. What a stock executor depends on is its own
+    business."""
+    found: dict[int, RayPipelineExecutor] = {}
+    waiting: list[PipelineExecutor] = [root]
+    while waiting:
+        member = waiting.pop(0)
+        if isinstance(member, RayPipelineExecutor) and id(member) not in found:
+            found[id(member)] = member
+            waiting += dependencies(member)
+    return [*found.values()]
+
+
+def _run_stock(chain: Chain, own: Sequence[RayPipelineExecutor]) -> None:
+    """Run the executors of datatrove's that ours depend on, by themselves."""
+    children = _children(own)
+    for member in chain.members:
+        if isinstance(member, RayPipelineExecutor) or id(member) not in children:
+            continue
+        if getattr(member, "_launched", False):
+            continue
+        name = chain.name(member)
+        logger.info(f"Launching dependency job {name!r}, a {type(member).__name__}")
+        try:
+            member.run()
+        except Exception as error:
+            if not all(child.run_on_dependency_fail for child in children[id(member)]):
+                incomplete = len(_incomplete_of_other(member))
+                raise DependencyFailed(
+                    name, incomplete, member.world_size, logs_of(member)
+                ) from error
+            logger.exception(f"Dependency {name!r} failed; going on without it")
+
+
+def _children(own: Sequence[RayPipelineExecutor]) -> dict[int, list[RayPipelineExecutor]]:
+    found: dict[int, list[RayPipelineExecutor]] = {}
+    for member in own:
+        for parent in dependencies(member):
+            found.setdefault(id(parent), []).append(member)
+    return found
+
+
+def _claim(
+    picked: list[RayPipelineExecutor],
+    chain: Chain,
+    own: Sequence[RayPipelineExecutor],
+    root: RayPipelineExecutor,
+) -> None:
+    """Wait until nobody else runs any of them; claim those that are ours to run, which are put into
+    `picked` first: the root, what was never launched, and what an earlier run of this root
+    launched."""
+
+    def wanted() -> list[Any]:
+        picked[:] = [
+            member
+            for member in own
+            if member is root or not member._launched or member.launch.was_claimed_by(root)
+        ]
+        return [member.launch for member in picked]
+
+    while not claim(wanted, [member.launch for member in own], root):
+        for member in own:
+            if member.launch.active:
+                told = f"{chain.name(member)!r} is run by another thread. Waiting..."
+                member.launch.wait(WAIT_S, partial(logger.info, told))
+
+
+def _work(chain: Chain, root: RayPipelineExecutor, claimed: list[RayPipelineExecutor]) -> Work:
+    """Find out what is complete.
+
+    Raises:
+        DependencyFailed, PipelineMismatch: as `run()`.
+    """
+    found: dict[str, tuple[RayPipelineExecutor, int]] = {}
+    for member in chain.members:
+        if isinstance(member, RayPipelineExecutor) and any(member is each for each in claimed):
+            name = chain.name(member)
+            if count := len(member.get_incomplete_ranks(range(member.world_size))):
+                found[name] = (member, count)
+            else:
+                check_marks(member, stage_identity_of(name, member))
+    work = Work(chain=chain, root=root, incomplete=found)
+    for child, _ in found.values():
+        _check_others(work, child, claimed)
+    for member in claimed:
+        if not work.is_stage(member) and member is not root:
+            _complete_stats(chain.name(member), member)
+    return work
+
+
+def stage_identity_of(name: str, member: RayPipelineExecutor) -> StageIdentity:
+    """Return what makes its directory the directory of this pipeline."""
+    return stage_identity(name=name, pipeline=member.pipeline, world_size=member.world_size)
+
+
+def _check_others(
+    work: Work, child: RayPipelineExecutor, claimed: Sequence[RayPipelineExecutor]
+) -> None:
+    """Look at the dependencies that others have run."""
+    for parent in dependencies(child):
+        if any(parent is each for each in claimed):
+            continue
+        if not (incomplete := len(_incomplete_of_other(parent))):
+            continue
+        failed = DependencyFailed(
+            work.chain.name(parent), incomplete, parent.world_size, logs_of(parent)
+        )
+        if not child.run_on_dependency_fail:
+            raise failed
+        logger.warning(f"{work.chain.name(child)} runs though: {failed}")
+
+
+def _incomplete_of_other(member: PipelineExecutor) -> list[int]:
+    member.logging_dir.fs.invalidate_cache()
+    found: list[int] = member.get_incomplete_ranks(skip_completed=True)
+    return found
+
+
+def _complete_stats(name: str, member: RayPipelineExecutor) -> None:
+    """Write the stats.json of a pipeline whose driver died before it did."""
+    if member.world_size and not member.logging_dir.isfile("stats.json"):
+        merge(name, member)
+
+
+def _of_complete_root(work: Work) -> PipelineStats:
+    size = work.root.world_size
+    logger.info(f"All {size} tasks appear to be completed already. Nothing to run.")
+    return of_complete(work.chain.name(work.root), work.root) if size else PipelineStats()
+
+
+def _run_job(work: Work) -> Ended:
+    """Run the job to its end."""
+    stages, states = [], []
+    for name, (member, count) in work.incomplete.items():
+        size = member.world_size
+        prefix = f"{name}: " if len(work.incomplete) > 1 else ""
+        logger.info(f"{prefix}Will run pipeline on {count} incomplete ranks out of {size} total.")
+        tolerant = member.run_on_dependency_fail
+        after = work.chain.edges(member, work.is_stage, also_failed=tolerant)
+        stages.append(stage_of(member, name, rank_function(member), incomplete=count, after=after))
+        states.append(
+            PipelineState(
+                stage=name,
+                folder=member.logging_dir,
+                identity=stage_identity_of(name, member),
+                skip_completed=member.skip_completed,
+                on_mismatch=member.on_mismatch,
+            )
+        )
+    members = {name: member for name, (member, _) in work.incomplete.items()}
+    folder = members[work.head].logging_dir
+    task_logs = TaskLogs(
+        {name: member.logging_dir for name, member in members.items()},
+        storage_options=folder.fs.storage_options,
+    )
+    keeper = StatsKeeper(members, settled=lambda name: members[name].launch.settle())
+    executor = Executor(
+        platform=work.root.platform or _ray(),
+        state=state_of(folder),
+        storage_options=folder.fs.storage_options,
+        journal=_journal_factory(states, work.head, partial(save_executors, members)),
+        observers=(Announcer(), keeper, task_logs, *work.root.observers),
+        companions=work.root.companions,
+        tracer_provider=work.root.trace,
+    )
+    failed = None
+    try:
+        report = executor.run(Job(work.head, stages))
+    except RunFailed as error:
+        logs = {name: logs_of(member) for name, member in members.items()}
+        nodes = {name: member.nodes_per_task for name, member in members.items()}
+        report, failed = error.report, described(error, logs, nodes)
+    finally:
+        keeper.close()
+        task_logs.close()
+    return Ended(report=report, failed=failed, stats=keeper.merged(work.chain.name(work.root)))
+
+
+def _journal_factory(
+    states: Sequence[PipelineState], root: str, save: Callable[[], None]
+) -> Callable[[], Any]:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Journal]:
+        async with PipelineJournals(states, root=root) as inner:
+            yield JournalAfterOpen(inner, save)
+
+    return opened
+
+
+def _ray() -> Platform:
+    from thornback.executor.on_ray import RayPlatform
+
+    return RayPlatform()
+
+
+def _end(work: Work, ended: Ended) -> PipelineStats:
+    """Return the statistics of the root, or raise."""
+    root, name, failed = work.root, work.chain.name(work.root), ended.failed
+    done = ended.report.stages[name].done if work.root_runs else root.world_size
+    size = root.world_size
+    if failed is None:
+        logger.info("All tasks have finished.")
+    elif done < size or not (work.root_runs or root.run_on_dependency_fail):
+        logger.warning(f"Only {done}/{size} tasks completed.")
+        if root.on_failure == "raise":
+            raise failed from None
+        logger.warning(failed.message)
+        stats: PipelineStats = markers.merge_stats(root.logging_dir, size).stats
+        return stats
+    else:
+        logger.warning(f"Dependencies failed, and that was allowed. {failed.message}")
+    total = ended.stats or (of_complete(name, root) if size else PipelineStats())
+    logger.success(total.get_repr(f"All {done}/{size} tasks."))
+    return total
