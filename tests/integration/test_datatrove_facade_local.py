@@ -334,7 +334,7 @@ def test_defect_18_the_marks_of_another_pipeline_are_refused_or_taken_on_request
         make(tmp_path, "a", tasks=3, pipeline=[[], Touch(tmp_path / "a-out")]).run()
     assert (tmp_path / "a/executor.json").read_bytes() == before
     make(tmp_path, "a", tasks=2, on_mismatch="warn").run()
-    assert any("holds the marks of another pipeline" in line for line in told)
+    assert any("holds the completions of a different pipeline" in line for line in told)
     make(tmp_path, "a", tasks=2, on_mismatch="adopt").run()
     assert runs(tmp_path, "a") == {0: 1, 1: 1, 2: 1}
 

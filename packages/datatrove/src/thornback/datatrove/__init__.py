@@ -12,13 +12,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from thornback.datatrove.errors import DependencyFailed, PipelineMismatch
+    from thornback.datatrove.errors import (
+        DependencyFailed,
+        LoggingDirInUse,
+        PipelineMismatch,
+    )
     from thornback.datatrove.executor import RayPipelineExecutor
 
-__all__ = ["DependencyFailed", "PipelineMismatch", "RayPipelineExecutor"]
+__all__ = ["DependencyFailed", "LoggingDirInUse", "PipelineMismatch", "RayPipelineExecutor"]
 
 _NAMES: dict[str, tuple[str, ...]] = {
-    "errors": ("DependencyFailed", "PipelineMismatch"),
+    "errors": ("DependencyFailed", "LoggingDirInUse", "PipelineMismatch"),
     "executor": ("RayPipelineExecutor",),
 }
 """What is imported when it is first asked for, by module: a rank process starts with less."""

@@ -32,6 +32,11 @@ def state_of(folder: DataFolder) -> str:
     return str(folder.resolve_paths(OWN))
 
 
+def url_of(folder: DataFolder) -> str:
+    """Return the URL of a folder, for people."""
+    return str(folder.resolve_paths("")).rstrip("/") or "/"
+
+
 def logs_of(member: PipelineExecutor) -> str:
     """Return the URL of the folder with the logs of a pipeline's tasks."""
     return str(member.logging_dir.resolve_paths("logs"))
@@ -52,7 +57,7 @@ def check_marks(member: RayPipelineExecutor, wanted: StageIdentity) -> None:
     )
     if not found or member.on_mismatch == "adopt":
         return
-    mismatch = PipelineMismatch(str(folder.resolve_paths("")), found)
+    mismatch = PipelineMismatch(url_of(folder), found)
     if member.on_mismatch == "refuse":
         raise mismatch
     logger.warning(f"{mismatch}. They are taken as they are, since on_mismatch='warn'")

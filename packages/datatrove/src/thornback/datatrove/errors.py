@@ -1,43 +1,53 @@
-"""What the adapter raises besides what `thornback.executor` does. Positional arguments only, so
-that each of them pickles; the messages say what to do."""
+"""What is wrong with a call, in datatrove's terms. Positional arguments only, so that each
+pickles."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from thornback.executor import UsageError
+from thornback.executor import HeldByAnother, IdentityMismatch, UsageError
 
 
-class PipelineMismatch(UsageError):
-    """A `logging_dir` holds the marks of another pipeline; nothing was run.
-
-    Not to be confused with `thornback.executor.HeldByAnother`: there the same directory is in use
-    now.
+class PipelineMismatch(IdentityMismatch, UsageError):
+    """The logging_dir holds the completions of another pipeline, or of another number of tasks;
+    nothing was run. Not to be confused with `LoggingDirInUse`: it is this pipeline's, but taken.
 
     Attributes:
-        folder: the `logging_dir`.
-        differences: one sentence each.
+        url: the logging_dir.
+        differences: what differs, one sentence each.
     """
 
-    def __init__(self, folder: str, differences: Sequence[str]) -> None:
-        super().__init__(folder, tuple(differences))
-        self.folder = folder
-        self.differences = tuple(differences)
+    __module__ = "thornback.datatrove"
+
+    def __init__(self, url: str, differences: Sequence[str]) -> None:
+        super().__init__(url, differences)
 
     def __str__(self) -> str:
-        lines = "".join(f"\n  {each}" for each in self.differences)
+        lines = "".join(f"\n  {difference}" for difference in self.differences)
         return (
-            f"logging_dir {self.folder!r} holds the marks of another pipeline:{lines}\n"
-            "Ranks would be skipped that were never run. Give another logging_dir, or "
-            "skip_completed=False to run all ranks again, or on_mismatch='adopt' (or 'warn') to "
-            "take the marks as they are"
+            f"logging_dir {self.url!r} holds the completions of a different pipeline:{lines}\n"
+            "Give another logging_dir; or skip_completed=False to forget them and run every task "
+            "again; or on_mismatch='adopt' to count them as this pipeline's"
+        )
+
+
+class LoggingDirInUse(HeldByAnother):
+    """Another driver runs a pipeline with this logging_dir. Attributes as `HeldByAnother`."""
+
+    __module__ = "thornback.datatrove"
+
+    def __str__(self) -> str:
+        return (
+            f"logging_dir {self.url!r} is in use by another driver: host "
+            f"{self.host or 'unknown'}, process {self.pid or 'unknown'}, since "
+            f"{self.since or 'unknown'} ({self.seen}). Wait until it has ended, stop it, or give "
+            "another logging_dir"
         )
 
 
 class DependencyFailed(Exception):
-    """A pipeline of `depends=` has ended with incomplete ranks; what depends on it was not run.
-
-    Not to be confused with `thornback.executor.RunFailed`: ranks of this very run failed.
+    """A pipeline of `depends=` has ended with incomplete ranks; what depends on it was not run. Not
+    to be confused with `thornback.executor.RunFailed`: there ranks of this very run failed.
 
     Attributes:
         name: of the dependency.
@@ -45,6 +55,8 @@ class DependencyFailed(Exception):
         world_size: number of its ranks.
         logs: where its logs are.
     """
+
+    __module__ = "thornback.datatrove"
 
     def __init__(self, name: str, incomplete: int, world_size: int, logs: str) -> None:
         super().__init__(name, incomplete, world_size, logs)

@@ -206,7 +206,7 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
                 logs. Not with `on_failure='return'`: then it warns, and returns the statistics of
                 the ranks that are complete.
             thornback.executor.RunCancelled: it was cancelled; what is complete stays so.
-            thornback.executor.HeldByAnother: another run has a `logging_dir` in use.
+            LoggingDirInUse: another run has a `logging_dir` in use.
             thornback.executor.JournalError: a `logging_dir` cannot be read or written.
         """
         from thornback.datatrove.running import run_chain
