@@ -8,14 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor as StockRayPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from thornback.datatrove import DependencyFailed, PipelineMismatch, RayPipelineExecutor
-from thornback.executor import RunFailed, UsageError
+from thornback.executor import RunCancelled, RunFailed, UsageError
 from thornback.executor.on_local import LocalPlatform
 
 
@@ -353,3 +357,172 @@ def test_what_does_not_pickle_is_refused_and_nothing_is_launched(tmp_path: Path)
         executor.run()
     assert not executor._launched
     assert not executor.launch.active
+
+
+def test_defect_13_a_cancelled_run_is_not_tried_again(tmp_path: Path) -> None:
+    gate = tmp_path / "never"
+
+    def wait_at_gate(data: Any, rank: int, world_size: int) -> None:
+        import os
+        import time
+
+        (tmp_path / f"began-{rank}").open("a").write("x")
+        while not os.path.exists(gate):
+            time.sleep(0.05)
+
+    async def cancel(run: Any) -> None:
+        async for _ in run.dispatches():
+            run.cancel("enough", kill=True)
+
+    parent = make(tmp_path, "parent", tasks=1, pipeline=[wait_at_gate])
+    child = make(tmp_path, "child", depends=parent, companions=[cancel])
+    with pytest.raises(RunCancelled, match="enough"):
+        child.run()
+    began = tmp_path / "began-0"
+    assert not began.exists() or began.read_text() == "x"
+    assert runs(tmp_path, "child") == {}
+    assert not parent.launch.active
+    assert not child.launch.active
+
+
+def test_defect_16_a_straggler_holds_nothing_up(tmp_path: Path) -> None:
+    """Rank 0 ends when all others have: those have to go by on the one worker that is left."""
+    out = tmp_path / "a-out"
+
+    def last(data: Any, rank: int, world_size: int) -> None:
+        import os
+        import time
+
+        deadline = time.monotonic() + 60
+        while rank == 0 and len(os.listdir(out) if out.exists() else ()) < world_size - 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    make(tmp_path, "a", tasks=12, workers=2, pipeline=[last, Touch(out)]).run()
+    assert runs(tmp_path, "a") == dict.fromkeys(range(12), 1)
+
+
+def test_defect_19_a_retry_runs_only_what_failed_also_with_skip_completed_false(
+    tmp_path: Path,
+) -> None:
+    def once(data: Any, rank: int, world_size: int) -> None:
+        seen = tmp_path / f"seen-{rank}"
+        if rank == 1 and not seen.exists():
+            seen.touch()
+            raise ValueError("the first time")
+
+    make(tmp_path, "a", tasks=3).run()
+    again = [once, Touch(tmp_path / "a-out")]
+    make(
+        tmp_path,
+        "a",
+        tasks=3,
+        pipeline=again,
+        skip_completed=False,
+        retries=1,
+        on_mismatch="adopt",
+    ).run()
+    assert runs(tmp_path, "a") == {0: 2, 1: 2, 2: 2}
+
+
+def test_defect_19_old_marks_of_a_parent_that_runs_again_do_not_let_its_children_go(
+    tmp_path: Path,
+) -> None:
+    make(tmp_path, "parent").run()
+    failing = make(tmp_path, "parent", skip_completed=False, failing=(0,))
+    child = make(tmp_path, "child", depends=failing)
+    with pytest.raises(RunFailed):
+        child.run()
+    assert runs(tmp_path, "child") == {}
+
+
+def test_defect_24_inference_steps_read_their_share_of_the_machine(tmp_path: Path) -> None:
+    def reads(data: Any, rank: int, world_size: int) -> None:
+        from datatrove.pipeline.inference.distributed import utils
+
+        found = (
+            utils.get_available_cpus_per_node(),
+            utils.get_available_memory_per_node(),
+            utils.get_available_gpus_per_node(),
+            utils.get_distributed_environment(),
+        )
+        (tmp_path / "found").write_text(str(found))
+
+    make(tmp_path, "a", tasks=1, mem_per_cpu_gb=1.5, pipeline=[reads]).run()
+    assert (tmp_path / "found").read_text() == "(1, 1024, 0, 'RAY')"
+
+
+def test_defect_28_workers_are_used_again_for_ranks_and_stages(tmp_path: Path) -> None:
+    def notes(data: Any, rank: int, world_size: int) -> None:
+        import os
+
+        supervisor = os.path.basename(os.environ.get("TMPDIR", "")) or str(os.getppid())
+        with open(tmp_path / "pids", "a") as file:
+            file.write(f"{os.getpid()} {supervisor}\n")
+
+    parent = make(tmp_path, "parent", tasks=20, workers=1, pipeline=[notes])
+    make(tmp_path, "child", depends=parent, tasks=20, workers=1, pipeline=[notes]).run()
+    lines = (tmp_path / "pids").read_text().split()
+    assert len(lines) == 80
+    assert len({*lines[::2]}) <= 2, "one process for each stage, not for each rank"
+    assert len({*lines[1::2]}) == 1, "one worker for both stages"
+
+
+def test_defect_31_two_nodes_on_one_are_refused_with_the_mend_and_packed_on_request(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(RunFailed) as caught:
+        make(tmp_path, "a", tasks=1, nodes_per_task=2).run()
+    assert 'give strategy="PACK"' in str(caught.value)
+    assert "task_00000.log" not in str(caught.value), "it was never run"
+    make(tmp_path, "b", tasks=1, nodes_per_task=2, strategy="PACK").run()
+    assert files(tmp_path, "b") >= {"completions/00000", "stats/00000.json", "stats.json"}
+
+
+def test_a_rank_over_its_time_is_killed_and_tried_again(tmp_path: Path) -> None:
+    def hangs_once(data: Any, rank: int, world_size: int) -> None:
+        import time
+
+        seen = tmp_path / "seen"
+        if not seen.exists():
+            seen.touch()
+            time.sleep(600)
+
+    make(tmp_path, "a", tasks=1, time=1, pipeline=[hangs_once, Touch(tmp_path / "a-out")]).run()
+    assert runs(tmp_path, "a") == {0: 1}
+
+
+def test_run_works_where_an_event_loop_runs(tmp_path: Path) -> None:
+    async def notebook() -> Any:
+        return make(tmp_path, "a").run()
+
+    stats = anyio.run(notebook)
+    assert stats.stats[0]["ranks"].total == 2
+
+
+def test_spans_go_to_the_provider_that_is_given(tmp_path: Path) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    parent = make(tmp_path, "parent")
+    make(tmp_path, "child", depends=parent, trace=provider).run()
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans].count("thornback.run") == 1
+    assert "child" in str([dict(span.attributes or {}) for span in spans])
+
+
+def test_a_step_of_no_kind_and_no_tasks_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="step 0 is 3"):
+        make(tmp_path, "a", pipeline=[3])
+    assert make(tmp_path, "b", tasks=0).run().stats == []
+    assert files(tmp_path, "b") == set()
+
+
+def test_what_else_runs_is_not_disturbed_by_a_run_that_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a/completions").mkdir(parents=True)
+    (tmp_path / "a/completions/00000").touch()
+    stock = json.dumps({"world_size": 7})
+    (tmp_path / "a/executor.json").write_text(stock)
+    with pytest.raises(PipelineMismatch, match="was 7, is 2"):
+        make(tmp_path, "a").run()
+    assert (tmp_path / "a/executor.json").read_text() == stock

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from thornback.executor import RankFailure, RunFailed, RunReport
+from thornback.executor import AttemptReport, RankFailure, RunFailed, RunReport
 from thornback.faults import FaultKind
 
 _SHOWN = 8
@@ -29,7 +29,8 @@ def failure_text(failed: RunFailed, logs: Mapping[str, str], nodes: Mapping[str,
     lines = [_head(report)]
     for failure in _leaves(failed):
         lines.append(f"  {_one(failure)}: {failure.cause}")
-        if failure.ranks and failure.stage in logs:
+        tried = any(each.rank is not None for each in _attempts(report, failure))
+        if tried and failure.stage in logs:
             lines.append(f"    log: {logs[failure.stage]}/task_{failure.ranks[0]:05d}.log")
         if mend := _mend(report, failure, nodes):
             lines.append(f"    {mend}")
@@ -64,13 +65,7 @@ def _one(failure: RankFailure) -> str:
 
 def _mend(report: RunReport, failure: RankFailure, nodes: Mapping[str, int]) -> str:
     """Return what to do about it where datatrove's words are others than the executor's."""
-    kinds = [
-        each.last.fault.kind
-        for each in report.given_up
-        if each.last is not None
-        and each.stage == failure.stage
-        and each.ranks[0].start in failure.ranks
-    ]
+    kinds = {each.fault.kind for each in _attempts(report, failure)}
     if FaultKind.UNSCHEDULABLE in kinds and nodes.get(failure.stage, 1) > 1:
         return (
             f"each of the {nodes[failure.stage]} nodes of a task is another node of the cluster; "
@@ -79,3 +74,15 @@ def _mend(report: RunReport, failure: RankFailure, nodes: Mapping[str, int]) -> 
     if FaultKind.TIMEOUT in kinds:
         return "give time= (or timeout_s=) more seconds if a task may take longer"
     return ""
+
+
+def _attempts(report: RunReport, failure: RankFailure) -> list[AttemptReport]:
+    """Return the last attempts of these ranks; of ranks that could never be run: what was lost."""
+    ended = [
+        each
+        for each in report.given_up
+        if each.stage == failure.stage and each.ranks[0].start in failure.ranks
+    ]
+    own = [each.last for each in ended if each.last is not None]
+    lost = [each for each in report.attempts if each.rank is None and each.stage == failure.stage]
+    return own or lost[-1:]
