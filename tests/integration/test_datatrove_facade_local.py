@@ -356,7 +356,7 @@ def test_what_does_not_pickle_is_refused_and_nothing_is_launched(tmp_path: Path)
     with pytest.raises(UsageError, match="does not pickle"):
         executor.run()
     assert not executor._launched
-    assert not executor.launch.active
+    assert not executor._launch.active
 
 
 def test_defect_13_a_cancelled_run_is_not_tried_again(tmp_path: Path) -> None:
@@ -381,8 +381,8 @@ def test_defect_13_a_cancelled_run_is_not_tried_again(tmp_path: Path) -> None:
     began = tmp_path / "began-0"
     assert not began.exists() or began.read_text() == "x"
     assert runs(tmp_path, "child") == {}
-    assert not parent.launch.active
-    assert not child.launch.active
+    assert not parent._launch.active
+    assert not child._launch.active
 
 
 def test_defect_16_a_straggler_holds_nothing_up(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
         UsageError: it can never run; the message names the mend.
     """
 
-    driver_only = frozenset({*_DRIVERS_OWN, "launch"})
+    driver_only = frozenset({*_DRIVERS_OWN, "_launch"})
     """Attributes that are neither sent to ranks nor written anywhere."""
 
     def __init__(
@@ -132,6 +132,9 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
         observers: Sequence[Observer] = (),
         companions: Sequence[Companion] = (),
     ) -> None:
+        tasks = options.whole("tasks", tasks, least=0)
+        if workers != -1:
+            workers = options.whole("workers", workers, least=1, mend="; -1 means as many as fit")
         super().__init__(
             pipeline,
             tasks=tasks,
@@ -162,12 +165,10 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
         self.platform = platform
         self.observers = tuple(observers)
         self.companions = tuple(companions)
-        self.launch = Launch()
-        if workers != -1:
-            options.whole("workers", workers, least=1, mend="; -1 means as many as fit")
-        self.check()
+        self._launch = Launch()
+        self._check()
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Return if it can run. Attributes may have been changed since it was made, so `run()`
         asks again.
 
@@ -265,7 +266,7 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
         with self.logging_dir.open("executor.json", "w") as file:
             file.write(text)
 
-    def recorded_attributes(self) -> dict[str, object]:
+    def _recorded(self) -> dict[str, object]:
         """Return the attributes that executor.json has."""
         return {
             name: value
@@ -276,9 +277,9 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
     def __getstate__(self) -> dict[str, object]:
         """Leave out what only this driver has."""
         state = {**vars(self), **_DRIVERS_OWN}
-        state.pop("launch", None)  # ranks are sent a copy that has lost it already
+        state.pop("_launch", None)  # ranks are sent a copy that has lost it already
         return state
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self.launch = Launch()
+        self._launch = Launch()

@@ -70,7 +70,7 @@ def _fields(value: object) -> Mapping[str, object] | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, PipelineExecutor):
-        own = getattr(value, "recorded_attributes", lambda: vars(value))
+        own = getattr(value, "_recorded", lambda: vars(value))
         return {**own(), "world_size": value.world_size}
     if isinstance(value, PipelineStep):
         return {name: each for name, each in vars(value).items() if name != "stats"}

@@ -80,7 +80,7 @@ def run_chain(root: RayPipelineExecutor) -> PipelineStats:
     chain = collect(root)
     own = _own_members(root)
     for member in own:
-        member.check()
+        member._check()
     _run_stock(chain, own)
     claimed: list[RayPipelineExecutor] = []
     before: list[bool] = []
@@ -101,7 +101,7 @@ def run_chain(root: RayPipelineExecutor) -> PipelineStats:
         for member, launched in zip(claimed, before, strict=False):  # shorter: interrupted
             member._launched = ran or launched  # what was never run can still be run by others
         for member in claimed:
-            member.launch.settle()
+            member._launch.settle()
 
 
 def _own_members(root: RayPipelineExecutor) -> list[RayPipelineExecutor]:
@@ -160,15 +160,15 @@ def _claim(
         picked[:] = [
             member
             for member in own
-            if member is root or not member._launched or member.launch.was_claimed_by(root)
+            if member is root or not member._launched or member._launch.was_claimed_by(root)
         ]
-        return [member.launch for member in picked]
+        return [member._launch for member in picked]
 
-    while not claim(wanted, [member.launch for member in own], root):
+    while not claim(wanted, [member._launch for member in own], root):
         for member in own:
-            if member.launch.active:
+            if member._launch.active:
                 told = f"{chain.name(member)!r} is run by another thread. Waiting..."
-                member.launch.wait(WAIT_S, partial(logger.info, told))
+                member._launch.wait(WAIT_S, partial(logger.info, told))
 
 
 def _work(chain: Chain, root: RayPipelineExecutor, claimed: list[RayPipelineExecutor]) -> Work:
