@@ -259,7 +259,7 @@ def _run_job(work: Work) -> Ended:
         {name: member.logging_dir for name, member in members.items()},
         storage_options=folder.fs.storage_options,
     )
-    keeper = StatsKeeper(members, settled=lambda name: members[name].launch.settle())
+    keeper = StatsKeeper(members, settled=lambda name: members[name]._launch.settle())
     executor = Executor(
         platform=work.root.platform or _ray(),
         state=state_of(folder),
