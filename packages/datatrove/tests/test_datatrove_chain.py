@@ -68,6 +68,13 @@ def test_a_long_chain_needs_no_recursion() -> None:
     assert len(collect(executor).members) == 3000
 
 
+def test_many_ways_to_one_pipeline_are_gone_once() -> None:
+    layer = [make("a"), make("b")]
+    for number in range(60):
+        layer = [make(f"{name}{number}", layer) for name in "ab"]
+    assert len(collect(make("root", layer)).members) == 123
+
+
 def test_what_waits_for_a_complete_pipeline_waits_for_the_stages_before_that() -> None:
     first = make("first")
     middle = [make("m1", first), make("m2", first)]

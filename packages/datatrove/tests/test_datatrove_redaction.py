@@ -105,7 +105,7 @@ def test_defect_25_secrets_stay_out_of_executor_json(tmp_path: Path) -> None:
     step = Step(
         paths_file=(
             "s3://bucket/list",
-            {"key": "hidden-5", "client_kwargs": {"secret": "hidden-6"}},
+            {"key": "hidden-5", "client_kwargs": {"sas": "hidden-6"}},
         ),
         api_key="hidden-7",
         endpoint_url="http://me:hidden-8@host/v1",

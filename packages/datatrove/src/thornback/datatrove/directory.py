@@ -11,7 +11,7 @@ import anyio
 from datatrove.executor.base import PipelineExecutor
 from datatrove.io import DataFolder
 from datatrove.utils.logging import logger
-from thornback.datatrove import identity
+from thornback.datatrove import identity, markers
 from thornback.datatrove.errors import PipelineMismatch
 from thornback.executor import JournalError
 from thornback.executor.apart import apart
@@ -20,16 +20,10 @@ from thornback.executor.ports import Completion, Identity, Journal, Opened, Stag
 if TYPE_CHECKING:
     from thornback.datatrove.executor import RayPipelineExecutor
 
-OWN = "thornback"
-"""Folder of all that is ours: another file anywhere else breaks datatrove's tools."""
-PIPELINE = f"{OWN}/pipeline.json"
+PIPELINE = f"{markers.OWN}/pipeline.json"
+"""Tells which pipeline it was. Another file anywhere else would break datatrove's tools."""
 SAVE_S = 600.0
 """For executor.json to be written; as long as a record may take."""
-
-
-def state_of(folder: DataFolder) -> str:
-    """Return the URL under which the record of a run is."""
-    return str(folder.resolve_paths(OWN))
 
 
 def url_of(folder: DataFolder) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from datatrove.executor.base import PipelineExecutor
+from datatrove.executor.ray import RayPipelineExecutor as StockRayPipelineExecutor
 from datatrove.utils.logging import logger
 from datatrove.utils.stats import PipelineStats
 from thornback.datatrove import markers
@@ -20,13 +21,17 @@ from thornback.datatrove.directory import (
     check_marks,
     logs_of,
     save_executors,
-    state_of,
 )
 from thornback.datatrove.errors import DependencyFailed
 from thornback.datatrove.executor import RayPipelineExecutor
 from thornback.datatrove.failures import described
 from thornback.datatrove.identity import stage_identity
-from thornback.datatrove.journal import PipelineJournals, PipelineState
+from thornback.datatrove.journal import (
+    PipelineJournals,
+    PipelineState,
+    state_url,
+    storage_options,
+)
 from thornback.datatrove.launch import claim
 from thornback.datatrove.rank import rank_function
 from thornback.datatrove.stages import stage_of
@@ -81,7 +86,7 @@ def run_chain(root: RayPipelineExecutor) -> PipelineStats:
     own = _own_members(root)
     for member in own:
         member._check()
-    _run_stock(chain, own)
+    _run_stock(chain, own, root)
     claimed: list[RayPipelineExecutor] = []
     before: list[bool] = []
     ran = False
@@ -117,7 +122,7 @@ def _own_members(root: RayPipelineExecutor) -> list[RayPipelineExecutor]:
     return [*found.values()]
 
 
-def _run_stock(chain: Chain, own: Sequence[RayPipelineExecutor]) -> None:
+def _run_stock(chain: Chain, own: Sequence[RayPipelineExecutor], root: RayPipelineExecutor) -> None:
     """Run the executors of datatrove's that ours depend on, by themselves."""
     children = _children(own)
     for member in chain.members:
@@ -127,6 +132,8 @@ def _run_stock(chain: Chain, own: Sequence[RayPipelineExecutor]) -> None:
             continue
         name = chain.name(member)
         logger.info(f"Launching dependency job {name!r}, a {type(member).__name__}")
+        if isinstance(member, StockRayPipelineExecutor):
+            _platform(root).prepare()  # it expects a Ray that is initialised
         try:
             member.run()
         except Exception as error:
@@ -257,13 +264,13 @@ def _run_job(work: Work) -> Ended:
     folder = members[work.head].logging_dir
     task_logs = TaskLogs(
         {name: member.logging_dir for name, member in members.items()},
-        storage_options=folder.fs.storage_options,
+        storage_options=storage_options(folder),
     )
     keeper = StatsKeeper(members, settled=lambda name: members[name]._launch.settle())
     executor = Executor(
-        platform=work.root.platform or _ray(),
-        state=state_of(folder),
-        storage_options=folder.fs.storage_options,
+        platform=_platform(work.root),
+        state=state_url(folder),
+        storage_options=storage_options(folder),
         journal=_journal_factory(states, work.head, partial(save_executors, members)),
         observers=(Announcer(), keeper, task_logs, *work.root.observers),
         companions=work.root.companions,
@@ -293,7 +300,9 @@ def _journal_factory(
     return opened
 
 
-def _ray() -> Platform:
+def _platform(root: RayPipelineExecutor) -> Platform:
+    if root.platform is not None:
+        return root.platform
     from thornback.executor.on_ray import RayPlatform
 
     return RayPlatform()
