@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from datatrove.pipeline.base import PipelineStep
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -102,6 +103,25 @@ def test_a_stale_stats_json_does_not_outlive_the_beginning_of_another_run(tmp_pa
     make(tmp_path, "a").run()
     assert (tmp_path / "a/stats.json").exists()
     assert runs(tmp_path, "a") == {0: 1, 1: 2}
+
+
+def test_statistics_that_are_too_long_for_a_record_are_there_as_well(tmp_path: Path) -> None:
+    class Counts(PipelineStep):  # type: ignore[misc]  # datatrove has no types
+        name = "counts"
+        type = "test"
+
+        def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
+            import random
+
+            random.seed(rank)
+            for _ in range(6000):
+                self.stat_update(f"{random.getrandbits(128):x}")
+            yield from ()
+
+    make(tmp_path, "a", pipeline=[Counts()]).run()
+    written = json.loads((tmp_path / "a/stats/00001.json").read_text())
+    assert len(written[0]["stats"]) == 6000
+    assert len(json.loads((tmp_path / "a/stats.json").read_text())[0]["stats"]) == 12000
 
 
 def test_defect_27_a_missing_stats_file_is_named_and_nothing_is_raised(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -64,7 +63,7 @@ class PipelineJournals:
         self._stages = {
             state.stage: StageJournal(
                 state,
-                decode=decode or _decode,
+                decode=decode,
                 params=params or JournalParams(),
                 monotonic=monotonic,
                 sleep=sleep,
@@ -245,8 +244,3 @@ def _refuse_shared(stages: Sequence[StageJournal]) -> None:
                 f"{name!r} and {stage.state.stage!r} have the same logging_dir, "
                 f"{stage.state.folder.path!r}, and so the same completions: give each its own"
             )
-
-
-def _decode(result: str) -> str:
-    text: str = importlib.import_module("thornback.datatrove.rankresult").decode(result)
-    return text

@@ -24,7 +24,7 @@ import attrs
 from fsspec.implementations.cached import CachingFileSystem
 
 from datatrove.io import DataFolder
-from thornback.datatrove import markers
+from thornback.datatrove import markers, rankresult
 from thornback.datatrove.errors import LoggingDirInUse, PipelineMismatch
 from thornback.executor import HeldByAnother, IdentityMismatch, JournalError, UsageError
 from thornback.executor.apart import apart
@@ -96,7 +96,7 @@ class StageJournal:
         self,
         state: PipelineState,
         *,
-        decode: Decode,
+        decode: Decode | None,
         params: JournalParams,
         monotonic: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
@@ -112,7 +112,9 @@ class StageJournal:
             monotonic=monotonic,
             sleep=sleep,
         )
-        self._decode = decode
+        # Long stats are in a file of the logging_dir, which the result names.
+        read = state.folder.read_text
+        self._decode: Decode = decode or partial(rankresult.decode, read=read)
         self._retry = RetryParams(timeout_s=params.record_timeout_s, patient=False)
         self._monotonic = monotonic
         self._sleep = sleep
