@@ -152,6 +152,26 @@ def test_defect_18_the_marks_of_another_pipeline_are_refused_or_taken_on_request
     assert runs(tmp_path, "a") == {0: 1, 1: 1, 2: 1}
 
 
+def test_defect_18_steps_that_differ_are_named_also_if_only_some_ranks_are_complete(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(RunFailed):
+        make(tmp_path, "a", failing=(0,)).run()
+    again = [[], Touch(tmp_path / "a-out")]
+    with pytest.raises(PipelineMismatch, match=r"step 0 was .*\.Touch, is Iterable"):
+        make(tmp_path, "a", pipeline=again).run()
+    assert runs(tmp_path, "a") == {1: 1}
+    make(tmp_path, "a", pipeline=again, on_mismatch="warn").run()
+    assert runs(tmp_path, "a") == {0: 1, 1: 1}
+
+
+def test_a_pipeline_of_which_nothing_is_complete_may_be_changed(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed):
+        make(tmp_path, "a", failing=(0, 1)).run()
+    make(tmp_path, "a", tasks=3, pipeline=[[], Touch(tmp_path / "a-out")]).run()
+    assert runs(tmp_path, "a") == {0: 1, 1: 1, 2: 1}
+
+
 def test_skip_completed_false_runs_all_again(tmp_path: Path) -> None:
     make(tmp_path, "a").run()
     make(tmp_path, "a", skip_completed=False).run()

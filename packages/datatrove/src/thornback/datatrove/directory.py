@@ -36,21 +36,24 @@ def logs_of(member: PipelineExecutor) -> str:
     return str(member.logging_dir.resolve_paths("logs"))
 
 
-def check_marks(member: RayPipelineExecutor, wanted: StageIdentity) -> None:
-    """Look whether the marks of a complete pipeline are its own; the journal does that for one that
-    is to be run.
-
-    Raises:
-        PipelineMismatch: they are another's, and `on_mismatch` is 'refuse'.
-    """
-    if not member.world_size:
-        return
-    folder = member.logging_dir
-    found = identity.differences(
+def differences(folder: DataFolder, wanted: StageIdentity) -> tuple[str, ...]:
+    """Return how the pipeline that has used a directory differs from the one that is to use it; one
+    sentence each. Nothing: it does not, as far as is known."""
+    return identity.differences(
         wanted, own=_read(folder, PIPELINE), executor_json=_read(folder, "executor.json")
     )
+
+
+def check_marks(member: RayPipelineExecutor, found: Sequence[str]) -> None:
+    """Do what `on_mismatch` says about completions of a pipeline that differs. The journal looks as
+    well, but only at pipelines that are to be run, and it cannot name steps.
+
+    Raises:
+        PipelineMismatch: it differs, and `on_mismatch` is 'refuse'.
+    """
     if not found or member.on_mismatch == "adopt":
         return
+    folder = member.logging_dir
     mismatch = PipelineMismatch(url_of(folder), found)
     if member.on_mismatch == "refuse":
         raise mismatch

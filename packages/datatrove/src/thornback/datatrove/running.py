@@ -19,6 +19,7 @@ from thornback.datatrove.chain import Chain, collect, dependencies
 from thornback.datatrove.directory import (
     JournalAfterOpen,
     check_marks,
+    differences,
     logs_of,
     save_executors,
 )
@@ -38,10 +39,20 @@ from thornback.datatrove.stages import stage_of
 from thornback.datatrove.stagestats import StatsKeeper, merge, of_complete
 from thornback.datatrove.tasklogs import TaskLogs
 from thornback.executor import Executor, Job, RunFailed, RunReport
-from thornback.executor.ports import Journal, Platform, StageIdentity
+from thornback.executor.ports import Journal, Platform
 
 WAIT_S = 120.0
 """Between two lines that say what is waited for; as datatrove's own."""
+
+
+@attrs.frozen(kw_only=True, slots=True, eq=False)
+class Todo:
+    """A pipeline that is to be run."""
+
+    member: RayPipelineExecutor
+    count: int
+    """Of its incomplete ranks."""
+    state: PipelineState
 
 
 @attrs.frozen(kw_only=True, slots=True, eq=False)
@@ -50,14 +61,13 @@ class Work:
 
     chain: Chain
     root: RayPipelineExecutor
-    incomplete: Mapping[str, tuple[RayPipelineExecutor, int]]
-    """Pipelines that are to be run, with the number of their incomplete ranks, by name; those that
-    others depend on come first."""
+    incomplete: Mapping[str, Todo]
+    """What is to be run, by name; what others depend on comes first."""
 
     @property
     def root_runs(self) -> bool:
         """Whether the pipeline whose `run()` was called is itself to be run."""
-        return any(member is self.root for member, _ in self.incomplete.values())
+        return any(todo.member is self.root for todo in self.incomplete.values())
 
     @property
     def head(self) -> str:
@@ -184,26 +194,43 @@ def _work(chain: Chain, root: RayPipelineExecutor, claimed: list[RayPipelineExec
     Raises:
         DependencyFailed, PipelineMismatch: as `run()`.
     """
-    found: dict[str, tuple[RayPipelineExecutor, int]] = {}
+    found: dict[str, Todo] = {}
     for member in chain.members:
         if isinstance(member, RayPipelineExecutor) and any(member is each for each in claimed):
             name = chain.name(member)
-            if count := len(member.get_incomplete_ranks(range(member.world_size))):
-                found[name] = (member, count)
-            else:
-                check_marks(member, stage_identity_of(name, member))
+            count = len(member.get_incomplete_ranks(range(member.world_size)))
+            state = _state(name, member, count)
+            if count:
+                found[name] = Todo(member=member, count=count, state=state)
     work = Work(chain=chain, root=root, incomplete=found)
-    for child, _ in found.values():
-        _check_others(work, child, claimed)
+    for todo in found.values():
+        _check_others(work, todo.member, claimed)
     for member in claimed:
         if not work.is_stage(member) and member is not root:
             _complete_stats(chain.name(member), member)
     return work
 
 
-def stage_identity_of(name: str, member: RayPipelineExecutor) -> StageIdentity:
-    """Return what makes its directory the directory of this pipeline."""
-    return stage_identity(name=name, pipeline=member.pipeline, world_size=member.world_size)
+def _state(name: str, member: RayPipelineExecutor, incomplete: int) -> PipelineState:
+    """Return what its journal is to do; look first whether its directory is its own.
+
+    Raises:
+        PipelineMismatch: another pipeline has completions there, and that is refused.
+    """
+    wanted = stage_identity(name=name, pipeline=member.pipeline, world_size=member.world_size)
+    skip = member.skip_completed and member.world_size > 0
+    found = differences(member.logging_dir, wanted) if skip else ()
+    # Without completions nothing can be skipped by mistake: the directory begins anew.
+    anew = bool(found) and incomplete == member.world_size
+    if not anew:
+        check_marks(member, found)
+    return PipelineState(
+        stage=name,
+        folder=member.logging_dir,
+        identity=wanted,
+        skip_completed=member.skip_completed and not anew,
+        on_mismatch="adopt" if found else member.on_mismatch,  # it has been said
+    )
 
 
 def _check_others(
@@ -244,23 +271,15 @@ def _of_complete_root(work: Work) -> PipelineStats:
 def _run_job(work: Work) -> Ended:
     """Run the job to its end."""
     stages, states = [], []
-    for name, (member, count) in work.incomplete.items():
-        size = member.world_size
+    for name, todo in work.incomplete.items():
+        member, count, size = todo.member, todo.count, todo.member.world_size
         prefix = f"{name}: " if len(work.incomplete) > 1 else ""
         logger.info(f"{prefix}Will run pipeline on {count} incomplete ranks out of {size} total.")
         tolerant = member.run_on_dependency_fail
         after = work.chain.edges(member, work.is_stage, also_failed=tolerant)
         stages.append(stage_of(member, name, rank_function(member), incomplete=count, after=after))
-        states.append(
-            PipelineState(
-                stage=name,
-                folder=member.logging_dir,
-                identity=stage_identity_of(name, member),
-                skip_completed=member.skip_completed,
-                on_mismatch=member.on_mismatch,
-            )
-        )
-    members = {name: member for name, (member, _) in work.incomplete.items()}
+        states.append(todo.state)
+    members = {name: todo.member for name, todo in work.incomplete.items()}
     folder = members[work.head].logging_dir
     task_logs = TaskLogs(
         {name: member.logging_dir for name, member in members.items()},
