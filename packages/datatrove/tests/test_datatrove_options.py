@@ -101,7 +101,7 @@ def test_options_that_change_nothing_are_accepted() -> None:
         "placement_group": "default",
         "runtime_env": None,
     }
-    has = make(ray_remote_kwargs=options).reserved()
+    has = make(ray_remote_kwargs=options)._reserved()
     assert (has.cpus, has.memory_bytes, has.runtime_env) == (1, 2 << 30, {})
 
 

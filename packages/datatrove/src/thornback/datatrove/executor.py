@@ -214,7 +214,7 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
 
         return run_chain(self)
 
-    def reserved(self) -> options.Reserved:
+    def _reserved(self) -> options.Reserved:
         """Return what each rank has on each of its nodes.
 
         Raises:
@@ -230,7 +230,7 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
     def get_distributed_env(self, node_rank: int = -1) -> DistributedEnvVars:
         """Return what steps find in their environment: what is really reserved, as whole numbers,
         since steps read them by `int()`."""
-        has = self.reserved()
+        has = self._reserved()
         variables = super().get_distributed_env(node_rank)
         variables["datatrove_cpus_per_task"] = options.as_whole(has.cpus)
         variables["datatrove_mem_per_cpu"] = options.as_whole(has.mem_per_cpu_gb)

@@ -36,7 +36,7 @@ def stage_of(
     Raises:
         UsageError: it can never run.
     """
-    has = executor.reserved()
+    has = executor._reserved()
     at_once = 1 if executor.nodes_per_task > 1 else min(executor.tasks_per_job, incomplete)
     return Stage(
         name,
