@@ -20,6 +20,9 @@ SHARDS = 8
 MODULES = 60
 """Sources that are read, unless one says otherwise: more would only take longer."""
 
+SMALL: dict[str, Any] = {"tasks": 2, "workers": 2, "mem_per_cpu_gb": 0.05}
+"""Arguments of an executor on Ray, for machines that have little memory."""
+
 MakeExecutor = Callable[..., PipelineExecutor]
 """Called with `pipeline`, `tasks`, `logging_dir` and, but for the first stage, `depends`."""
 
@@ -138,6 +141,26 @@ def minhash(make: MakeExecutor, source: Path, work: Path) -> PipelineExecutor:
     return executor
 
 
+def simple(make: MakeExecutor, source: Path, work: Path) -> PipelineExecutor:
+    """Return an executor with a step of each kind: of the library, a function, a writer."""
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.writers import JsonlWriter
+
+    def long(data: Any, rank: int = 0, world_size: int = 1) -> Any:
+        for document in data:
+            if len(document.text) > 200:
+                yield document
+
+    return make(
+        pipeline=[
+            JsonlReader(str(source)),
+            long,
+            JsonlWriter(str(work / "out"), output_filename="${rank}.jsonl"),
+        ],
+        logging_dir=str(work / "logs"),
+    )
+
+
 def kept(work: Path) -> dict[str, list[str]]:
     """Return the ids of what is left, by name of the file, in the order of the file."""
     found = {}
@@ -172,11 +195,23 @@ def _docstrings(path: Path) -> Iterator[str]:
                 yield text
 
 
+def stock(**arguments: Any) -> PipelineExecutor:
+    """Make datatrove's executor on the Ray whose address is in RAY_ADDRESS."""
+    import ray
+    from datatrove.executor.ray import RayPipelineExecutor
+
+    ray.init(address="auto", log_to_driver=False)
+    executor: PipelineExecutor = RayPipelineExecutor(**SMALL, **arguments)
+    return executor
+
+
 def main() -> None:
-    """Run `quality` or `minhash` over a folder by datatrove's own executor on this machine."""
-    name, source, work = sys.argv[1:]
-    chosen = {"quality": quality, "minhash": minhash}[name]
-    chosen(local, Path(source), Path(work)).run()
+    """Run pipelines over a folder by one of datatrove's own executors: `local` or `stock`, then
+    the pipeline's name, the folder of the text, and that for what comes out."""
+    who, name, source, work = sys.argv[1:]
+    make = {"local": local, "stock": stock}[who]
+    chosen = {"quality": quality, "minhash": minhash, "simple": simple}[name]
+    chosen(make, Path(source), Path(work)).run()
 
 
 if __name__ == "__main__":

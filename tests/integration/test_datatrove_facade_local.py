@@ -297,7 +297,7 @@ def test_defect_31_two_nodes_on_one_are_refused_with_the_mend_and_packed_on_requ
     assert files(tmp_path, "b") >= {"completions/00000", "stats/00000.json", "stats.json"}
 
 
-def test_a_rank_over_its_time_is_killed_and_tried_again(tmp_path: Path) -> None:
+def test_defect_10_a_rank_over_its_time_is_killed_and_tried_again(tmp_path: Path) -> None:
     def hangs_once(data: Any, rank: int, world_size: int) -> None:
         import time
 

@@ -1,0 +1,12 @@
+"""The example of the README runs as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_example_of_the_readme_runs(run_examples: Callable[..., str]) -> None:
+    assert run_examples(README, logs=True) == "['00000', '00001']\n"
