@@ -46,7 +46,8 @@ def reference(source: Path) -> Path:
 def by_datatrove(who: str, name: str, source: Path, work: Path, **variables: str) -> None:
     """Run a pipeline by an executor of datatrove's, which has a process of its own: not all that it
     does is free of warnings, and some of what it runs into it never tells."""
-    command = [sys.executable, "-m", "tests.acceptance.pipelines", who, name, source, work]
+    command = [sys.executable, "-m", "tests.acceptance.pipelines", who, name]
+    command += [str(source), str(work)]
     environment = os.environ | variables
     done = subprocess.run(
         command, cwd=ROOT, timeout=300, check=False, capture_output=True, env=environment
