@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from thornback.scheduler import SchedulerParams
-from thornback.scheduler.commands import OpenGang, Recall, ShapeKey
-from thornback.scheduler.events import (
-    NodeDraining,
-)
+from thornback.scheduler.commands import Dispatch, OpenGang, Recall, ShapeKey
+from thornback.scheduler.events import NodeDraining
 from thornback.scheduler.stages import one
 from thornback.scheduler.testing import (
+    GIB,
     Play,
     closed,
     dispatches,
@@ -154,7 +153,7 @@ def starving(gangs: int, *others: int) -> Play[str]:
         (running,) = game.referee.gangs[gang].live
         game.succeed(running, busy_s=9.0)
     while not any(isinstance(command, Recall) for command in game.tick()):
-        pass
+        assert game.now < 600.0, "nobody is asked to yield"
     return game
 
 
@@ -195,3 +194,68 @@ def test_who_made_room_gives_up_what_it_still_asks_for() -> None:
         game.succeed(running, busy_s=9.0)
     game.tick(60.0)
     assert free(game, 1) == [1, 2], "and not 3, for which the room is"
+
+
+def test_a_stage_that_waits_for_all_the_gangs_it_may_have_is_helped_too() -> None:
+    game = play(plan(99, max_gangs=2), plan(1, shape=1, max_gangs=1))
+    game.start()
+    game.ready(0)
+    game.ready(1)
+    for running in (0, 1):
+        game.succeed(running, busy_s=9.0)
+    (recall,) = game.tick(60.0)
+    assert recall == Recall(assignment=3)
+    assert free(game, 1) == [1], "one that is asked for stands under `max_gangs` already"
+    game.close()
+    assert [gang for gang, _, _ in dispatches(game.ready(2))] == [2]
+
+
+def test_a_warm_gang_is_had_in_exchange_for_the_last_pending_one() -> None:
+    game = play(plan(50, max_gangs=2), plan(9, max_gangs=1))
+    game.start()
+    game.ready(0)
+    game.ready(1)
+    for running in (0, 1):
+        game.succeed(running, busy_s=9.0)
+    game.tick(60.0)
+    (running,) = game.referee.gangs[1].live
+    commands = game.succeed(running, busy_s=9.0)
+    assert [(c.gang, c.stage) for c in commands if isinstance(c, Dispatch)] == [(1, 1)]
+    assert (game.scheduler.counts(0).gangs, game.scheduler.counts(1).gangs) == (2, 1)
+    assert [gang for gang, _, _ in dispatches(game.ready(2))] == [2]
+    assert game.scheduler.counts(0).running == 2, "the pending one is the giver's now"
+
+
+def test_a_stage_that_may_have_no_more_gangs_yields_to_itself() -> None:
+    game = play(plan(99, max_gangs=2), plan(99, shape=1, max_gangs=2))
+    game.start()
+    for gang in range(4):
+        game.ready(gang)
+    for running in (1, 2, 3):
+        game.succeed(running, busy_s=9.0)
+    game.fail(0, 0, "oom")
+    assert game.scheduler.waiting_reason(0) == "the stage has its 2 gangs in other shapes"
+    assert [type(command) for command in game.tick(60.0)] == [Recall]
+    (yielding,) = (g for g in game.scheduler._board.gangs.values() if g.yields_to)
+    assert yielding.lane.stage.number == 0, "another stage's would make it no room"
+    (running,) = yielding.live
+    commands = game.succeed(running, busy_s=9.0)
+    assert closed(commands) == [yielding.number]
+    assert [c.shape for c in commands if isinstance(c, OpenGang)] == [ShapeKey(0, 3 * GIB)]
+
+
+def test_nobody_yields_to_a_stage_that_could_not_have_the_gang_any_more() -> None:
+    game = play(plan(99, max_gangs=2), plan(99, shape=1, max_gangs=2))
+    game.start()
+    for gang in (0, 2, 3):
+        game.ready(gang)
+    for running in (1, 2):
+        game.succeed(running, busy_s=9.0)
+    game.lost(1, "waited")
+    (pending,) = opened(game.fail(0, 0, "oom"))
+    assert [type(command) for command in game.tick(60.0)] == [Recall]
+    (yielding,) = (g for g in game.scheduler._board.gangs.values() if g.yields_to)
+    assert yielding.lane.stage.number == 1
+    assert len(opened(game.lost(pending, "waited"))) == 1, "its place is taken at once"
+    (running,) = yielding.live
+    assert dispatches(game.succeed(running, busy_s=9.0))[0][0] == yielding.number

@@ -182,6 +182,14 @@ class Board(Generic[F]):
         gang.finished = 0
         lane.place(gang)
 
+    def hand_over(self, gang: Gang[F], lane: Lane[F]) -> None:
+        """Bind a gang without work to a lane of its shape that may gain one; if its stage has no
+        room, in exchange for a pending one, which else would keep it from one that is there."""
+        is_full, giver = lane.stage.room < 1, gang.lane
+        self.bind(gang, lane)
+        if is_full:
+            self.bind(next(iter(lane.opening.values())), giver)
+
     # -- assignments -------------------------------------------------------------------------------
 
     def dispatch(self, lane: Lane[F], gang: Gang[F], ranks: list[range], limit: int) -> None:

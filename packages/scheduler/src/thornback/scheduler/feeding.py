@@ -44,17 +44,11 @@ def _free_gang(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
 
 def _borrowed(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
     """Take over an idle gang of equal shape: one whose own work is done, or has less priority."""
-    if len(lane.shape.lanes) == 1:
-        return None
-    swap = lane.stage.room < 1
-    if swap and not lane.opening:
+    if len(lane.shape.lanes) == 1 or not lane.may_gain:
         return None
     gang = _spare(board, lane)
     if gang is not None:
-        other = gang.lane
-        board.bind(gang, lane)
-        if swap:  # else a pending gang would keep the stage, by `max_gangs`, from one that is there
-            board.bind(next(iter(lane.opening.values())), other)
+        board.hand_over(gang, lane)
     return gang
 
 

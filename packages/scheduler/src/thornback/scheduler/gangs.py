@@ -153,6 +153,11 @@ class Lane(Generic[F]):
         """Has ready ranks, and has had no usable gang for some time."""
         return self.starved_at is not None and self.waiting > 0 and not self.usable
 
+    @property
+    def may_gain(self) -> bool:
+        """One more of its gangs can be ready: its stage has room for it, or has asked for it."""
+        return bool(self.opening) or self.stage.room > 0
+
     def place(self, gang: Gang[F]) -> None:
         """Put a gang of this lane into the parts it belongs to. O(1)."""
         number, live = gang.number, len(gang.live)

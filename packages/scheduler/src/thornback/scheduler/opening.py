@@ -183,8 +183,8 @@ def _make_others_yield(board: Board[F], lane: Lane[F]) -> None:
 
 def _victim(lane: Lane[F], board: Board[F]) -> Gang[F] | None:
     for other in reversed(board.lanes):
-        if other is lane or (lane.stage.room < 1 and other.stage is not lane.stage):
-            continue
+        if not (lane.may_gain or other.stage is lane.stage):
+            continue  # that gang would make no room under `max_gangs`
         if len(other.usable) > 1 or (other.usable and lane.order < other.order):
             able = [gang for gang in other.usable.values() if gang.finished]
             if able:
@@ -197,14 +197,13 @@ def _carry_out_yields(board: Board[F], lane: Lane[F]) -> None:
     for gang in list(lane.yielding.values()):
         to = gang.yields_to
         assert to is not None
-        no_room = to.stage is not lane.stage and to.stage.room < 1
-        if not to.starves or no_room:
+        if not (to.starves and (to.may_gain or to.stage is lane.stage)):
             gang.yields_to = None
             lane.place(gang)
         elif gang.live:
             continue
         elif lane.shape is to.shape and gang.drain_by is None:
-            board.bind(gang, to)
+            board.hand_over(gang, to)
             gang.kept = True
         else:
             board.close(gang)
