@@ -174,6 +174,15 @@ def test_nothing_is_queued_ahead_where_a_rank_takes_as_long_as_the_worker_waits(
         assert len(dispatches(game.succeed(0, busy_s=busy_s))) == fed
 
 
+def test_the_seconds_of_a_report_are_for_all_that_it_names() -> None:
+    game = play(plan(9, max_gangs=1))
+    game.start()
+    game.ready(0)
+    # Only rank 0 counts; but it has not taken the 4.5 s by itself, which nothing is queued behind.
+    fed = game.send(RanksSucceeded(assignment=0, ranks=(range(3),), busy_s=4.5))
+    assert len(dispatches(fed)) == 2
+
+
 def test_reports_without_a_time_let_batches_grow() -> None:
     game = play(plan(99, max_gangs=1))
     game.start()

@@ -118,6 +118,37 @@ def test_a_pending_gang_is_given_up_by_a_timer_and_each_time_anew() -> None:
     assert game.now == 10.0
 
 
+def test_a_pending_gang_lingers_also_where_an_earlier_one_has_become_ready() -> None:
+    game = play(plan(5, max_gangs=3))
+    game.start()
+    game.ready(0)
+    game.ready(1)
+    for running in (0, 1, 2):
+        game.succeed(running, busy_s=9.0)
+    assert game.scheduler.counts(0).ready == 0, "the third is not needed, since 0.0"
+    game.ready(2)
+    game.tick(20.0)
+    game.lost(0, "preempted")
+    assert opened(game.lost(1, "preempted")) == [3]
+    (running,) = game.referee.gangs[2].live
+    assert closed(game.succeed(running, busy_s=9.0)) == []
+    assert game.scheduler.counts(0).ready == 0, "nor is the fourth, since 20.0"
+    assert closed(game.tick(4.9)) == []
+    assert closed(game.tick(0.1)) == [3]
+
+
+def test_what_a_batch_still_needs_is_what_its_ranks_take_together() -> None:
+    for left_s, recalled in ((0.7, [4, 5]), (0.9, [5]), (1.1, [])):
+        game = play(plan(99, max_gangs=1))
+        game.start()
+        game.ready(0, "a")
+        for assignment in range(4):
+            game.succeed(assignment, busy_s=0.1 * len(game.scheduler.outstanding(assignment)[0]))
+        assert [len(game.scheduler.outstanding(n)[0]) for n in (4, 5)] == [4, 5]
+        commands = game.send(NodeDraining(node="a", left_s=left_s))
+        assert [c.assignment for c in commands if isinstance(c, Recall)] == recalled
+
+
 def test_only_gangs_on_a_draining_node_drain() -> None:
     game = play(plan(9, max_gangs=2))
     game.start()

@@ -44,6 +44,7 @@ from thornback.scheduler.events import (
 from thornback.scheduler.pace import Pace
 from thornback.scheduler.ranges import NO_LIMIT, ReadyRanges, normalised, split
 from thornback.scheduler.simulate import RunStats, Unfinished
+from thornback.scheduler.stages import Stage
 from thornback.scheduler.states import (
     GANG_MOVES,
     RANK_MOVES,
@@ -58,6 +59,7 @@ from thornback.scheduler.testing import (
     Referee,
     ScriptedPolicy,
     check_retry_policy,
+    plan,
 )
 
 pieces = st.lists(st.builds(lambda a, n: range(a, a + n), st.integers(0, 40), st.integers(0, 8)))
@@ -125,6 +127,20 @@ def test_events_commands_and_errors_pickle(value: object) -> None:
     assert type(again) is type(value)
     assert str(again) == str(value)
     assert vars(again) == vars(value) if isinstance(value, Exception) else again == value
+
+
+def test_ranks_move_together_or_not_at_all() -> None:
+    stage = Stage(0, plan(4), SchedulerParams())
+    stage.move(range(4), RankState.BLOCKED, RankMove.RELEASED)
+    stage.move(range(2), RankState.READY, RankMove.DISPATCHED)
+    before = bytes(stage.states), list(stage.in_state)
+    with pytest.raises(InvalidTransition, match="READY: ranks range"):
+        stage.move(range(2, 4), RankState.READY, RankMove.SUCCEEDED)
+    with pytest.raises(InvalidTransition, match="succeeded is not possible in state READY"):
+        stage.move(range(4), RankState.RUNNING, RankMove.SUCCEEDED)
+    with pytest.raises(UsageError, match=r"given up: range\(0, 4\) of stage 0 is not all in RUN"):
+        stage.move(range(4), RankState.RUNNING, RankMove.GIVEN_UP)
+    assert (bytes(stage.states), list(stage.in_state)) == before
 
 
 # -- ranges ---------------------------------------------------------------------------------------
