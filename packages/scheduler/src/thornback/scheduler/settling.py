@@ -42,7 +42,6 @@ def start(board: Board[F], event: RunStarted) -> None:
         for number, piece, _root in delta.skipped:
             skipped.setdefault(number, []).append(piece)
         follow(board, delta)
-    tell(board)
 
 
 def _known(

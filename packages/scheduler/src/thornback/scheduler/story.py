@@ -318,7 +318,7 @@ class _Teller(Generic[F]):
                     how = "with a kill" if command.kill else "if it has not started"
                     self._tell(MomentKind.RECALLED, f"is asked back, {how}")
             case RecordCommand(stage=self._stage, state=RecordState.FAILED):
-                if _holds(command.ranks, self._rank) and self._state not in ENDS:
+                if _holds(command.ranks, self._rank):
                     self._become(RankState.FAILED)
                     self._tell(MomentKind.ENDED, "is FAILED")
             case FinishRun() if self._state not in ENDS:
