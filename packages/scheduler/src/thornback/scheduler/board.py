@@ -89,8 +89,7 @@ class Board(Generic[F]):
         self.ended_ranks: deque[tuple[Stage[F], list[range], bool]] = deque()
         """Ends that the dependencies have not been told yet."""
         self._seed = seed
-        self._timers: list[tuple[float, int, int, int]] = []
-        self._timers_made = 0
+        self._timers: list[tuple[float, int, int]] = []
         for stage in self.stages:
             self.lane(stage, None)
 
@@ -115,8 +114,7 @@ class Board(Generic[F]):
 
     def wake(self, at: float, stage: int = -1, rank: int = -1) -> None:
         """Look again at that time; with a rank: it is due then."""
-        self._timers_made += 1
-        heapq.heappush(self._timers, (at, self._timers_made, stage, rank))
+        heapq.heappush(self._timers, (at, stage, rank))
 
     @property
     def wake_at(self) -> float | None:
@@ -134,14 +132,14 @@ class Board(Generic[F]):
         """Take the timers whose time has come; return the ranks among them, as (stage, rank)."""
         ranks: list[tuple[int, int]] = []
         while self._timers and self._timers[0][0] <= self.now:
-            _, _, stage, rank = heapq.heappop(self._timers)
+            _, stage, rank = heapq.heappop(self._timers)
             if rank >= 0:
                 ranks.append((stage, rank))
         return ranks
 
     def timed(self) -> list[tuple[int, int]]:
         """Return the ranks that have a timer, as (stage, rank): for checks."""
-        return [(stage, rank) for _, _, stage, rank in self._timers if rank >= 0]
+        return [(stage, rank) for _, stage, rank in self._timers if rank >= 0]
 
     def draw(self, stage: int, rank: int, attempt: int) -> float:
         """Return the jitter in [0, 1) of one attempt."""
