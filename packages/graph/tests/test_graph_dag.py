@@ -70,6 +70,14 @@ def test_the_rest_of_a_stage_that_failed_early_is_skipped_with_its_parent() -> N
     dag.check_invariants()
 
 
+def test_the_failure_that_was_one_too_many_is_found_across_ranges() -> None:
+    failed = [range(2), range(4, 6), range(7, 9)]
+    for tolerated, rank in ((0, 0), (1, 1), (2, 4), (3, 5), (4, 7), (5, 8)):
+        dag = Dag([Node(9, (), tolerated), Node(1, (0,))])
+        dag.start()
+        assert dag.finished(0, failed, False).skipped == ((1, range(1), (0, rank)),), tolerated
+
+
 def test_a_million_ranks_keep_one_byte_each() -> None:
     dag = Dag([Node(1_000_000, (), 10), Node(1, (0,))])
     dag.start()

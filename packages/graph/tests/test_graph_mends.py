@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from thornback.graph import Dag, DuplicateStageError, GraphError, Node
+from thornback.graph import Condition, Dag, DuplicateStageError, Edge, GraphError, Node
 
 
 @pytest.mark.parametrize(
@@ -21,10 +21,21 @@ def test_a_name_given_twice_is_told_with_its_job(error: GraphError, text: str) -
 
 
 def test_why_a_number_is_refused() -> None:
-    with pytest.raises(GraphError, match=re.escape("not 0: a stage needs a rank to run.")):
+    why = "world_size must be an int >= 1, not 0: a stage needs a rank to run."
+    with pytest.raises(GraphError, match=f"^{re.escape(why)}$"):
         Node(0)
-    with pytest.raises(GraphError, match=re.escape("not -1: it counts ranks.")):
+    why = "max_failed must be an int >= 0, not -1: it counts ranks."
+    with pytest.raises(GraphError, match=f"^{re.escape(why)}$"):
         Node(1, max_failed=-1)
+    with pytest.raises(GraphError, match=f"^{re.escape(why)}$"):
+        Condition.within(-1)
+
+
+def test_what_an_edge_says_besides_its_parent_is_said_by_name() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        Edge(0, True)  # type: ignore[call-arg]  # the test
+    with pytest.raises(TypeError, match="positional"):
+        Edge(0, Condition.all_done(), one_to_one=True)  # type: ignore[misc,arg-type]  # the test
 
 
 def test_no_failure_is_tolerated_unless_it_is_said() -> None:
