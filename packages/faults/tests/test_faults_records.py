@@ -21,6 +21,13 @@ class Level(enum.IntEnum):
     HIGH = 3
 
 
+class Blank:
+    """Raises whatever it is asked for."""
+
+    def __getattr__(self, name: str) -> object:
+        raise RuntimeError(name)
+
+
 def test_what_is_taken() -> None:
     error = lookalike("my.pkg.Error", "text", exit_code=3, level=Level.HIGH, obj=object(), ok=True)
     error.__dict__ |= {"_private": 1, "api_key": "x", "big": 1 << 99, "nan": float("nan")}
@@ -143,6 +150,14 @@ def test_what_a_task_error_wraps_is_its_first_cause() -> None:
         "builtins.KeyError",
         "builtins.OSError",
     ]
+
+
+@pytest.mark.parametrize("odd", [None, "KeyError: 'k'", 7, Blank()], ids=repr)
+def test_what_a_task_error_carries_may_be_anything(odd: object) -> None:
+    error = lookalike_task_error(KeyError("k"))
+    error.cause = odd  # type: ignore[attr-defined]  # as ray does
+    error.__cause__ = OSError(5, "io")
+    assert [each.type_names[0] for each in ErrorRecord.of(error).causes] == ["builtins.OSError"]
 
 
 def test_the_leaves_of_a_group() -> None:

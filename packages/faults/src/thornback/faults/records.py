@@ -74,7 +74,7 @@ class ErrorRecord(Value):
             return _copy(error)
         chain = _chain(error, MAX_CAUSES + 1)
         head, *causes = [_one(link) for link in chain]
-        return head.__replace__(traceback=_traceback(chain), causes=tuple(causes))
+        return head.__replace__(traceback=_traceback(error, len(chain)), causes=tuple(causes))
 
 
 def public_name(name: str) -> str:
@@ -138,7 +138,7 @@ def _below(error: BaseException) -> BaseException | ErrorData | None:
         inner = None if attribute is None else _get(error, attribute)
         if isinstance(inner, BaseException):
             return inner
-        if inner is not None and hasattr(inner, "type_names"):
+        if _get(inner, "type_names") is not None:
             return cast(ErrorData, inner)
     if error.__cause__ is not None:
         return error.__cause__
@@ -244,14 +244,11 @@ def _get(thing: object, name: str) -> object:
         return None
 
 
-def _traceback(chain: Sequence[BaseException | ErrorData]) -> str:
+def _traceback(head: BaseException, links: int) -> str:
     """Return the text that Python would print; for a long chain or group, the exception's own."""
     import traceback  # Not above: it brings `tokenize`, and is needed only when something failed.
 
-    head = chain[0]
-    if not isinstance(head, BaseException):
-        return ""
-    short = len(chain) <= MAX_CAUSES
+    short = links <= MAX_CAUSES
     if isinstance(head, BaseExceptionGroup):
         short = short and len(_leaves(head, MAX_MEMBERS)) < MAX_MEMBERS
     try:
