@@ -304,6 +304,26 @@ def test_a_full_disk_is_seen_through_the_wrapper_of_user_code() -> None:
     assert "writing failed" in fault.traceback
 
 
+@pytest.mark.parametrize(
+    ("error", "facts", "rule"),
+    [
+        (RuntimeError("x"), {**RANK, "phase": "setup"}, "rank.setup"),
+        (SystemExit(1), RANK, "rank.exited"),
+        (KeyboardInterrupt(), RANK, "rank.interrupted"),
+        (RuntimeError("x"), RANK, "rank.raised"),
+        (lookalike_task_error(RuntimeError("x")), WORKER, "worker.raised"),
+        (RuntimeError("x"), DRIVER, "unknown"),
+    ],
+)
+def test_a_last_resort_gives_way_to_what_is_known_of_a_cause(
+    error: BaseException, facts: dict[str, Attribute], rule: str
+) -> None:
+    assert classifier.classify(error, facts).rule == rule
+    raised: BaseException = getattr(error, "cause", error)
+    raised.__cause__ = OSError(28, "No space left on device")
+    assert classifier.classify(error, facts).kind is K.RESOURCE
+
+
 class TestWrappers:
     def test_without_an_origin_user_code_is_to_blame_for_a_task_error(self) -> None:
         for cause in (ValueError("x"), lookalike("ActorDiedError"), lookalike("RayError")):

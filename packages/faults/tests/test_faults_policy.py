@@ -415,6 +415,7 @@ class TestMemory:
         assert "with 2.44 GiB" in verdict.reason
         none = RetryPolicy(memory_bytes=2 * GIB, max_retries=0).decide(refused, history, 0.5)
         assert none.stop is StopReason.NO_RETRIES
+        assert none.reason == "unschedulable: given up: max_retries=0"
 
     @given(st.integers(1, 2**45), st.integers(0, 2**45))
     def test_a_rung_is_the_lowest_above(self, base: int, above: int) -> None:

@@ -18,9 +18,9 @@ GRID_BYTES = 256 * MIB
 class MemoryNeed(Value):
     """What the failures of a rank say about its memory."""
 
-    memory_bytes: int | None = None
+    memory_bytes: int | None
     """What to ask for; None: what the stage asks for."""
-    exhausted: bool = False
+    exhausted: bool
     """It ran out of the largest amount there is."""
 
 

@@ -101,7 +101,7 @@ def _carried(raised: _Raised) -> _Raised | None:
     """Return what user code raised, from the message of a `RayTaskError`: a remote traceback."""
     if not raised.name.startswith(RAY_TASK_ERROR):
         return None
-    wanted = raised.name.partition("(")[2].rstrip(")")
+    wanted = raised.name.partition("(")[2].removesuffix(")")
     lines = raised.text.splitlines()
     for number in reversed(range(len(lines))):
         found = _line(lines[number])
