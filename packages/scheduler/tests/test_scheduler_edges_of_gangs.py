@@ -290,3 +290,28 @@ def test_nobody_yields_to_a_stage_that_could_not_have_the_gang_any_more() -> Non
     assert len(opened(game.lost(pending, "waited"))) == 1, "its place is taken at once"
     (running,) = yielding.live
     assert dispatches(game.succeed(running, busy_s=9.0))[0][0] == yielding.number
+
+
+def test_who_made_room_asks_again_when_its_time_is_over() -> None:
+    game = starving(2, 1)
+    game.tick(5.0)
+    assert free(game, 1) == [1]
+    game.close()
+    game.record()
+    while not (asked := opened(game.tick())):
+        assert game.now < 600.0, "it is never asked for again"
+    assert (asked, game.now) == ([3], 125.0)
+
+
+def test_a_higher_priority_does_not_take_back_at_once_what_it_has_yielded() -> None:
+    game = play(plan(50, max_gangs=2, priority=1), plan(9))
+    game.start()
+    game.ready(0)
+    game.ready(1)
+    for running in (0, 1):
+        game.succeed(running, busy_s=9.0)
+    game.tick(60.0)
+    for _ in range(2):
+        (running,) = game.referee.gangs[1].live
+        commands = game.succeed(running, busy_s=9.0)
+        assert [(c.gang, c.stage) for c in commands if isinstance(c, Dispatch)] == [(1, 1)]
