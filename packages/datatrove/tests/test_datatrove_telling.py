@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 from datatrove.utils.logging import logger
 from datatrove.utils.stats import PipelineStats
@@ -142,6 +143,24 @@ def test_defect_14_a_failure_names_ranks_cause_log_and_what_was_not_run() -> Non
         "    log: /dir/logs/task_00003.log",
         "  4/4 tasks of 'b' were not run, since they depend on these",
     ]
+
+
+def test_of_thousands_of_causes_the_greatest_are_named_and_the_rest_counted() -> None:
+    failed = failure(FaultKind.APPLICATION)
+    leaves = [RankFailure("a", (rank,), f"ValueError: file {rank}") for rank in range(10_000)]
+    leaves[5_000] = RankFailure("a", (5_000, 10_000), "ValueError: the same")
+    again = RunFailed("failed", leaves)
+    again.report = attrs.evolve(
+        failed.report,
+        given_up=tuple(
+            GivenUp(stage="a", ranks=(range(rank, rank + 1),), reason="r", last=attempt(rank))
+            for rank in range(10_001)
+        ),
+    )
+    lines = described(again, {"a": "/dir/logs"}, {"a": 1}).message.splitlines()
+    assert lines[1] == "  'a', ranks 5000, 10000: ValueError: the same"
+    assert "  and 9992 more causes, of 9992 ranks: see `exceptions`" in lines
+    assert len(lines) == 1 + 8 * 2 + 1 + 1
 
 
 @pytest.mark.parametrize(
