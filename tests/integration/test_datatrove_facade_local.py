@@ -172,10 +172,36 @@ def test_a_pipeline_of_which_nothing_is_complete_may_be_changed(tmp_path: Path) 
     assert runs(tmp_path, "a") == {0: 1, 1: 1, 2: 1}
 
 
+def test_defect_18_completions_of_ranks_that_a_smaller_world_lacks_are_not_thrown_away(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(RunFailed):
+        make(tmp_path, "a", tasks=4, failing=(0, 1)).run()
+    with pytest.raises(PipelineMismatch, match="was 4, is 2"):
+        make(tmp_path, "a", tasks=2).run()
+    make(tmp_path, "a", tasks=4).run()
+    assert runs(tmp_path, "a") == dict.fromkeys(range(4), 1)
+
+
 def test_skip_completed_false_runs_all_again(tmp_path: Path) -> None:
     make(tmp_path, "a").run()
     make(tmp_path, "a", skip_completed=False).run()
     assert runs(tmp_path, "a") == {0: 2, 1: 2}
+
+
+def test_skip_completed_false_with_fewer_tasks_leaves_nothing_of_the_others_that_tools_count(
+    tmp_path: Path,
+) -> None:
+    make(tmp_path, "a", tasks=4).run()
+    make(tmp_path, "a", tasks=2, skip_completed=False).run()
+    assert {
+        name for name in files(tmp_path, "a") if name.startswith(("completions", "stats/"))
+    } == {
+        "completions/00000",
+        "completions/00001",
+        "stats/00000.json",
+        "stats/00001.json",
+    }
 
 
 def test_what_does_not_pickle_is_refused_and_nothing_is_launched(tmp_path: Path) -> None:

@@ -228,16 +228,17 @@ def test_what_a_dead_writer_has_left_is_swept(local: DataFolder) -> None:
 # -- forgetting ------------------------------------------------------------------------------------
 
 
-def test_forgotten_ranks_have_neither_marker_nor_stats_and_the_others_keep_theirs(
+def test_forgotten_ranks_have_neither_marker_nor_stats_and_what_is_no_rank_stays(
     folder: DataFolder,
 ) -> None:
-    forget(folder, 5)
+    forget(folder)
     promote(folder, dict.fromkeys((0, 3, 7), "[]"))
     write(folder, "stats/00004.json", "[]")
     write(folder, "logs/task_00000.log", "text")
-    forget(folder, 5)
-    forget(folder, 5)
-    assert sorted(files(folder)) == ["completions/00007", "logs/task_00000.log", "stats/00007.json"]
+    write(folder, "stats/notes.json", "[]")
+    forget(folder)
+    forget(folder)
+    assert sorted(files(folder)) == ["logs/task_00000.log", "stats/notes.json"]
 
 
 # -- executor.json ---------------------------------------------------------------------------------

@@ -58,8 +58,9 @@ def stats_name(rank: int) -> str:
     return f"{STATS}/{rank:05d}.json"
 
 
-def completed_ranks(folder: DataFolder, world_size: int) -> Ranks:
-    """Return the ranks below `world_size` that have a marker, by a listing that is not cached.
+def completed_ranks(folder: DataFolder, world_size: int | None = None) -> Ranks:
+    """Return the ranks below `world_size` (None: all) that have a marker, by a listing that is not
+    cached.
 
     Raises:
         Exception: whatever the file system raises. A folder that is not there has no markers.
@@ -86,8 +87,9 @@ def promote(folder: DataFolder, stats: Mapping[int, str | None]) -> None:
     _write_all(folder, COMPLETIONS, [(marker_name(rank), b"") for rank in stats])
 
 
-def forget(folder: DataFolder, world_size: int) -> None:
-    """Remove markers, then stats, of the ranks below `world_size`: they are to be run again.
+def forget(folder: DataFolder) -> None:
+    """Remove markers, then stats, of all ranks: they are to be run again. Also of ranks that a
+    smaller world no longer has: tools count and add up whatever is there.
 
     Idempotent.
 
@@ -95,7 +97,7 @@ def forget(folder: DataFolder, world_size: int) -> None:
         Exception: whatever the file system raises. No rank has its marker without its stats.
     """
     for kind, ending, name in ((COMPLETIONS, "", marker_name), (STATS, ".json", stats_name)):
-        found = [name(rank) for rank in _ranks(_names(folder, kind), ending, world_size)]
+        found = [name(rank) for rank in _ranks(_names(folder, kind), ending)]
         for start in range(0, len(found), _DELETED_AT_ONCE):
             _remove(folder, found[start : start + _DELETED_AT_ONCE])
 
@@ -153,12 +155,12 @@ def _names(folder: DataFolder, kind: str) -> Iterator[str]:
         yield path.rstrip("/").rpartition("/")[2]
 
 
-def _ranks(names: Iterable[str], ending: str, world_size: int) -> list[int]:
+def _ranks(names: Iterable[str], ending: str, world_size: int | None = None) -> list[int]:
     """Return the ranks whose files these are; what is not named by us or by datatrove is none."""
     pattern = re.compile(r"([0-9]{5}|[1-9][0-9]{5,})" + re.escape(ending))
     found = (pattern.fullmatch(name) for name in names)
     ranks = (int(match[1]) for match in found if match is not None)
-    return sorted(rank for rank in ranks if rank < world_size)
+    return sorted(rank for rank in ranks if world_size is None or rank < world_size)
 
 
 def _read_stats(folder: DataFolder, rank: int) -> PipelineStats | None:

@@ -220,8 +220,10 @@ def _state(name: str, member: RayPipelineExecutor, incomplete: int) -> PipelineS
     wanted = stage_identity(name=name, pipeline=member.pipeline, world_size=member.world_size)
     skip = member.skip_completed and member.world_size > 0
     found = differences(member.logging_dir, wanted) if skip else ()
-    # Without completions nothing can be skipped by mistake: the directory begins anew.
+    # Without completions nothing can be skipped by mistake: the directory begins anew. Those of
+    # ranks that a smaller world no longer has are completions, too.
     anew = bool(found) and incomplete == member.world_size
+    anew = anew and not markers.completed_ranks(member.logging_dir)
     if not anew:
         check_marks(member, found)
     return PipelineState(

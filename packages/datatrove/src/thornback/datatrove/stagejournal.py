@@ -139,7 +139,7 @@ class StageJournal:
         if not self.state.skip_completed:
             # Before any rank runs: a stale marker would show ranks as complete that are still to
             # be run, to whoever looks (tools, dependents elsewhere, a resumed run).
-            await self._blocking("remove markers", partial(markers.forget, folder, size))
+            await self._blocking("remove markers", partial(markers.forget, folder))
             return opened.term, (), ()
         marked = await self._blocking(
             "list completions/", partial(markers.completed_ranks, folder, size)
