@@ -176,9 +176,24 @@ async def test_a_rank_whose_marker_was_removed_runs_again_and_leaves_its_new_sta
     again = attrs.evolve(done("a", 1), results={1: '"again"'})
     await run(again, state=state_of(folder))
     assert folder.cat_file("stats/00001.json") == b'["again"]'
-    async with journals(state_of(folder)) as journal:
+    assert ranks_of(await run(state=state_of(folder))) == [1, 2]
+
+
+async def test_what_ranks_returned_is_not_kept_where_stats_have_it(folder: DataFolder) -> None:
+    await run(done("a", 1), state=state_of(folder))
+    put_without_promotion(folder, 2, 1, done("a", 2))
+    params = JournalParams(min_interval_s=0, compact_segments=1, compact_segments_max=1)
+    async with journals(state_of(folder), params=params) as journal:
         assert ranks_of(await opened(journal)) == [1, 2]
-        assert (await journal.results("a"))[1] == '{"rank": 1}'  # the ledger: DONE is final
+        for rank in (3, 4):
+            await journal.commit([done("a", rank)])
+        with pytest.raises(JournalError, match="not kept"):
+            await journal.results("a")
+    for rank in range(1, 5):
+        assert folder.cat_file(f"stats/{rank:05d}.json").decode() == f'[{{"rank": {rank}}}]'
+    held = b"".join(folder.cat_file(name) for name in folder.list_files("thornback/control"))
+    assert b'"done"' in held
+    assert b"results" not in held
 
 
 async def test_what_a_dead_driver_has_recorded_is_promoted_before_open_returns(
@@ -354,7 +369,7 @@ async def test_records_go_to_the_logging_dir_of_their_stage(
     a, b = root("a"), root("b")
     await run(state=state_of(b, stage="b"))
     states = [state_of(a), state_of(b, stage="b")]
-    async with journals(*states, root="b") as journal:
+    async with journals(*states, root="b", keep_results=True) as journal:
         found = await opened(journal, "b", "a")
         assert (found.term, found.done) == (2, {})
         await journal.commit([done("a", 1), done("b", 2), failed("a", 3)])

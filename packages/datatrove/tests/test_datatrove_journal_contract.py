@@ -73,7 +73,12 @@ def making(root: str) -> Callable[[str], AbstractAsyncContextManager[Journal]]:
             for stage in testing.job().stages
         ]
         return PipelineJournals(
-            states, root="a", decode=lambda result: f"[{result}]", params=PARAMS, sleep=sleep
+            states,
+            root="a",
+            decode=lambda result: f"[{result}]",
+            keep_results=True,
+            params=PARAMS,
+            sleep=sleep,
         )
 
     return make

@@ -42,6 +42,8 @@ class PipelineJournals:
         states: of the stages.
         root: the stage whose term is the run's.
         decode: makes the text of a stats file of a rank's result; None: as our ranks encode it.
+        keep_results: keep what ranks returned, for `results`. Pipelines have it in `stats/`, and a
+            hundred thousand of them would take most of a gigabyte at each start.
         params: time-outs and sizes of each journal.
         monotonic, sleep: the clock, for tests.
 
@@ -56,6 +58,7 @@ class PipelineJournals:
         *,
         root: str,
         decode: Decode | None = None,
+        keep_results: bool = False,
         params: JournalParams | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
@@ -64,6 +67,7 @@ class PipelineJournals:
             state.stage: StageJournal(
                 state,
                 decode=decode,
+                keep_results=keep_results,
                 params=params or JournalParams(),
                 monotonic=monotonic,
                 sleep=sleep,
@@ -188,7 +192,7 @@ class PipelineJournals:
         the last.
 
         Raises:
-            Superseded, JournalError: as `commit`; or there is no such stage.
+            Superseded, JournalError: as `commit`; there is no such stage, or they are not kept.
         """
         self._check_open()
         if stage not in self._stages:

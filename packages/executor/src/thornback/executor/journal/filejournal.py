@@ -76,8 +76,8 @@ class FileJournal:
 
     Limits: on NFS a stale listing can hide another driver, and only the lock (where the server
     keeps locks) protects. A Hugging Face repository gets a commit per put: 60 s between puts, and a
-    warning. Results are read into memory whole when a run starts and at compactions. A process that
-    forks without exec hands its lock to the child.
+    warning. Results that are kept are read into memory whole when a run starts and at compactions.
+    A process that forks without exec hands its lock to the child.
 
     Args:
         url: a path or any URL that fsspec knows.
@@ -86,6 +86,8 @@ class FileJournal:
         promoter: called with the records of a flush when they are durable and their outputs are
             promoted, and before `commit` returns; again at the next `open` if this driver dies
             before it knows that they are promoted. Retried as long as the store is.
+        keep_results: False: what ranks returned is recorded for the promoter alone, and may be
+            forgotten when it is promoted, so that a state of many ranks stays small.
         anew: forget what the state holds, also of the same job.
         params: time-outs and sizes.
         monotonic, sleep, time_ns: the clock, for tests.
@@ -97,6 +99,7 @@ class FileJournal:
         *,
         storage_options: StorageOptions | None = None,
         promoter: Promoter | None = None,
+        keep_results: bool = True,
         anew: bool = False,
         params: JournalParams | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -115,6 +118,7 @@ class FileJournal:
         """
         self._storage_options = storage_options
         self._promoter = promoter
+        self._keep_results = keep_results
         self._anew = anew
         self._monotonic = monotonic
         self._sleep = sleep
@@ -213,9 +217,11 @@ class FileJournal:
         store, not kept.
 
         Raises:
-            Superseded, JournalError: as `commit`.
+            Superseded, JournalError: as `commit`; or results are not kept.
         """
         self._opened()
+        if not self._keep_results:
+            raise JournalError(f"{self.url}: what ranks returned is not kept")
         assert self._tenure is not None
         term = self._tenure.term
         stored = await self._run(load(self.url, lambda name: name == stage))
@@ -296,12 +302,17 @@ class FileJournal:
             params=self.params,
             promote=self._promote,
             base_bytes=size,
+            keep_results=self._keep_results,
         )
         return self._tenure, kept
 
     async def _load(self, *, forgiving: bool) -> Stored:
         everything = self._promoter is not None
-        steps = load(self.url, owing=lambda record: everything or bool(record.outputs))
+        steps = load(
+            self.url,
+            lambda stage: self._keep_results,
+            owing=lambda record: everything or bool(record.outputs),
+        )
         try:
             return await self._run(steps)
         except Unreadable as error:

@@ -53,6 +53,8 @@ class Tenure:
     promote: Callable[[tuple[Completion, ...]], Awaitable[None]]
     """Does with durable records what is to be done beyond their outputs. Raises `JournalError`."""
     base_bytes: int
+    keep_results: bool = True
+    """Whether compaction keeps them."""
     promoted: int = 0
     """Segments up to this number are promoted, outputs and all."""
     _n: int = 0
@@ -83,7 +85,7 @@ class Tenure:
         if self._segments <= allowed:
             return
         self._n += 1
-        steps = compact(self.url, self.term, self._n)
+        steps = compact(self.url, self.term, self._n, lambda stage: self.keep_results)
         self.base_bytes = await self.steps.run(steps, self._patience)
         self.promoted = self._n
         self._segments, self._segment_bytes = 0, 0

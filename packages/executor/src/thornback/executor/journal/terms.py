@@ -47,6 +47,10 @@ KeepResults: TypeAlias = Callable[[str], bool]
 Owing: TypeAlias = Callable[[Completion], bool]
 
 
+def _all_results(stage: str) -> bool:
+    return True
+
+
 def _has_outputs(record: Completion) -> bool:
     return bool(record.outputs)
 
@@ -184,7 +188,7 @@ def elect(url: str, me: Holder, term: int) -> Steps[None]:
 
 
 def load(
-    url: str, keep_results: KeepResults = lambda stage: True, *, owing: Owing = _has_outputs
+    url: str, keep_results: KeepResults = _all_results, *, owing: Owing = _has_outputs
 ) -> Steps[Stored]:
     """Return what the state holds.
 
@@ -234,14 +238,14 @@ def flush(url: str, term: int, n: int, promoted: int, lines: Sequence[bytes]) ->
     return len(data)
 
 
-def compact(url: str, term: int, n: int) -> Steps[int]:
-    """Write all records of the term as base `n`; remove what it covers. Every flush must be
-    promoted by now.
+def compact(url: str, term: int, n: int, keep_results: KeepResults = _all_results) -> Steps[int]:
+    """Write all records of the term as base `n`, with the results that are to be kept; remove what
+    it covers. Every flush must be promoted by now.
 
     Raises:
         Superseded: a later term is claimed.
     """
-    stored = yield from load(url)
+    stored = yield from load(url, keep_results)
     _refuse_if_superseded(url, term, stored.names)
     assert stored.identity is not None
     header = Header(kind="base", term=term, n=n, promoted=n, identity=stored.identity)
