@@ -12,6 +12,7 @@ from datatrove.io import DataFolder
 from fsspec.implementations.memory import MemoryFileSystem
 
 from thornback.datatrove import RayPipelineExecutor
+from thornback.executor import UsageError
 
 
 class StaleFileSystem(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -80,6 +81,17 @@ def test_attributes_are_those_of_datatrove() -> None:
     assert executor.world_size == 7
     assert isinstance(executor, StockRayPipelineExecutor)
     assert RayPipelineExecutor([], tasks=7, workers=2, logging_dir="memory://a").workers == 2
+
+
+@pytest.mark.parametrize("name", ["_run_for_rank", "mark_rank_as_completed"])
+def test_a_subclass_is_told_which_of_its_methods_would_not_be_called(name: str) -> None:
+    class Extra:
+        pass
+
+    setattr(Extra, name, lambda self, *args: None)
+    kind = type("Mine", (Extra, RayPipelineExecutor), {})
+    with pytest.raises(UsageError, match=rf"Mine\.{name} would never be called"):
+        kind([], logging_dir="memory://a")
 
 
 def test_whole_numbers_of_other_kinds_become_int() -> None:

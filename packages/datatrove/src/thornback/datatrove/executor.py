@@ -12,6 +12,7 @@ from datatrove.executor.ray import RayPipelineExecutor as StockRayPipelineExecut
 from datatrove.io import DataFolderLike
 from thornback.datatrove import options, redaction
 from thornback.datatrove.launch import Launch
+from thornback.executor import UsageError
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -29,6 +30,8 @@ _DRIVERS_OWN: Mapping[str, object] = {
     "companions": (),
 }
 """Attributes that only the driver needs, with what a copy has instead: they need not pickle."""
+_NOT_CALLED = ("_run_for_rank", "mark_rank_as_completed")
+"""What datatrove calls in the ranks. They are still there, to be called by people."""
 _DEFAULTS: Mapping[str, object] = {
     "retries": 0,
     "timeout_s": None,
@@ -67,7 +70,8 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
         nodes_per_task: nodes that run one rank together; see `strategy`.
         ray_remote_kwargs: Ray's options of actors. Those for resources, labels and runtime_env
             count; one that cannot be followed is refused, with the reason.
-        log_first: the first rank process of each worker prints its log at INFO, too.
+        log_first: changes nothing: what ranks log is not printed where the driver runs, but is kept
+            in `thornback/logs/` while they run, and in `logs/` when they have ended.
         tasks_per_job: ranks that one worker runs at the same time; it reserves as much for each.
         time: seconds that a rank may take, then it is killed and tried again.
         retries: how often a rank is tried again whose own code raised. What the machine did
@@ -188,6 +192,13 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
         words = (None, "PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
         options.word("strategy", self.strategy, words)
         options.check_pipeline(self.pipeline, self.nodes_per_task)
+        for name in _NOT_CALLED:
+            if getattr(type(self), name) is not getattr(StockRayPipelineExecutor, name):
+                raise UsageError(
+                    f"{type(self).__qualname__}.{name} would never be called: ranks run only the "
+                    "pipeline, and the driver marks them when they are recorded. Put what it does "
+                    "into a step of the pipeline, or into get_distributed_env"
+                )
         dependencies(self)
         if self.tasks:
             stage_of(self, "pipeline", print, incomplete=self.tasks)
