@@ -136,6 +136,18 @@ def test_defect_27_a_missing_stats_file_is_named_and_nothing_is_raised(
     assert any("stats/00001.json" in line for line in told)
 
 
+def test_defect_27_statistics_that_cannot_be_written_fail_no_run_that_is_complete(
+    tmp_path: Path, told: list[str]
+) -> None:
+    def is_in_the_way(data: Any, rank: int, world_size: int) -> None:
+        (tmp_path / "a/stats.json").mkdir(exist_ok=True)
+
+    executor = make(tmp_path, "a", pipeline=[is_in_the_way])
+    assert executor.run().stats == []
+    assert executor.get_incomplete_ranks() == []
+    assert any("stats.json could not be written" in line for line in told)
+
+
 def test_defect_18_the_marks_of_another_pipeline_are_refused_or_taken_on_request(
     tmp_path: Path, told: list[str]
 ) -> None:

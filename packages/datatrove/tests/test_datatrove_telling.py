@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -185,7 +185,7 @@ class Merges:
         self.gate = threading.Event()
         self.names: list[str] = []
 
-    def __call__(self, name: str, executor: object) -> PipelineStats:
+    def __call__(self, name: str, executor: object, read_one: object) -> PipelineStats:
         assert self.gate.wait(10)
         self.names.append(name)
         if self.error is not None:
@@ -248,7 +248,40 @@ def test_a_store_that_hangs_is_not_waited_for_for_ever(
     keeps.progressed(progress(10))
     keeps.close()
     merges.gate.set()
-    assert "stats.json could not be written within" in told[0]
+    assert "stats.json could not be written: the store has not answered" in told[0]
+
+
+def test_a_store_that_is_slow_but_answers_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    """Each look at the clock is two thirds of what a store may take later, and it has answered."""
+    rounds, looks, answers = 5, threading.Semaphore(0), threading.Semaphore(0)
+    now_s, left, main = 0.0, 0, threading.current_thread()
+
+    def monotonic() -> float:
+        nonlocal now_s, left
+        if left and threading.current_thread() is main:
+            left -= 1
+            now_s += 0.02
+            looks.release()
+            assert answers.acquire(timeout=10)
+        return now_s
+
+    def merge(name: str, executor: object, read_one: Callable[[], None]) -> PipelineStats:
+        for _ in range(rounds):
+            assert looks.acquire(timeout=10)
+            read_one()
+            answers.release()
+        return PipelineStats()
+
+    monkeypatch.setattr(stagestats, "merge", merge)
+    executor = RayPipelineExecutor([], logging_dir="memory://telling")
+    keeps = StatsKeeper({"a": executor}, lambda name: None, 0.03, monotonic)
+    keeps.progressed(progress(10))
+    left = rounds
+    keeps.close()
+    assert keeps.merged("a") is not None
+    assert told == []
 
 
 async def opened(journal: JournalAfterOpen) -> None:

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import attrs
@@ -121,10 +121,13 @@ def named_world_size(folder: DataFolder) -> int | None:
     return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
-def merge_stats(folder: DataFolder, world_size: int) -> Merged:
+def merge_stats(
+    folder: DataFolder, world_size: int, read_one: Callable[[], None] = lambda: None
+) -> Merged:
     """Return the sum of all ranks' stats, to the byte as datatrove's own executor adds them up.
 
-    Reads 32 files at once, and holds no more than twice as many.
+    Reads 32 files at once, and holds no more than twice as many. Calls `read_one` for each: of a
+    million it takes as long as a store needs, but one that answers must not be given up.
 
     Raises:
         Exception: whatever the file system raises, but for a file that is not there.
@@ -132,6 +135,7 @@ def merge_stats(folder: DataFolder, world_size: int) -> Merged:
     total, missing = PipelineStats(), []
     read = partial(_read_stats, folder)
     for rank, stats in enumerate(in_order(read, range(world_size), AT_ONCE)):
+        read_one()
         added = None if stats is None else _add(total, stats)
         if added is None:
             missing.append(rank)

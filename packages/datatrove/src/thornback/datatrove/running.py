@@ -345,6 +345,8 @@ def _end(work: Work, ended: Ended) -> PipelineStats:
         return stats
     else:
         logger.warning(f"Dependencies failed, and that was allowed. {failed.message}")
-    total = ended.stats or (of_complete(name, root) if size else PipelineStats())
+    total = ended.stats
+    if total is None:  # of what ran they could not be merged, which was said: that is no failure
+        total = PipelineStats() if work.root_runs or not size else of_complete(name, root)
     logger.success(total.get_repr(f"All {done}/{size} tasks."))
     return total

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 from datatrove.executor.base import PipelineExecutor
@@ -15,7 +16,8 @@ from thornback.datatrove import markers
 from thornback.executor import AttemptReport, RunInfo, RunReport, StageProgress
 
 WAIT_S = 600.0
-"""For statistics that are being merged when the run has ended; as long as the record may take."""
+"""For the next file of statistics that are being merged when the run has ended; as long as the
+record may take."""
 
 
 class StatsKeeper:
@@ -26,12 +28,16 @@ class StatsKeeper:
         stages: Mapping[str, PipelineExecutor],
         settled: Callable[[str], None],
         wait_s: float = WAIT_S,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`settled` is told the name of each stage that has ended, whatever it came to, when its
         statistics are written."""
         self._stages = stages
         self._settled = settled
         self._wait_s = wait_s
+        self._monotonic = monotonic
+        self._alive_at = monotonic()
+        """When the store has last answered."""
         self._seen: set[str] = set()
         self._asked: queue.SimpleQueue[tuple[str, bool] | None] = queue.SimpleQueue()
         self._merged: dict[str, PipelineStats] = {}
@@ -58,16 +64,23 @@ class StatsKeeper:
         self.progressed(tuple(report.stages.values()))
 
     def close(self) -> None:
-        """Wait until what was asked for is done, or for `wait_s` seconds."""
+        """Wait until what was asked for is done, or the store has not answered for `wait_s`
+        seconds."""
         self._asked.put(None)
         if self._thread is None:
             return
-        self._thread.join(self._wait_s)
-        if self._thread.is_alive():
-            logger.warning(
-                f"stats.json could not be written within {self._wait_s:.0f} s: the store does not "
-                "answer. Run the pipeline again, or datatrove's merge_stats, to have it"
-            )
+        self._tell_alive()
+        while (left_s := self._alive_at + self._wait_s - self._monotonic()) > 0:
+            self._thread.join(left_s)
+            if not self._thread.is_alive():
+                return
+        logger.warning(
+            f"stats.json could not be written: the store has not answered for {self._wait_s:.0f} "
+            "s. Run the pipeline again, or datatrove's merge_stats, to have it"
+        )
+
+    def _tell_alive(self) -> None:
+        self._alive_at = self._monotonic()
 
     def merged(self, name: str) -> PipelineStats | None:
         """Return the statistics of a stage that is complete; None: they could not be merged."""
@@ -83,18 +96,20 @@ class StatsKeeper:
             name, complete = asked
             try:
                 if complete:
-                    self._merged[name] = merge(name, self._stages[name])
+                    self._merged[name] = merge(name, self._stages[name], self._tell_alive)
             except Exception:  # noqa: BLE001  # the store's; that all is recorded is what counts
                 logger.exception(f"{name}: stats.json could not be written; merge_stats can do it")
             finally:
                 self._settled(name)
 
 
-def merge(name: str, executor: PipelineExecutor) -> PipelineStats:
+def merge(
+    name: str, executor: PipelineExecutor, read_one: Callable[[], None] = lambda: None
+) -> PipelineStats:
     """Return the statistics of all ranks, and write `stats.json` unless some are missing, which are
-    then named in a warning."""
+    then named in a warning. `read_one`: see `markers.merge_stats`."""
     folder, size = executor.logging_dir, executor.world_size
-    merged = markers.merge_stats(folder, size)
+    merged = markers.merge_stats(folder, size, read_one)
     if merged.missing:
         shown = ", ".join(f"stats/{rank:05d}.json" for rank in merged.missing[:8])
         more = f" and {len(merged.missing) - 8} more" if len(merged.missing) > 8 else ""
