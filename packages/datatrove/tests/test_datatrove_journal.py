@@ -29,10 +29,11 @@ from thornback.datatrove.journal import (
 from thornback.datatrove.markers import completed_ranks, promote
 from thornback.executor import HeldByAnother, IdentityMismatch, JournalError, UsageError, read_run
 from thornback.executor.journal.filejournal import JournalParams
+from thornback.executor.journal.holder import Heartbeat, Holder
 from thornback.executor.journal.segments import encode_record
 from thornback.executor.journal.steps import run_blocking
 from thornback.executor.journal.store import open_store
-from thornback.executor.journal.terms import flush
+from thornback.executor.journal.terms import LOOKS, beat_name, claim_name, flush
 from thornback.executor.journal.testing import done, failed
 from thornback.executor.ports import Completion, Identity, Opened, StageIdentity
 
@@ -416,6 +417,35 @@ async def test_if_one_stage_cannot_be_opened_the_others_are_given_back(tmp_path:
         assert (await run(state=state_of(a))).term == 2
         with pytest.raises(JournalError, match="closed"):
             await journal.commit([done("a", 1)])
+
+
+async def test_folders_that_a_dead_driver_left_are_watched_together_but_for_the_first() -> None:
+    looks, inside, together = 0, 0, anyio.Event()
+
+    async def sleep(delay_s: float) -> None:
+        nonlocal looks, inside
+        if delay_s == QUICK.ttl_s / 3:
+            await anyio.sleep_forever()
+        looks, inside = looks + 1, inside + 1
+        if inside == 2:
+            together.set()
+        await anyio.lowlevel.checkpoint()
+        if looks > LOOKS:  # the first has been watched alone
+            with anyio.fail_after(10):
+                await together.wait()
+        inside -= 1
+
+    states = []
+    for stage in "abc":
+        folder = get_datafolder(f"memory://{uuid.uuid4().hex}/{stage}")
+        store = open_store(state_url(folder), {})
+        other = Holder(id="other", host="elsewhere", boot="other")
+        store.put(claim_name(1, other.id), other.encode())
+        store.put(beat_name(1), Heartbeat(id=other.id, count=1).encode())
+        states.append(state_of(folder, stage=stage))
+    async with journals(*states, sleep=sleep) as journal:
+        assert (await opened(journal, "a", "b", "c")).term == 2
+    assert looks == 3 * LOOKS
 
 
 async def test_what_breaks_one_stage_breaks_the_journal(tmp_path: Path) -> None:

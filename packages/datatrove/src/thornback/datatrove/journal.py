@@ -103,7 +103,11 @@ class PipelineJournals:
     async def open(
         self, identity: Identity, /, *, on_mismatch: Literal["refuse", "adopt", "fresh"]
     ) -> Opened:
-        """Claim all logging_dirs, one after the other, and return what is done and what has failed.
+        """Claim all logging_dirs, and return what is done and what has failed.
+
+        The first is claimed alone: of two drivers of the same chain one gives way there, and the
+        other has all. The rest are claimed at the same time, since each that a driver left behind
+        when it died may have to be watched for half a minute.
 
         Files that belong to records of a driver that died are there when this returns; with
         `skip_completed=False`, no markers are.
@@ -133,9 +137,24 @@ class PipelineJournals:
         done: dict[str, Ranks] = {}
         failed: dict[str, Ranks] = {}
         terms: dict[str, int] = {}
+        errors: list[Exception] = []
+
+        async def claim(name: str, scope: anyio.CancelScope) -> None:
+            try:
+                opened = await self._stages[name].open()
+                terms[name], done[name], failed[name] = opened
+            except Exception as error:  # noqa: BLE001  # to be raised as it is, not in a group
+                errors.append(error)
+                scope.cancel()
+
         try:
-            for name, stage in self._stages.items():
-                terms[name], done[name], failed[name] = await stage.open()
+            first, *rest = self._stages
+            for names in ([first], rest):
+                async with anyio.create_task_group() as tasks:
+                    for name in names:
+                        tasks.start_soon(claim, name, tasks.cancel_scope)
+                if errors:
+                    raise errors[0]
         except BaseException:
             await self._end()
             raise
