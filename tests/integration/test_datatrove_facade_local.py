@@ -346,6 +346,9 @@ def test_defect_10_a_rank_over_its_time_is_killed_and_tried_again(tmp_path: Path
 
     make(tmp_path, "a", tasks=1, time=1, pipeline=[hangs_once, Touch(tmp_path / "a-out")]).run()
     assert runs(tmp_path, "a") == {0: 1}
+    log = (tmp_path / "a/logs/task_00000.log").read_text()
+    assert f"what earlier attempts wrote is in {tmp_path / 'a/thornback/logs'}\n" in log
+    assert any((tmp_path / "a/thornback/logs").rglob("*.log"))
 
 
 def test_run_works_where_an_event_loop_runs(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import pytest
 from datatrove.executor.ray import RayPipelineExecutor
+from datatrove.io import get_datafolder
 from loguru import logger
 
 from thornback.datatrove.rank import PipelineRank, drain, rank_function
@@ -71,6 +72,26 @@ def test_the_driver_s_own_does_not_reach_the_ranks(tmp_path: Path) -> None:
     assert not hasattr(sent, "mine")
     assert made.depends is not None
     assert hasattr(made, "platform")
+
+
+def test_rank_processes_start_with_what_every_rank_unpickles_and_with_nothing_of_steps() -> None:
+    made = executor(Path("/never"), json.dumps)
+    made.logging_dir = get_datafolder("simplecache::memory://preload")
+    assert {*rank_function(made).__thornback_preload__} == {
+        "datatrove.executor.base",
+        "datatrove.executor.ray",
+        "fsspec.implementations.cached",
+        "fsspec.implementations.memory",
+    }
+
+
+def test_a_log_that_takes_long_to_write_leaves_a_rank_its_time(tmp_path: Path) -> None:
+    made = rank_function(executor(tmp_path, [], time=9, randomize_start_duration=0), time_s=9)
+    assert made.upload_limit_s(0.0) == 8
+    assert made.upload_limit_s(5.5) == 2.5
+    assert made.upload_limit_s(8.9) == 1
+    assert rank_function(executor(tmp_path, [])).upload_limit_s(1e6) == 60
+    assert attrs.evolve(made, time_s=900).upload_limit_s(5.0) == 60
 
 
 def test_a_step_that_does_not_pickle_is_named_with_the_mend(tmp_path: Path) -> None:

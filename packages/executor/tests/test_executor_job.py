@@ -151,6 +151,22 @@ def test_function_name_of_partials_and_callable_objects() -> None:
     assert function_name(Callme()).endswith("Callme")
 
 
+def test_rank_processes_start_with_the_modules_of_functions_and_with_those_that_these_name() -> (
+    None
+):
+    class Named:
+        __thornback_preload__ = ("json", __name__)
+
+        def __call__(self, ctx: RankContext) -> None: ...
+
+    plan = RunPlan(Job("j", [Stage("a", work), Stage("b", Named())]), SETTINGS)
+    assert plan.worker_spec(ShapeKey(0)).preload == (
+        "thornback.executor.program",
+        __name__,
+        "json",
+    )
+
+
 def test_equal_stages_share_a_shape_and_each_rank_gets_its_item() -> None:
     job = Job(
         "j",

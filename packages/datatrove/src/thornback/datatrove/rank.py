@@ -37,9 +37,13 @@ if TYPE_CHECKING:
 
 DRIVER_ONLY = frozenset({"companions", "observers", "platform", "trace"})
 """Attributes of an executor that stay with the driver. It may name more in `driver_only`."""
+_LEAST_S = 1.0
+"""For the log in any case; and what is left over of a rank's time after it."""
 
 
-def rank_function(executor: RayPipelineExecutor, *, logs: str = "") -> PipelineRank:
+def rank_function(
+    executor: RayPipelineExecutor, *, logs: str = "", time_s: float | None = None
+) -> PipelineRank:
     """Return the function of a stage that runs the ranks of an executor, for `Stage(fn=...)`.
 
     The executor is pickled now, once, without what it depends on: what is done to it later does not
@@ -48,6 +52,7 @@ def rank_function(executor: RayPipelineExecutor, *, logs: str = "") -> PipelineR
     Args:
         executor: of datatrove's, or a subclass.
         logs: where the run keeps what rank processes write: for people.
+        time_s: seconds after which a rank is killed; None: it is not.
 
     Raises:
         UsageError: it does not pickle; the message names the step, and the mend.
@@ -56,7 +61,13 @@ def rank_function(executor: RayPipelineExecutor, *, logs: str = "") -> PipelineR
     sent.depends = None
     for name in DRIVER_ONLY | frozenset(getattr(executor, "driver_only", ())):
         sent.__dict__.pop(name, None)
-    return PipelineRank(executor=_pickled(sent), folder=_dumps(executor.logging_dir), logs=logs)
+    return PipelineRank(
+        executor=_pickled(sent),
+        folder=_dumps(executor.logging_dir),
+        logs=logs,
+        time_s=time_s,
+        preload=_needed(executor),
+    )
 
 
 @attrs.define(kw_only=True, slots=True, eq=False)
@@ -68,10 +79,25 @@ class PipelineRank:
     folder: bytes = attrs.field(repr=False)
     """Its logging directory, pickled: a pipeline that does not unpickle leaves a log as well."""
     logs: str = ""
+    preload: tuple[str, ...] = ()
+    """Modules that every rank needs, and that start no threads."""
+    time_s: float | None = None
+    """After so many seconds a rank is killed."""
     upload_s: float = 60.0
     """For the writing of the log: a store that hangs must not hold a rank that is done."""
     _apart: Apart = attrs.field(factory=Apart, repr=False)
     _desk: LogDesk = attrs.field(factory=LogDesk, repr=False)
+
+    @property
+    def __thornback_preload__(self) -> tuple[str, ...]:
+        return self.preload
+
+    def upload_limit_s(self, ran_s: float) -> float:
+        """Return the seconds that the writing of the log may take: a rank that is done must not be
+        killed for it."""
+        if self.time_s is None:
+            return self.upload_s
+        return min(self.upload_s, max(_LEAST_S, self.time_s - ran_s - _LEAST_S))
 
     def __call__(self, ctx: RankContext) -> rankresult.Result | None:
         """Run the pipeline, and return its stats (`rankresult`); None on all nodes of a gang but
@@ -83,7 +109,7 @@ class PipelineRank:
         Raises:
             BaseException: what a step raised, as it is.
         """
-        pid = os.getpid()
+        pid, began_s = os.getpid(), time.monotonic()
         node_rank = -1 if ctx.nodes == 1 else ctx.node_index
         again = ctx.attempt > 1
         first = again_line(ctx.rank, ctx.attempt, ctx.epoch, self.logs) if again else ""
@@ -95,7 +121,8 @@ class PipelineRank:
             return None if stats is None else self._result(ctx, stats)
         finally:
             if os.getpid() == pid:  # not in a forked copy that user code let come back
-                self._deliver(log, log_name(ctx.rank, node_rank))
+                limit_s = self.upload_limit_s(time.monotonic() - began_s)
+                self._deliver(log, log_name(ctx.rank, node_rank), limit_s)
 
     def _logged(self, ctx: RankContext, node_rank: int) -> str | None:
         """Return the stats as JSON (None: not ours to tell); what it raises is in the log."""
@@ -126,12 +153,12 @@ class PipelineRank:
             result = rankresult.in_file(name)
         return result
 
-    def _deliver(self, log: RankLog, name: str) -> None:
+    def _deliver(self, log: RankLog, name: str, limit_s: float) -> None:
         """End the log, and write it to its place; whatever comes of that, the rank is as it was."""
         try:
             self._desk.end()
             folder = pickle.loads(self.folder)
-            self._apart.call(partial(log.write_to, folder, name), limit_s=self.upload_s)
+            self._apart.call(partial(log.write_to, folder, name), limit_s=limit_s)
         except Exception as error:  # noqa: BLE001  # whatever a store raises
             with suppress(OSError, ValueError, AttributeError):  # user code has closed it
                 print(f"{NOT_WRITTEN} to {name}: {error!r}", file=sys.stderr)
@@ -180,6 +207,17 @@ def drain(pipeline: Sequence[object], rank: int, world_size: int) -> None:
             )
     if data:
         deque(data, maxlen=0)
+
+
+def _needed(executor: RayPipelineExecutor) -> tuple[str, ...]:
+    """Return the modules of the executor and of the file system of its logging directory: 0.2 to
+    0.8 s of imports in each rank process. Not those of steps: numpy starts threads."""
+    fs = executor.logging_dir.fs
+    own = [cls.__module__ for cls in type(executor).__mro__]
+    return (
+        *(name for name in own if name.startswith(("datatrove.executor.", "thornback.datatrove."))),
+        *dict.fromkeys(type(each).__module__ for each in (fs, getattr(fs, "fs", fs))),
+    )
 
 
 def _text(error: BaseException) -> str:

@@ -35,7 +35,7 @@ from thornback.datatrove.journal import (
 )
 from thornback.datatrove.launch import claim
 from thornback.datatrove.rank import rank_function
-from thornback.datatrove.stages import stage_of
+from thornback.datatrove.stages import rank_timeout_of, stage_of
 from thornback.datatrove.stagestats import StatsKeeper, merge, of_complete
 from thornback.datatrove.tasklogs import TaskLogs
 from thornback.executor import Executor, Job, RunFailed, RunReport
@@ -273,16 +273,18 @@ def _of_complete_root(work: Work) -> PipelineStats:
 def _run_job(work: Work) -> Ended:
     """Run the job to its end."""
     stages, states = [], []
+    members = {name: todo.member for name, todo in work.incomplete.items()}
+    folder = members[work.head].logging_dir
+    logs = f"{state_url(folder)}/logs"
     for name, todo in work.incomplete.items():
         member, count, size = todo.member, todo.count, todo.member.world_size
         prefix = f"{name}: " if len(work.incomplete) > 1 else ""
         logger.info(f"{prefix}Will run pipeline on {count} incomplete ranks out of {size} total.")
         tolerant = member.run_on_dependency_fail
         after = work.chain.edges(member, work.is_stage, also_failed=tolerant)
-        stages.append(stage_of(member, name, rank_function(member), incomplete=count, after=after))
+        rank = rank_function(member, logs=logs, time_s=rank_timeout_of(member))
+        stages.append(stage_of(member, name, rank, incomplete=count, after=after))
         states.append(todo.state)
-    members = {name: todo.member for name, todo in work.incomplete.items()}
-    folder = members[work.head].logging_dir
     task_logs = TaskLogs(
         {name: member.logging_dir for name, member in members.items()},
         storage_options=storage_options(folder),

@@ -56,11 +56,18 @@ def stage_of(
         finished_when="leader",
         grace_s=GRACE_S,
         processes=at_once,
-        timeout_s=rank_timeout_s(
-            executor.time, executor.timeout_s, executor.randomize_start_duration
-        ),
+        timeout_s=rank_timeout_of(executor),
         retries=executor.retries,
         max_gangs=max(1, executor.workers),
         max_growth=executor.memory_growth,
         fresh=executor.fresh,
     )
+
+
+def rank_timeout_of(executor: RayPipelineExecutor) -> float | None:
+    """Return the seconds after which a rank is killed; None: it is not.
+
+    Raises:
+        UsageError: its arguments make no sense.
+    """
+    return rank_timeout_s(executor.time, executor.timeout_s, executor.randomize_start_duration)

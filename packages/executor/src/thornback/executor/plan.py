@@ -250,12 +250,14 @@ class RunPlan:
         return min([*limits, most])
 
     def _preload(self) -> tuple[str, ...]:
-        modules = [PROGRAM_MODULE]
+        """Return what rank processes start with: the module of each function, and those that it
+        names itself, in `__thornback_preload__`, for what it will import or unpickle. They must
+        start no threads: the fork server would begin again without any."""
+        modules = {PROGRAM_MODULE: None}
         for stage in self.stages:
-            module = getattr(stage.fn, "__module__", None)
-            if module and module != "__main__" and module not in modules:
-                modules.append(module)
-        return tuple(modules)
+            own = getattr(stage.fn, "__module__", None)
+            modules |= dict.fromkeys((own, *getattr(stage.fn, "__thornback_preload__", ())))
+        return tuple(name for name in modules if name and name != "__main__")
 
     def _program(self, number: int) -> bytes:
         stage = self.stages[number]
