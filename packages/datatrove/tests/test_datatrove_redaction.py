@@ -46,6 +46,22 @@ def steps() -> list[Any]:
     ]
 
 
+def test_a_long_description_is_cut_and_leaves_no_part_of_a_password() -> None:
+    class Talks:
+        def __init__(self, length: int) -> None:
+            self.length = length
+
+        def __str__(self) -> str:
+            return "x" * self.length + "s3://me:secret@host" + "y" * 30_000
+
+    assert plain(b"a" * 10**8) == f"b'{'a' * 9_998}..."
+    assert plain(b"a" * 5_000) == str(b"a" * 5_000)
+    found = str(plain(Talks(9_990)))
+    assert len(found) == 10_003
+    assert "s3://me:" in found
+    assert "sec" not in found
+
+
 def text_of(executor: Any) -> str:
     executor.save_executor_as_json()
     with executor.logging_dir.open("executor.json", "r") as file:
