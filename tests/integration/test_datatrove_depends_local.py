@@ -13,7 +13,7 @@ from datatrove.executor.ray import RayPipelineExecutor as StockRayPipelineExecut
 
 from tests.integration.pipelines import Touch, files, listening, make, runs
 from thornback.datatrove import DependencyFailed
-from thornback.executor import RunFailed
+from thornback.executor import RunFailed, blobs
 from thornback.executor.on_local import LocalPlatform
 
 
@@ -21,6 +21,16 @@ from thornback.executor.on_local import LocalPlatform
 def told() -> Iterator[list[str]]:
     with listening() as lines:
         yield lines
+
+
+def test_the_statistics_of_a_pipeline_are_not_handed_to_the_workers_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a hundred thousand ranks are more than may be handed on."""
+    monkeypatch.setattr(blobs, "MAX_INPUT_BYTES", 10)
+    parent = make(tmp_path, "parent")
+    make(tmp_path, "child", depends=parent).run()
+    assert runs(tmp_path, "child") == {0: 1, 1: 1}
 
 
 def test_defect_20_a_complete_dependency_gets_its_stats_json_too(tmp_path: Path) -> None:

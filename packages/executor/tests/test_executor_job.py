@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from thornback.executor import Job, RankContext, Stage, UsageError
+from thornback.executor import After, Job, RankContext, Stage, UsageError
 from thornback.executor.job import function_name, identity_of, parse_memory
 from thornback.executor.plan import RunPlan, Settings, merge_ranks
 from thornback.placement import Strategy
@@ -149,6 +149,15 @@ def test_function_name_of_partials_and_callable_objects() -> None:
 
     assert function_name(partial(work)).endswith(".work")
     assert function_name(Callme()).endswith("Callme")
+
+
+def test_results_that_are_not_wanted_are_not_handed_on() -> None:
+    edges = [After("a", results=False), After("c", kind="one_to_one", results=False), After("d")]
+    job = Job("j", [*(Stage(name, work) for name in "acd"), Stage("b", work, after=edges)])
+    plan = RunPlan(job, SETTINGS)
+    command = Dispatch(gang=1, assignment=1, stage=3, ranks=(range(1),))
+    assert plan.assignment(command, "e", "").inputs == ("results:2",)
+    assert plan.own_parents == {}
 
 
 def test_rank_processes_start_with_the_modules_of_functions_and_with_those_that_these_name() -> (

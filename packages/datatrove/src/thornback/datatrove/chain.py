@@ -68,7 +68,11 @@ class Chain:
         """Return what its stage comes after; with `also_failed` it runs whatever became of
         those."""
         return tuple(
-            After(self.name(parent), condition="all_done" if also_failed else "all_success")
+            After(
+                self.name(parent),
+                condition="all_done" if also_failed else "all_success",
+                results=False,  # statistics; of many ranks they are too much to be handed on
+            )
             for parent in self.stages_before(member, is_stage)
         )
 

@@ -56,6 +56,10 @@ class After:
     where that failed); None is 'all_success', and `Within(n)` besides skips all that waits once
     more than n have failed."""
 
+    results: bool = attrs.field(default=True, kw_only=True)
+    """Whether its results can be read. They are sent to every worker before the first rank there,
+    and more than 64 MiB are refused: False where they are not wanted."""
+
     def __attrs_post_init__(self) -> None:
         """Refuse words that mean nothing."""
         if not isinstance(self.stage, str):

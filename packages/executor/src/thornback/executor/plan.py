@@ -91,9 +91,11 @@ class RunPlan:
         self.own_parents = {
             stage.name: own
             for stage in job.stages
-            if (own := tuple(edge.stage for edge in stage.edges if edge.one_to_one))
+            if (
+                own := tuple(edge.stage for edge in stage.edges if edge.one_to_one and edge.results)
+            )
         }
-        """By name: the stages that it comes one to one after."""
+        """By name: the stages that it comes one to one after, and may read the results of."""
         self._nodes = [self._node(stage) for stage in job.stages]
         self._shapes = list(dict.fromkeys(_shape(stage) for stage in job.stages))
         self.programs = {
@@ -241,7 +243,7 @@ class RunPlan:
 
     def _results_of(self, stage: Stage) -> dict[str, str]:
         """Return the keys of the results that a whole stage may read, by name of the parent."""
-        parents = [edge.stage for edge in stage.edges if not edge.one_to_one]
+        parents = [edge.stage for edge in stage.edges if edge.results and not edge.one_to_one]
         return {name: f"results:{self.index[name]}" for name in parents}
 
     def _max_gangs(self, stage: Stage) -> int | None:
