@@ -94,6 +94,15 @@ def test_defect_20_a_complete_pipeline_runs_nothing_and_gets_the_stats_json_that
     assert any("All 2 tasks appear to be completed already" in line for line in told)
 
 
+def test_what_run_returns_is_read_in_one_way_also_of_one_task_and_of_what_is_complete(
+    tmp_path: Path,
+) -> None:
+    for name, tasks in (("a", 1), ("b", 2)):
+        for _ in range(2):
+            assert make(tmp_path, name, tasks=tasks).run().stats[0]["ranks"].total == tasks
+    assert '"ranks": 1' in (tmp_path / "a/stats.json").read_text(), "as datatrove writes it"
+
+
 def test_a_stale_stats_json_does_not_outlive_the_beginning_of_another_run(tmp_path: Path) -> None:
     make(tmp_path, "a").run()
     (tmp_path / "a/completions/00001").unlink()

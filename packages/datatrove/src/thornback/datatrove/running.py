@@ -36,7 +36,7 @@ from thornback.datatrove.journal import (
 from thornback.datatrove.launch import claim
 from thornback.datatrove.rank import rank_function
 from thornback.datatrove.stages import rank_timeout_of, stage_of
-from thornback.datatrove.stagestats import StatsKeeper, merge, of_complete
+from thornback.datatrove.stagestats import StatsKeeper, merge, of_complete, readable
 from thornback.datatrove.tasklogs import TaskLogs
 from thornback.executor import Executor, Job, RunFailed, RunReport
 from thornback.executor.ports import Journal, Platform
@@ -108,10 +108,10 @@ def run_chain(root: RayPipelineExecutor) -> PipelineStats:
         work = _work(chain, root, claimed)
         if not work.incomplete:
             ran = True
-            return _of_complete_root(work)
+            return readable(_of_complete_root(work))
         ended = _run_job(work)
         ran = True
-        return _end(work, ended)
+        return readable(_end(work, ended))
     finally:
         for member, launched in zip(claimed, before, strict=False):  # shorter: interrupted
             member._launched = ran or launched  # what was never run can still be run by others

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from datatrove.executor.base import PipelineExecutor
 from datatrove.utils.logging import logger
-from datatrove.utils.stats import PipelineStats
+from datatrove.utils.stats import MetricStats, PipelineStats
 from thornback.datatrove import markers
 from thornback.executor import AttemptReport, RunInfo, RunReport, StageProgress
 
@@ -127,3 +127,13 @@ def of_complete(name: str, executor: PipelineExecutor) -> PipelineStats:
             return PipelineStats.from_json(json.load(file))
     except (FileNotFoundError, ValueError):  # never written, or torn
         return merge(name, executor)
+
+
+def readable(stats: PipelineStats) -> PipelineStats:
+    """Return the statistics with metrics to be read in one way, wherever they came from. Of one
+    that is read from a file, datatrove makes a `MetricStats` only when another is added."""
+    for step in stats.stats:
+        for name, value in step.stats.items():
+            if not isinstance(value, MetricStats):
+                step.stats[name] = MetricStats.from_dict(value)
+    return stats

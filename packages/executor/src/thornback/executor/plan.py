@@ -88,13 +88,11 @@ class RunPlan:
         except GraphError as error:
             raise UsageError(str(error)) from error
         self.index = {stage.name: number for number, stage in enumerate(job.stages)}
-        self.own_parents = {
-            stage.name: own
+        own = {
+            stage.name: tuple(e.stage for e in stage.edges if e.one_to_one and e.results)
             for stage in job.stages
-            if (
-                own := tuple(edge.stage for edge in stage.edges if edge.one_to_one and edge.results)
-            )
         }
+        self.own_parents = {name: parents for name, parents in own.items() if parents}
         """By name: the stages that it comes one to one after, and may read the results of."""
         self._nodes = [self._node(stage) for stage in job.stages]
         self._shapes = list(dict.fromkeys(_shape(stage) for stage in job.stages))
