@@ -394,3 +394,8 @@ def test_what_else_runs_is_not_disturbed_by_a_run_that_is_refused(tmp_path: Path
     with pytest.raises(PipelineMismatch, match="was 7, is 2"):
         make(tmp_path, "a").run()
     assert (tmp_path / "a/executor.json").read_text() == stock
+    (tmp_path / "a/completions/00000").rename(tmp_path / "a/completions/00006")
+    with pytest.raises(PipelineMismatch, match="was 7, is 2"):
+        make(tmp_path, "a").run()
+    assert (tmp_path / "a/completions/00006").exists()
+    assert not (tmp_path / "a/thornback").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import pickle
 import threading
@@ -312,52 +311,8 @@ async def test_the_place_of_a_pipeline_in_a_job_is_no_part_of_it(folder: DataFol
     assert ranks_of(await run(state=child), "second") == [1]
 
 
-def marked_by_datatrove(folder: DataFolder, world_size: int, *ranks: int) -> None:
-    promote(folder, dict.fromkeys(ranks, "[]"))
-    with folder.open("executor.json", "w") as file:
-        json.dump({"world_size": world_size}, file)
-
-
-async def test_markers_of_a_stock_executor_of_other_world_size_are_treated_alike(
-    folder: DataFolder, caplog: pytest.LogCaptureFixture
-) -> None:
-    marked_by_datatrove(folder, 20, 1, 15)
-    for _ in range(2):  # a refusal changes nothing
-        with pytest.raises(PipelineMismatch, match="number of tasks was 20, is 10"):
-            await run(state=state_of(folder))
-    assert not folder.exists("thornback/control")
-    assert ranks_of(await run(state=state_of(folder, on_mismatch="warn"))) == [1]
-    assert "number of tasks was 20, is 10" in caplog.text
-    assert ranks_of(await run(state=state_of(folder))) == [1]  # adopted
-
-
-async def test_a_marker_beyond_our_world_size_is_a_sign_of_another_world(
-    folder: DataFolder,
-) -> None:
-    marked_by_datatrove(folder, 20, 15)
-    with pytest.raises(PipelineMismatch):
-        await run(state=state_of(folder))
-    assert ranks_of(await run(state=state_of(folder, on_mismatch="adopt"))) == []
-
-
-@pytest.mark.parametrize("size", [10, None])
-async def test_markers_of_a_stock_executor_are_taken_over(
-    folder: DataFolder, size: int | None
-) -> None:
+async def test_markers_of_a_stock_executor_are_taken_over(folder: DataFolder) -> None:
     promote(folder, {1: "[]"})
-    if size is not None:
-        marked_by_datatrove(folder, size, 1)
-    assert ranks_of(await run(state=state_of(folder))) == [1]
-
-
-async def test_a_run_that_has_completed_nothing_is_nobody_s(folder: DataFolder) -> None:
-    marked_by_datatrove(folder, 20)
-    assert ranks_of(await run(state=state_of(folder))) == []
-
-
-async def test_where_there_is_a_journal_executor_json_is_not_asked(folder: DataFolder) -> None:
-    await run(done("a", 1), state=state_of(folder))
-    marked_by_datatrove(folder, 20)
     assert ranks_of(await run(state=state_of(folder))) == [1]
 
 

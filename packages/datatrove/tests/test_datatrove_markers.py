@@ -26,7 +26,6 @@ from thornback.datatrove.markers import (
     completed_ranks,
     forget,
     merge_stats,
-    named_world_size,
     promote,
     save_merged,
     sweep,
@@ -239,29 +238,6 @@ def test_forgotten_ranks_have_neither_marker_nor_stats_and_what_is_no_rank_stays
     forget(folder)
     forget(folder)
     assert sorted(files(folder)) == ["logs/task_00000.log", "stats/notes.json"]
-
-
-# -- executor.json ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("content", "size"),
-    [
-        ('{"world_size": 12, "pipeline": []}', 12),
-        ('{"world_size": "12"}', None),
-        ('{"world_size": true}', None),
-        ('{"tasks": 12}', None),
-        ("[12]", None),
-        ('{"world_si', None),
-        ("", None),
-    ],
-)
-def test_the_world_size_of_an_executor_json(
-    folder: DataFolder, content: str, size: int | None
-) -> None:
-    assert named_world_size(folder) is None
-    write(folder, "executor.json", content)
-    assert named_world_size(folder) == size
 
 
 # -- merging ---------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
     completions/00007   empty: rank 7 is complete
     stats/00007.json    what its steps have counted; written before the marker
     stats.json          all of them, added up in order of rank
-    executor.json       what was run; only its world size is read here
 
 datatrove's tools read these folders whole, so nothing else may ever be in them, not even for a
 moment: what is not written yet lies under thornback/tmp. All of it blocks.
@@ -109,16 +108,6 @@ def sweep(folder: DataFolder) -> None:
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(path):
                 _unlink(os.path.join(path, name))
-
-
-def named_world_size(folder: DataFolder) -> int | None:
-    """Return the world size in executor.json; None: there is no such file, or it says none."""
-    try:
-        with folder.open("executor.json", "rb") as file:
-            size = json.loads(file.read())["world_size"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
 def merge_stats(

@@ -275,14 +275,14 @@ def _run_job(work: Work) -> Ended:
     stages, states = [], []
     members = {name: todo.member for name, todo in work.incomplete.items()}
     folder = members[work.head].logging_dir
-    logs = f"{state_url(folder)}/logs"
+    kept = f"{state_url(folder)}/logs"
     for name, todo in work.incomplete.items():
         member, count, size = todo.member, todo.count, todo.member.world_size
         prefix = f"{name}: " if len(work.incomplete) > 1 else ""
         logger.info(f"{prefix}Will run pipeline on {count} incomplete ranks out of {size} total.")
         tolerant = member.run_on_dependency_fail
         after = work.chain.edges(member, work.is_stage, also_failed=tolerant)
-        rank = rank_function(member, logs=logs, time_s=rank_timeout_of(member))
+        rank = rank_function(member, logs=kept, time_s=rank_timeout_of(member))
         stages.append(stage_of(member, name, rank, incomplete=count, after=after))
         states.append(todo.state)
     task_logs = TaskLogs(

@@ -31,7 +31,6 @@ from thornback.executor.apart import apart
 from thornback.executor.journal.filejournal import FileJournal, JournalParams
 from thornback.executor.journal.ledger import normalise, subtract
 from thornback.executor.journal.promoter import patiently
-from thornback.executor.journal.recorded import is_recorded
 from thornback.executor.journal.steps import RetryParams
 from thornback.executor.ports import Completion, Identity, Opened, Ranks, StageIdentity
 
@@ -58,8 +57,9 @@ class PipelineState:
     skip_completed: bool = True
     """False: what is recorded or marked is forgotten at open; only what this run records counts."""
     on_mismatch: OnMismatch = "refuse"
-    """If the folder holds the completions of another pipeline, or of another number of tasks:
-    raise, log a warning and count them, or count them."""
+    """If the folder holds the record of another pipeline, or of another number of tasks: raise, log
+    a warning and count it, or count it. What other executors have left there is for the caller to
+    compare (`directory`)."""
 
 
 def state_url(folder: DataFolder) -> str:
@@ -132,8 +132,6 @@ class StageJournal:
             JournalError: it cannot be read or claimed.
         """
         folder, size = self.state.folder, self.state.identity.world_size
-        if self.state.skip_completed:
-            await self._compare_with_markers()
         opened = await self._open_native()
         failed = opened.failed.get(PIPELINE, ())
         promoted, self._promoted_at_open = self._promoted_at_open or [], None
@@ -149,17 +147,6 @@ class StageJournal:
         # A stale listing must not undo what was just promoted.
         done = normalise((*marked, *promoted))
         return opened.term, done, subtract(failed, done)
-
-    async def _compare_with_markers(self) -> None:
-        """Refuse or tell of markers that a stock executor has written for another world size."""
-        look = partial(_stock_world_size, self.url, self.state.folder)
-        size = await self._blocking("read executor.json", look)
-        if size is None or size == self.state.identity.world_size:
-            return
-        most = max(size, self.state.identity.world_size)
-        listing = partial(markers.completed_ranks, self.state.folder, most)
-        if await self._blocking("list completions/", listing):
-            self._differs([f"number of tasks was {size}, is {self.state.identity.world_size}"])
 
     async def _open_native(self) -> Opened:
         stage = attrs.evolve(self.state.identity, name=PIPELINE, parents=())
@@ -220,17 +207,6 @@ class StageJournal:
             monotonic=self._monotonic,
             sleep=self._sleep,
         )
-
-
-def _stock_world_size(url: str, folder: DataFolder) -> int | None:
-    """Return the world size of a run that has left no journal; None: there is one, or no run.
-
-    Where there is a journal it says what the markers belong to: executor.json may be of a run that
-    was refused, or never got to work.
-    """
-    if is_recorded(url, storage_options(folder)):
-        return None
-    return markers.named_world_size(folder)
 
 
 def _write(folder: DataFolder, decode: Decode, results: dict[int, str | None]) -> None:

@@ -253,11 +253,11 @@ class RunPlan:
         """Return what rank processes start with: the module of each function, and those that it
         names itself, in `__thornback_preload__`, for what it will import or unpickle. They must
         start no threads: the fork server would begin again without any."""
-        modules = {PROGRAM_MODULE: None}
+        modules = [PROGRAM_MODULE]
         for stage in self.stages:
-            own = getattr(stage.fn, "__module__", None)
-            modules |= dict.fromkeys((own, *getattr(stage.fn, "__thornback_preload__", ())))
-        return tuple(name for name in modules if name and name != "__main__")
+            modules.append(getattr(stage.fn, "__module__", None) or "__main__")
+            modules += getattr(stage.fn, "__thornback_preload__", ())
+        return tuple(name for name in dict.fromkeys(modules) if name != "__main__")
 
     def _program(self, number: int) -> bytes:
         stage = self.stages[number]

@@ -10,7 +10,7 @@ from thornback.executor.journal.errors import JournalError
 from thornback.executor.journal.ledger import Certificate, StageRecords
 from thornback.executor.journal.steps import run_blocking
 from thornback.executor.journal.store import StorageOptions, open_store
-from thornback.executor.journal.terms import Stored, load, parse
+from thornback.executor.journal.terms import Stored, load
 from thornback.executor.ports import Identity, Ranks
 
 
@@ -77,16 +77,6 @@ def read_run(url: str, *, storage_options: StorageOptions | None = None) -> Reco
         damaged=stored.damaged,
         storage_options=storage_options,
     )
-
-
-def is_recorded(url: str, storage_options: StorageOptions | None = None) -> bool:
-    """Return whether a run is recorded under `url` (blocking); not whether it can be read.
-
-    Raises:
-        JournalError: the URL cannot be opened.
-        Exception: whatever the store raises.
-    """
-    return any(name.kind == "base" for name in parse(open_store(url, storage_options).list()))
 
 
 def _load(url: str, options: StorageOptions | None, stage: str | None) -> Stored:
