@@ -108,6 +108,22 @@ def test_every_failed_attempt_is_said_with_its_fault_and_what_follows(told: list
     assert told[2].startswith("a: workers lost on node n1: ")
 
 
+def test_of_many_failed_attempts_at_a_time_the_first_are_said_and_the_others_counted(
+    told: list[str],
+) -> None:
+    clock = Clock()
+    announcer = Announcer(10.0, clock.monotonic)
+    for rank in range(30):
+        announcer.failed(attempt(rank))
+    assert len(told) == 20
+    clock.now = 10.0
+    for rank in range(21):
+        announcer.failed(attempt(rank))
+    assert told[20] == "10 more attempts failed; logs/ has what they wrote"
+    announcer.finished(failure(FaultKind.APPLICATION).report)
+    assert told[41] == "1 more attempts failed; logs/ has what they wrote"
+
+
 def failure(kind: FaultKind, ranks: tuple[int, ...] = (3,)) -> RunFailed:
     stages = {
         "a": StageProgress(name="a", total=10, done=7, failed=len(ranks)),

@@ -9,10 +9,12 @@ from datatrove.utils.logging import logger
 from thornback.executor import AttemptReport, RunInfo, RunReport, StageProgress
 
 EVERY_S = 10.0
+MOST = 20
+"""Failed attempts that are said one by one, in `EVERY_S`: with a mistake in a step, all fail."""
 
 
 class Announcer:
-    """One line per event: where it runs, every failed attempt, and now and then how far it is."""
+    """One line per event: where it runs, failed attempts, and now and then how far it is."""
 
     def __init__(
         self, every_s: float = EVERY_S, monotonic: Callable[[], float] = time.monotonic
@@ -21,6 +23,9 @@ class Announcer:
         self._monotonic = monotonic
         self._told: dict[str, float] = {}
         self._ended: dict[str, int] = {}
+        self._since = monotonic()
+        self._said = 0
+        self._untold = 0
 
     def started(self, info: RunInfo, /) -> None:
         """Say where it runs."""
@@ -43,16 +48,29 @@ class Announcer:
             )
 
     def failed(self, attempt: AttemptReport, /) -> None:
-        """Say what went wrong, and what follows."""
+        """Say what went wrong, and what follows; of many at a time, how many more."""
+        if (now := self._monotonic()) >= self._since + self._every_s:
+            self._tell_untold()
+            self._since, self._said = now, 0
+        if self._said == MOST:
+            self._untold += 1
+            return
+        self._said += 1
         logger.warning(attempt_line(attempt))
 
     def finished(self, report: RunReport, /) -> None:
         """Say what could not be confirmed; how it ended is the caller's."""
+        self._tell_untold()
         if report.unconfirmed_gangs:
             logger.warning(
                 f"The end of {len(report.unconfirmed_gangs)} gang(s) of workers could not be "
                 "confirmed in time: they may go on for a while."
             )
+
+    def _tell_untold(self) -> None:
+        if self._untold:
+            logger.warning(f"{self._untold} more attempts failed; logs/ has what they wrote")
+            self._untold = 0
 
 
 def attempt_line(attempt: AttemptReport) -> str:
