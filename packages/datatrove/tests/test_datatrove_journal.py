@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import pickle
 import threading
@@ -224,6 +225,54 @@ async def test_what_was_just_promoted_is_done_whatever_the_listing_says(tmp_path
     await run(done("a", 1), state=state_of(folder))
     put_without_promotion(folder, 2, 1, done("a", 2))
     assert ranks_of(await run(state=state_of(folder))) == [2]
+
+
+def in_file(folder: DataFolder, rank: int) -> Completion:
+    """Do what a rank does whose stats are long."""
+    name = f"thornback/stats/{rank}.json"
+    with folder.open(name, "w") as file:
+        file.write(f"[{rank}]")
+    return attrs.evolve(done("a", rank), results={rank: json.dumps({"file": name})})
+
+
+async def test_long_stats_that_were_promoted_or_never_recorded_are_swept(
+    root: Callable[[str], DataFolder],
+) -> None:
+    folder = root("logs")
+    async with journals(state_of(folder), decode=None) as journal:
+        await opened(journal)
+        in_file(folder, 3)
+        await journal.commit([in_file(folder, 1)])
+        assert folder.exists("thornback/stats/1.json"), "it may be promoted again"
+    put_without_promotion(folder, 2, 1, in_file(folder, 2))
+    for _ in range(2):
+        assert ranks_of(await run(state=state_of(folder), decode=None)) == [1, 2]
+        assert [folder.cat_file(f"stats/{rank:05d}.json") for rank in (1, 2)] == [b"[1]", b"[2]"]
+        assert not [name for name in folder.list_files("thornback") if "/stats/" in name]
+
+
+async def test_a_store_that_fails_while_long_stats_are_read_is_asked_again() -> None:
+    down = [2]
+
+    class Failing(MemoryFileSystem):  # type: ignore[misc]  # fsspec ships no types
+        cachable = False
+
+        def _open(self, path: str, mode: str = "rb", *args: Any, **options: Any) -> Any:
+            if "/thornback/stats/" in path and mode == "rb" and down[0]:
+                down[0] -= 1
+                raise ConnectionResetError("gone")
+            return super()._open(path, mode, *args, **options)
+
+    async def sleep(delay_s: float) -> None:
+        if delay_s == QUICK.ttl_s / 3:
+            await anyio.sleep_forever()
+        await anyio.lowlevel.checkpoint()
+
+    folder = get_datafolder((f"/{uuid.uuid4().hex}", Failing()))
+    async with journals(state_of(folder), decode=None, sleep=sleep) as journal:
+        await opened(journal)
+        await journal.commit([in_file(folder, 1)])
+    assert (down, folder.cat_file("stats/00001.json")) == ([0], b"[1]")
 
 
 async def test_what_dead_writers_have_left_is_swept(folder: DataFolder) -> None:

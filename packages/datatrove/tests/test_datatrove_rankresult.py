@@ -87,6 +87,11 @@ def test_a_result_of_something_else_is_refused(result: str) -> None:
         decode(result)
 
 
+def test_a_result_that_does_not_unpack_is_refused() -> None:
+    with pytest.raises(ValueError, match="no zlib"):
+        decode('{"zlib": "abcd"}')
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),

@@ -102,12 +102,15 @@ def forget(folder: DataFolder) -> None:
 
 
 def sweep(folder: DataFolder) -> None:
-    """Remove what writers that died have left half-written. Only for who holds the journal."""
+    """Remove what writers that died have left half-written, and long stats of ranks from where they
+    were promoted. Only for who holds the journal, has promoted all, and runs no rank yet."""
     if folder.is_local():
         path = _path(folder, _TEMPORARY)
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(path):
                 _unlink(os.path.join(path, name))
+    with contextlib.suppress(FileNotFoundError):
+        folder.rm(f"{OWN}/{STATS}", recursive=True)
 
 
 def merge_stats(

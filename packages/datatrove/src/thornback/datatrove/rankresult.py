@@ -52,7 +52,11 @@ def decode(result: str, read: Callable[[str], str] | None = None) -> str:
         case {"stats": list() as plain}:
             return json.dumps(plain, indent=4)
         case {"zlib": str() as packed}:
-            return zlib.decompress(base64.b64decode(packed)).decode("utf-8", "surrogatepass")
+            try:
+                data = zlib.decompress(base64.b64decode(packed))
+            except zlib.error as error:
+                raise ValueError(f"stats that are no zlib: {error}") from error
+            return data.decode("utf-8", "surrogatepass")
         case {"file": str() as name}:
             if read is None:
                 raise ValueError(f"the stats are in the file {name!r}: say how to read it")

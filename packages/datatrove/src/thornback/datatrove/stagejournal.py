@@ -135,7 +135,7 @@ class StageJournal:
         opened = await self._open_native()
         failed = opened.failed.get(PIPELINE, ())
         promoted, self._promoted_at_open = self._promoted_at_open or [], None
-        await self._blocking("sweep thornback/tmp", partial(markers.sweep, folder))
+        await self._blocking("sweep thornback/", partial(markers.sweep, folder))
         if not self.state.skip_completed:
             # Before any rank runs: a stale marker would show ranks as complete that are still to
             # be run, to whoever looks (tools, dependents elsewhere, a resumed run).
@@ -214,8 +214,9 @@ def _write(folder: DataFolder, decode: Decode, results: dict[int, str | None]) -
     for rank, result in results.items():
         try:
             texts[rank] = None if result is None else decode(result)
-        except Exception as error:
-            # It would fail again each time, so it must not be retried.
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            # It would fail again each time, so it must not be retried. Anything else comes from the
+            # store, where the stats are in a file.
             raise JournalError(
                 f"the recorded result of rank {rank} is not one of this version: {error!r}. Run "
                 "it again with skip_completed=False, or with the version that has recorded it"
