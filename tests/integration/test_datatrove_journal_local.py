@@ -16,7 +16,7 @@ DRIVER = """
 import os, signal, sys
 from datatrove.io import get_datafolder
 from thornback.datatrove.journal import PipelineJournals, PipelineState, state_url
-from thornback.executor import Executor, Job, Stage
+from thornback.executor import After, Executor, Job, Stage
 from thornback.executor.job import identity_of
 
 root, deadly = sys.argv[1:]
@@ -32,7 +32,8 @@ def decode(result):
         os.kill(os.getpid(), signal.SIGKILL)  # recorded, and neither stats nor marker written
     return f"[{result}]"
 
-job = Job("chain", [Stage("read", work, ranks=6), Stage("count", work, ranks=3, after="read")])
+after = After("read", results=False)  # such a journal does not keep them
+job = Job("chain", [Stage("read", work, ranks=6), Stage("count", work, ranks=3, after=after)])
 states = [
     PipelineState(stage=stage.name, folder=folders[stage.name], identity=stage)
     for stage in identity_of(job).stages
