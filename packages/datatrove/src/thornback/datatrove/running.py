@@ -306,9 +306,12 @@ def _run_job(work: Work) -> Ended:
         logs = {name: logs_of(member) for name, member in members.items()}
         nodes = {name: member.nodes_per_task for name, member in members.items()}
         report, failed = error.report, described(error, logs, nodes)
+    except BaseException:  # who cancels a run does not wait for a million files
+        keeper.close(in_all_s=10.0)
+        raise
     finally:
-        keeper.close()
         task_logs.close()
+    keeper.close()
     return Ended(report=report, failed=failed, stats=keeper.merged(work.chain.name(work.root)))
 
 

@@ -4,6 +4,7 @@ whole chain (fulfils `thornback.executor.Observer`)."""
 from __future__ import annotations
 
 import json
+import math
 import queue
 import threading
 import time
@@ -63,20 +64,21 @@ class StatsKeeper:
         """Look at the last counts."""
         self.progressed(tuple(report.stages.values()))
 
-    def close(self) -> None:
-        """Wait until what was asked for is done, or the store has not answered for `wait_s`
-        seconds."""
+    def close(self, *, in_all_s: float = math.inf) -> None:
+        """Wait until what was asked for is done, the store has not answered for `wait_s` seconds,
+        or `in_all_s` seconds are over."""
         self._asked.put(None)
         if self._thread is None:
             return
         self._tell_alive()
-        while (left_s := self._alive_at + self._wait_s - self._monotonic()) > 0:
+        end = self._alive_at + in_all_s
+        while (left_s := min(self._alive_at + self._wait_s, end) - self._monotonic()) > 0:
             self._thread.join(left_s)
             if not self._thread.is_alive():
                 return
         logger.warning(
-            f"stats.json could not be written: the store has not answered for {self._wait_s:.0f} "
-            "s. Run the pipeline again, or datatrove's merge_stats, to have it"
+            "stats.json could not be written in time: the store does not answer, or the run was "
+            "ended. Run the pipeline again, or datatrove's merge_stats, to have it"
         )
 
     def _tell_alive(self) -> None:
