@@ -307,12 +307,8 @@ class FileJournal:
         return self._tenure, kept
 
     async def _load(self, *, forgiving: bool) -> Stored:
-        everything = self._promoter is not None
-        steps = load(
-            self.url,
-            lambda stage: self._keep_results,
-            owing=lambda record: everything or bool(record.outputs),
-        )
+        keep, everything = self._keep_results, self._promoter is not None
+        steps = load(self.url, lambda _: keep, owing=lambda it: everything or bool(it.outputs))
         try:
             return await self._run(steps)
         except Unreadable as error:
