@@ -1,6 +1,7 @@
 """Pipelines of datatrove in rank processes: what a rank does, in runs with real processes.
 
-Each test says which defect of datatrove's own executor on Ray it shows gone, where it is one.
+Each test says which defect of datatrove's own executor on Ray it shows gone, where it is one. Long,
+since each is a whole run with steps of its own, which share how they are started and read.
 """
 
 from __future__ import annotations

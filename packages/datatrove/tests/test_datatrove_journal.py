@@ -1,4 +1,7 @@
-"""The journal of a chain: what is recorded, what is marked, and what of both counts."""
+"""The journal of a chain: what is recorded, what is marked, and what of both counts.
+
+Long, since all of it stands on the same stage in virtual time, and on the table of what counts.
+"""
 
 from __future__ import annotations
 

@@ -364,13 +364,13 @@ def test_checkpoints_are_passed_on_once_and_never_back() -> None:
 def test_what_several_failed_ranks_have_saved_is_passed_on_once() -> None:
     roster = gang()
     roster.assigned(1, [range(4)])
-    roster.reported(0, 1, Report(running=0, checkpoint=saved(0, 1)))
+    roster.reported(0, 1, Report(running=2, checkpoint=saved(2, 4)))  # newer, and here before
     left = (saved(0, 1), saved(1, 2), saved(9, 3))
-    report = Report(outcomes=(failed(0), failed(1), failed(2)), checkpoint=saved(2, 4), left=left)
+    report = Report(outcomes=(failed(0), failed(1), failed(2)), checkpoint=saved(2, 5), left=left)
     (deliver,) = roster.reported(0, 1, report)
     assert isinstance(deliver, Deliver)
-    assert deliver.report.left == (saved(1, 2),), "of rank 0 it is known, there is no rank 9"
-    assert deliver.report.checkpoint == saved(2, 4)
+    assert deliver.report.left == (saved(0, 1), saved(1, 2)), "there is no rank 9"
+    assert deliver.report.checkpoint == saved(2, 5)
     assert roster.reported(0, 1, report) == ()
 
 

@@ -255,7 +255,8 @@ class Roster:
         if call is None or self._states[member] is MemberState.DEAD:
             return ()
         page, node = call.outstanding[member], self._nodes[member]
-        left = tuple(c for c in report.left if c.version > call.version and c.rank in page)
+        # Not by version: a later rank's newer checkpoint may have come by itself, before this.
+        left = tuple(c for c in report.left if c.rank in page)
         checkpoint = self._newer(member, call, report)
         outcomes = []
         for outcome in report.outcomes:

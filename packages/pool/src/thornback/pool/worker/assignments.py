@@ -67,6 +67,7 @@ class Books:
     """The newest, unless its rank has succeeded."""
     _left_behind: deque[Checkpoint] = attrs.field(factory=deque)
     """Older ones, of ranks that have ended without success, that no part holds yet."""
+    _left_bytes: int = 0
     _position: int = 0
     _size: int = 0
     _versions: int = 0
@@ -147,9 +148,9 @@ class Books:
     def _leave(self, checkpoint: Checkpoint) -> None:
         """Keep what a rank had saved that has failed, until it is reported."""
         self._left_behind.append(checkpoint)
-        size = sum(len(each.data) for each in self._left_behind)
-        while size > MAX_LEFT_BYTES:
-            size -= len(self._left_behind.popleft().data)
+        self._left_bytes += len(checkpoint.data)
+        while self._left_bytes > MAX_LEFT_BYTES:
+            self._left_bytes -= len(self._left_behind.popleft().data)
 
     def newer(self, seen: int) -> Checkpoint | None:
         """Return the checkpoint, if it is newer than version `seen`."""
@@ -179,6 +180,7 @@ class Books:
         )
         self._ended, self._returned = [], []
         self._left_behind.clear()
+        self._left_bytes = 0
         if self.first is None:
             self.first = part
         if self.over:
