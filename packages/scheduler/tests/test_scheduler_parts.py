@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -65,7 +66,7 @@ from thornback.scheduler.testing import (
 pieces = st.lists(st.builds(lambda a, n: range(a, a + n), st.integers(0, 40), st.integers(0, 8)))
 
 
-def members(ranks: list[range]) -> set[int]:
+def members(ranks: Iterable[range]) -> set[int]:
     return {rank for piece in ranks for rank in piece}
 
 
@@ -143,6 +144,28 @@ def test_ranks_move_together_or_not_at_all() -> None:
     assert (bytes(stage.states), list(stage.in_state)) == before
 
 
+def test_what_is_asked_of_a_stage_looks_into_ranges_that_are_mixed() -> None:
+    stage = Stage(0, plan(10), SchedulerParams())
+    stage.move(range(2, 6), RankState.BLOCKED, RankMove.RELEASED)
+    stage.move(range(6, 9), RankState.BLOCKED, RankMove.ROOT_FAILED)
+    whole = (range(3, 5), range(5, 6))
+    assert stage.those_in(RankState.READY, whole) is whole
+    assert stage.those_in(RankState.READY, (range(10),)) == (range(2, 6),)
+    assert stage.those_in(RankState.SKIPPED, (range(5), range(5, 8))) == (range(6, 8),)
+    assert stage.any_in(RankState.READY, (range(2), range(5, 9)))
+    assert not stage.any_in(RankState.READY, (range(2), range(6, 9)))
+    stage.receipt((range(3), range(5, 8)))
+    assert stage.owed == 1, "rank 8 is still owed one"
+    stage.receipt((range(7, 10),))
+    assert stage.owed == 0
+    assert list(stage.runs(range(10))) == [
+        (RankState.BLOCKED, range(2)),
+        (RankState.READY, range(2, 6)),
+        (RankState.SKIPPED, range(6, 9)),
+        (RankState.BLOCKED, range(9, 10)),
+    ]
+
+
 # -- ranges ---------------------------------------------------------------------------------------
 
 
@@ -153,7 +176,7 @@ def test_split_is_set_intersection_and_difference(held: list[range], given: list
     assert members(left) == members(held) - members(given)
     for ranks in (taken, left):
         assert sum(map(len, ranks)) == len(members(ranks))
-        assert ranks == sorted(ranks, key=lambda piece: piece.start)
+        assert list(ranks) == sorted(ranks, key=lambda piece: piece.start)
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from([1, 2, 5, NO_LIMIT]))), st.data())
@@ -180,7 +203,7 @@ def test_the_queue_gives_each_rank_once_and_respects_limits(
         assert least == min(limits[rank] for rank in batch)
         taken += batch
     assert sorted(taken) == sorted(limits)
-    assert queue.take(3) == ([], NO_LIMIT)
+    assert queue.take(3) == ((), NO_LIMIT)
 
 
 def test_neighbours_merge_so_that_trickling_work_costs_no_memory() -> None:
@@ -200,12 +223,11 @@ def test_pace_grows_by_doubling_and_falls_at_once() -> None:
     for _ in range(5):
         size = pace.size(10_000, 1)
         sizes.append(size)
-        pace.succeeded(size * 0.001, size)
-        pace.completed(size)
+        pace.learn(size * 0.001, size, size)
     assert sizes == [1, 2, 4, 8, 16]
     assert pace.size(10, 1) == 5
     assert pace.size(10, 10) == 1
-    pace.succeeded(3600.0, 1)
+    pace.learn(3600.0, 1, 0)
     assert pace.size(10_000, 1) == 1
 
 

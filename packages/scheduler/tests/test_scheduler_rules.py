@@ -49,6 +49,22 @@ from thornback.scheduler.testing import (
     play,
 )
 
+
+def test_only_stages_with_ready_ranks_or_gangs_are_looked_at() -> None:
+    """Else each event of a job of a hundred stages would cost a hundred looks."""
+    game = play(*(plan(2, shape=n) for n in range(20)), parents=[(), *((n,) for n in range(19))])
+    game.start()
+    for number in range(20):
+        assert [lane.stage.number for lane in game.scheduler._board.active] == [number]
+        for gang in (2 * number, 2 * number + 1):
+            game.ready(gang)
+            game.succeed(gang)
+        game.record()
+    game.close()
+    assert game.scheduler.finished
+    assert not game.scheduler._board.active
+
+
 # -- a whole journey -------------------------------------------------------------------------------
 
 

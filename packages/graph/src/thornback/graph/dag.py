@@ -97,6 +97,20 @@ class _Progress:
             self.marks = bytearray((self.one_to_one,)) * self.size
         return self.marks
 
+    def ends(self, piece: range) -> bool:
+        """Mark ranks as done of which nothing follows: all are handed out, no link leads on from
+        them, and they are not the last. False, and nothing is marked: it is not so simple."""
+        start, stop, count, marks = piece.start, piece.stop, len(piece), self.marks
+        if marks is None or not self.is_quiet or self.ended + count >= self.size:
+            return False
+        if start < 0 or stop > self.size or piece.step != 1:
+            return False
+        if marks.count(HANDED, start, stop) != count:
+            return False
+        marks[start:stop] = bytes((DONE,)) * count
+        self.ended += count
+        return True
+
     def strike(self, which: re.Pattern[bytes], piece: range, mark: int) -> list[range]:
         """Mark the ranks of the piece that are so; return them."""
         marks = self.made()
@@ -214,14 +228,12 @@ class Dag:
             GraphError: before `start`; no such stage or rank; a range with another step than 1; a
                 rank that was skipped. Nothing is changed then.
         """
+        is_plain = ok and len(ranks) == 1 and 0 <= stage < len(self._stages)
+        if is_plain and self._stages[stage].ends(ranks[0]):  # the ordinary case
+            return NOTHING
         self._check(stage, ranks)
         progress, mark = self._stages[stage], DONE if ok else FAILED
         new = [run for piece in ranks for run in progress.strike(NOT_ENDED, piece, mark)]
-        if ok and progress.is_quiet:  # the ordinary case: nothing follows but from the last rank
-            count = sum(map(len, new))
-            if progress.ended + count < progress.size:
-                progress.ended += count
-                return NOTHING
         if not new:
             return NOTHING
         wave = _Wave()

@@ -8,6 +8,7 @@ goes with it. *When* to make which entry is decided in `feeding`, `opening`, `ju
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import insort
 from collections import deque
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from thornback.scheduler.commands import (
     RunState,
     ShapeKey,
 )
+from thornback.scheduler.events import Ranks
 from thornback.scheduler.gangs import Assignment, Gang, Lane, Shape
 from thornback.scheduler.params import SchedulerParams, StagePlan
 from thornback.scheduler.ports import Dependencies
@@ -33,6 +35,8 @@ from thornback.scheduler.states import GangMove, GangState, RankMove, RankState,
 from thornback.scheduler.suspicion import Suspicion
 
 F = TypeVar("F")
+NEVER = math.inf
+READY, DISPATCHED = RankState.READY, RankMove.DISPATCHED
 
 
 @attrs.define(slots=True)
@@ -63,6 +67,9 @@ class Board(Generic[F]):
         self.stages = [Stage(number, plan, params) for number, plan in enumerate(plans)]
         self.lanes: list[Lane[F]] = []
         """In the order of priority."""
+        self.active: list[Lane[F]] = []
+        """Those of them with ready ranks or gangs, in the same order: in all others there is
+        nothing to decide. Replaced, never changed: a loop over it goes on over what it was."""
         self.shapes: dict[ShapeKey, Shape[F]] = {}
         self.gangs: dict[int, Gang[F]] = {}
         self.assignments: dict[int, Assignment[F]] = {}
@@ -82,12 +89,20 @@ class Board(Generic[F]):
         """Nodes that will go away, and when."""
         self.recording = 0
         """Ranks that are RECORDING, of all stages."""
-        self.unrecorded: deque[tuple[float, Stage[F], list[range]]] = deque()
+        self.unrecorded: deque[tuple[float, Stage[F], Ranks]] = deque()
         """Successes that are not durable yet, oldest first."""
+        self.thinned = False
+        """A gang has left a lane, which may be active no longer."""
+        self.starving = False
+        """A lane had ready ranks and no usable gang when that was last looked at."""
+        self.yielding = False
+        """A gang has yielded and is not handed over yet."""
         self.moved = False
         """Something has happened, by this event, that gangs or ready ranks follow from."""
-        self.ended_ranks: deque[tuple[Stage[F], list[range], bool]] = deque()
+        self.ended_ranks: deque[tuple[Stage[F], Ranks, bool]] = deque()
         """Ends that the dependencies have not been told yet."""
+        self.due_at = NEVER
+        """When the next timer is due."""
         self._seed = seed
         self._timers: list[tuple[float, int, int]] = []
         for stage in self.stages:
@@ -108,6 +123,24 @@ class Board(Generic[F]):
         insort(self.lanes, lane, key=lambda known: known.order)
         return lane
 
+    def activate(self, lane: Lane[F]) -> None:
+        """Look at a lane from now on."""
+        if not lane.active:
+            lane.active = True
+            self.active = sorted([*self.active, lane], key=lambda known: known.order)
+
+    def retire_lanes(self) -> None:
+        """Look no longer at lanes in which nothing is left, and no clock runs."""
+        self.thinned = False
+        for lane in self.active:
+            if lane.gangs or lane.opening or lane.waiting:
+                continue
+            if lane.starved_at is None and lane.empty_at is None:
+                lane.active = False
+            else:
+                self.thinned = True  # the next look at it stops the clock
+        self.active = [lane for lane in self.active if lane.active]
+
     def lane_of(self, stage: Stage[F], rank: int) -> Lane[F]:
         """Return the lane in which a rank that has failed is tried again."""
         return self.lane(stage, stage.failures[rank].memory_bytes)
@@ -115,18 +148,14 @@ class Board(Generic[F]):
     def wake(self, at: float, stage: int = -1, rank: int = -1) -> None:
         """Look again at that time; with a rank: it is due then."""
         heapq.heappush(self._timers, (at, stage, rank))
+        self.due_at = self._timers[0][0]
 
     @property
     def wake_at(self) -> float | None:
         """The next time to look; None: only an event can change anything."""
         if self.finished or self.ending is not None or not self._timers:
             return None
-        return self._timers[0][0]
-
-    @property
-    def is_due(self) -> bool:
-        """A timer's time has come."""
-        return bool(self._timers) and self._timers[0][0] <= self.now
+        return self.due_at
 
     def due(self) -> list[tuple[int, int]]:
         """Take the timers whose time has come; return the ranks among them, as (stage, rank)."""
@@ -135,6 +164,7 @@ class Board(Generic[F]):
             _, stage, rank = heapq.heappop(self._timers)
             if rank >= 0:
                 ranks.append((stage, rank))
+        self.due_at = self._timers[0][0] if self._timers else NEVER
         return ranks
 
     def timed(self) -> list[tuple[int, int]]:
@@ -156,6 +186,7 @@ class Board(Generic[F]):
         gang = Gang(number=self.next_gang, lane=lane, asked_at=self.now, avoid=avoid)
         self.next_gang += 1
         self.gangs[gang.number] = gang
+        self.activate(lane)
         lane.place(gang)
         self.out.append(OpenGang(gang=gang.number, shape=lane.shape.key, avoid=avoid))
 
@@ -168,16 +199,19 @@ class Board(Generic[F]):
         if gang.state is not GangState.CLOSING:
             gang.move(move)
             gang.lane.drop(gang)
+            self.thinned = True
             self.out.append(CloseGang(gang=gang.number, kill=kill))
 
     def bind(self, gang: Gang[F], lane: Lane[F]) -> None:
         """Hand a gang without work over to another lane of its shape."""
         gang.lane.drop(gang)
+        self.thinned = True
         gang.lane = lane
         gang.yields_to = None
         gang.kept = False
         gang.ahead = True
         gang.finished = 0
+        self.activate(lane)
         lane.place(gang)
 
     def hand_over(self, gang: Gang[F], lane: Lane[F]) -> None:
@@ -190,39 +224,27 @@ class Board(Generic[F]):
 
     # -- assignments -------------------------------------------------------------------------------
 
-    def dispatch(self, lane: Lane[F], gang: Gang[F], ranks: list[range], limit: int) -> None:
+    def dispatch(self, lane: Lane[F], gang: Gang[F], ranks: Ranks, limit: int) -> None:
         """Hand ready ranks, already taken from their queue, to a gang."""
-        stage, size, record = lane.stage, 0, None
+        stage, number, size, record = lane.stage, self.next_assignment, 0, None
         for piece in ranks:
-            stage.move(piece, RankState.READY, RankMove.DISPATCHED)
+            stage.move(piece, READY, DISPATCHED)
             size += len(piece)
+        command = Dispatch(gang=gang.number, assignment=number, stage=stage.number, ranks=ranks)
         if stage.failures and size == 1:
             record = stage.failures.get(ranks[0].start)
-        assignment = Assignment(
-            number=self.next_assignment,
-            gang=gang,
-            stage=stage,
-            outstanding=ranks,
-            limit=limit,
-            retried=record is not None,
-            size=size,
-            left=size,
+            if record is not None:
+                attempt, factor = record.attempt, record.timeout_factor
+                command = attrs.evolve(command, attempt=attempt, timeout_factor=factor)
+        retried, suspect = record is not None, record is not None or limit < NO_LIMIT
+        self.next_assignment = number + 1
+        self.assignments[number] = gang.live[number] = Assignment(
+            number, gang, stage, ranks, size, size, limit, retried, suspect
         )
-        self.next_assignment += 1
-        self.assignments[assignment.number] = assignment
-        gang.live[assignment.number] = assignment
+        gang.suspects += suspect
         stage.assigned += 1
         lane.loaded(gang)
-        self.out.append(
-            Dispatch(
-                gang=gang.number,
-                assignment=assignment.number,
-                stage=stage.number,
-                ranks=tuple(ranks),
-                attempt=record.attempt if record else 1,
-                timeout_factor=record.timeout_factor if record else 1.0,
-            )
-        )
+        self.out.append(command)
 
     def free_slot(self, assignment: Assignment[F]) -> None:
         """Forget an assignment of which nothing is outstanding: its gang can take another."""
@@ -232,8 +254,10 @@ class Board(Generic[F]):
 
     def forget(self, assignment: Assignment[F]) -> None:
         """Strike out an assignment; late reports of it will be stale."""
-        del self.assignments[assignment.number]
-        del assignment.gang.live[assignment.number]
+        number, gang = assignment.number, assignment.gang
+        del self.assignments[number]
+        del gang.live[number]
+        gang.suspects -= assignment.suspect
         assignment.stage.assigned -= 1
 
     def recall(self, assignment: Assignment[F], *, kill: bool = False) -> None:
@@ -246,18 +270,28 @@ class Board(Generic[F]):
 
     # -- ready ranks -------------------------------------------------------------------------------
 
+    def release(self, stage: Stage[F], piece: range) -> None:
+        """Queue ranks that became READY for the first time."""
+        lane = self.lane(stage, None)
+        lane.ready.append(piece)
+        self.activate(lane)
+
     def queue(self, stage: Stage[F], ranks: Sequence[range], limit: int = NO_LIMIT) -> None:
         """Queue ranks that came back to READY; those that have failed before travel alone."""
         if len(ranks) == 1 and len(ranks[0]) == 1 and ranks[0].start in stage.failures:
             self.queue_alone(stage, ranks[0].start)
         else:
-            self.lane(stage, None).ready.give_back(ranks, limit)
+            lane = self.lane(stage, None)
+            lane.ready.give_back(ranks, limit)
+            self.activate(lane)
 
     def queue_alone(self, stage: Stage[F], rank: int) -> None:
         """Queue a READY rank that has failed before."""
         record = stage.failures[rank]
         record.ready_at = self.now
-        self.lane_of(stage, rank).alone.append(rank)
+        lane = self.lane_of(stage, rank)
+        lane.alone.append(rank)
+        self.activate(lane)
         if record.avoid:
             self.wake(self.now + self.params.avoid_wait_s)
 

@@ -117,6 +117,8 @@ def _check_gang(board: Board[F], gang: Gang[F]) -> None:
     _need(len(gang.live) <= 2 * lane.slots, f"{who} holds {len(gang.live)} assignments")
     for number in gang.live:
         _need(number in board.assignments, f"{who} holds assignment {number}, which is unknown")
+    suspects = sum(assignment.suspect for assignment in gang.live.values())
+    _need(gang.suspects == suspects, f"{who} counts {gang.suspects} suspects, holds {suspects}")
     ready = gang.state is GangState.READY
     places = {
         "opening": (lane.opening, gang.state is GangState.OPENING),
@@ -131,7 +133,7 @@ def _check_gang(board: Board[F], gang: Gang[F]) -> None:
             gang.usable
             and lane.slots <= len(gang.live) < 2 * lane.slots
             and gang.ahead
-            and not gang.has_suspect,
+            and not gang.suspects,
         ),
     }
     for name, (part, belongs) in places.items():
@@ -144,6 +146,13 @@ def _check_lane(board: Board[F], lane: Lane[F]) -> None:
             board.gangs.get(gang.number) is gang and gang.lane is lane,
             f"gang {gang.number} stands in a lane that it does not belong to",
         )
+    is_active = any(known is lane for known in board.active)
+    _need(lane.active == is_active, f"a lane of stage {lane.stage.number} is not where it says")
+    _need(
+        is_active
+        or not (lane.waiting or lane.opening or lane.gangs or lane.starved_at is not None),
+        f"a lane of stage {lane.stage.number} has work or gangs, and nobody looks at it",
+    )
     stage = lane.stage
     backoff = sum(
         stage.failures[rank].memory_bytes == lane.shape.key.memory_bytes

@@ -21,14 +21,20 @@ def feed(board: Board[F]) -> None:
     board.slow = pressure(board) if board.unrecorded else None
     if board.slow is not None:
         return
-    for lane in board.lanes:
+    for lane in board.active:
         while lane.ready.count or lane.alone:
             gang = _free_gang(board, lane) if lane.free else None
-            gang = gang or _borrowed(board, lane)
+            if gang is None and len(lane.shape.lanes) > 1:
+                gang = _borrowed(board, lane)
             if gang is None:
                 break
-            _dispatch(board, lane, gang)
-    for lane in board.lanes:
+            rank = _retried_for(board, lane, gang) if lane.alone else None
+            if rank is not None:
+                lane.alone.remove(rank)
+                board.dispatch(lane, gang, one(rank), NO_LIMIT)
+            else:
+                board.dispatch(lane, gang, *lane.ready.take(_size(lane)))
+    for lane in board.active:
         if lane.draining and lane.waiting:
             _feed_draining(board, lane)
         if lane.ready.count and lane.queueable and not lane.alone:
@@ -37,14 +43,15 @@ def feed(board: Board[F]) -> None:
 
 def _free_gang(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
     """Return a gang of the lane with an idle slot that something ready may use."""
-    if lane.ready.count:
-        return next(iter(lane.free.values()), None)
-    return next((g for g in lane.free.values() if _retried_for(board, lane, g) is not None), None)
+    for gang in lane.free.values():
+        if lane.ready.count or _retried_for(board, lane, gang) is not None:
+            return gang
+    return None
 
 
 def _borrowed(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
     """Take over an idle gang of equal shape: one whose own work is done, or has less priority."""
-    if len(lane.shape.lanes) == 1 or not lane.may_gain:
+    if not lane.may_gain:
         return None
     gang = _spare(board, lane)
     if gang is not None:
@@ -65,16 +72,6 @@ def _spare(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
             if lane.ready.count or _retried_for(board, lane, gang) is not None:
                 return gang
     return None
-
-
-def _dispatch(board: Board[F], lane: Lane[F], gang: Gang[F]) -> None:
-    rank = _retried_for(board, lane, gang) if lane.alone else None
-    if rank is not None:
-        lane.alone.remove(rank)
-        board.dispatch(lane, gang, list(one(rank)), NO_LIMIT)
-    else:
-        ranks, limit = lane.ready.take(_size(lane))
-        board.dispatch(lane, gang, ranks, limit)
 
 
 def _size(lane: Lane[F]) -> int:
@@ -113,8 +110,7 @@ def _queue_ahead(board: Board[F], lane: Lane[F]) -> None:
         return
     while lane.queueable and lane.ready.count and lane.ready.first_limit == NO_LIMIT:
         gang = next(iter(lane.queueable.values()))
-        ranks, limit = lane.ready.take(_size(lane))
-        board.dispatch(lane, gang, ranks, limit)
+        board.dispatch(lane, gang, *lane.ready.take(_size(lane)))
 
 
 def _feed_draining(board: Board[F], lane: Lane[F]) -> None:
@@ -128,5 +124,4 @@ def _feed_draining(board: Board[F], lane: Lane[F]) -> None:
             fits = int(left_s / mean_s) if mean_s > 0 else (NO_LIMIT if left_s > 0 else 0)
             if fits < 1:
                 break
-            ranks, limit = lane.ready.take(min(fits, _size(lane)))
-            board.dispatch(lane, gang, ranks, limit)
+            board.dispatch(lane, gang, *lane.ready.take(min(fits, _size(lane))))

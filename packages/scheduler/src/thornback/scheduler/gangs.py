@@ -14,41 +14,39 @@ from typing import Generic, TypeVar
 import attrs
 
 from thornback.scheduler.commands import ShapeKey
-from thornback.scheduler.ranges import NO_LIMIT, ReadyRanges, split, total
+from thornback.scheduler.events import Ranks
+from thornback.scheduler.ranges import ReadyRanges, split, total
 from thornback.scheduler.stages import Stage
 from thornback.scheduler.states import GangMove, GangState, after_gang_move
 
 F = TypeVar("F")
 
 
-@attrs.define(slots=True, eq=False, kw_only=True)
+@attrs.define(slots=True, eq=False)
 class Assignment(Generic[F]):
     """Ranks of one stage for one slot of a gang; `outstanding` is the fence."""
 
     number: int
     gang: Gang[F]
     stage: Stage[F]
-    outstanding: list[range]
-    limit: int
-    """The least batch limit among its ranks."""
-    retried: bool
-    """One rank that has failed before."""
+    outstanding: Ranks
     size: int
     """Ranks that it was given."""
     left: int
     """Ranks that are outstanding."""
+    limit: int
+    """The least batch limit among its ranks."""
+    retried: bool
+    """One rank that has failed before."""
+    suspect: bool
+    """Its ranks are to be told apart from others: nothing is queued behind them."""
     recalled: bool = False
     killed: bool = False
 
-    @property
-    def suspect(self) -> bool:
-        """Its ranks are to be told apart from others: nothing is queued behind them."""
-        return self.retried or self.limit < NO_LIMIT
-
-    def settle(self, given: list[range]) -> list[range]:
+    def settle(self, given: Ranks) -> Ranks:
         """Strike out what is reported; return those that were outstanding."""
         if given == self.outstanding:  # the ordinary case: all at once
-            self.outstanding, self.left = [], 0
+            self.outstanding, self.left = (), 0
             return given
         taken, self.outstanding = split(self.outstanding, given)
         self.left -= total(taken)
@@ -68,6 +66,8 @@ class Gang(Generic[F]):
     nodes: tuple[str, ...] = ()
     live: dict[int, Assignment[F]] = attrs.field(factory=dict)
     """Its assignments, oldest first: the first `slots` of them can be running."""
+    suspects: int = 0
+    """How many of them are `suspect`."""
     drain_by: float | None = None
     yields_to: Lane[F] | None = None
     """Gets no more work: the next free moment belongs to another lane."""
@@ -92,13 +92,6 @@ class Gang(Generic[F]):
         """Takes any work."""
         return self.state is GangState.READY and self.drain_by is None and self.yields_to is None
 
-    @property
-    def has_suspect(self) -> bool:
-        for assignment in self.live.values():  # noqa: SIM110  # in the path of every event
-            if assignment.suspect:
-                return True
-        return False
-
 
 class Lane(Generic[F]):
     """Work and gangs of one stage and one shape."""
@@ -108,6 +101,8 @@ class Lane(Generic[F]):
         self.shape = shape
         self.order = (*stage.order, shape.key.memory_bytes or 0)
         self.slots = 1 if shape.key.memory_bytes is not None else stage.plan.slots
+        self.active = False
+        """Stands in the board's list."""
         self.ready = ReadyRanges()
         self.alone: deque[int] = deque()
         """Ready ranks that have failed before: each travels alone."""
@@ -170,7 +165,7 @@ class Lane(Generic[F]):
         _keep(self.free, gang, gang.usable and live < self.slots)
         _keep(self.idle, gang, gang.usable and not live)
         may_queue = self.slots <= live < 2 * self.slots and gang.ahead
-        if may_queue and gang.usable and not gang.has_suspect:
+        if may_queue and gang.usable and not gang.suspects:
             self.queueable[number] = gang
         else:
             self.queueable.pop(number, None)
@@ -191,7 +186,7 @@ class Lane(Generic[F]):
             return
         self.free.pop(number, None)
         self.idle.pop(number, None)
-        if live < 2 * self.slots and gang.ahead and not gang.has_suspect:
+        if live < 2 * self.slots and gang.ahead and not gang.suspects:
             self.queueable[number] = gang
         else:
             self.queueable.pop(number, None)

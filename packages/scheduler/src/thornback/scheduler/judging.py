@@ -35,7 +35,7 @@ def rank_failed(board: Board[F], assignment: Assignment[F], event: RankFailed[F]
     stage = assignment.stage
     if board.ending is not None and board.ending.kill:
         # Whatever it says, it says so because we have killed it.
-        take_back(board, stage, list(one(event.rank)))
+        take_back(board, stage, one(event.rank))
         return
     verdict = _judge(
         board, stage, event.rank, event.fault, event.node, RankState.RUNNING, assignment.number
@@ -63,7 +63,7 @@ def _judge(
     if not verdict.retry or (stage.stopped is not None and board.ending is None):
         reason = verdict.reason if not verdict.retry else f"{stage.stopped} ({verdict.reason})"
         stage.failures.pop(rank, None)
-        give_up(board, stage, list(one(rank)), source, reason, assignment)
+        give_up(board, stage, one(rank), source, reason, assignment)
         return verdict
     stage.failures[rank] = record
     record.history.append((fault, node))

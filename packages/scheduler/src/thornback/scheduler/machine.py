@@ -153,7 +153,7 @@ class Scheduler(Generic[F]):
             return ()
         if now > board.now:
             board.now = now
-        board.moved = not isinstance(event, Recorded)
+        board.moved = type(event) is not Recorded
         self._enter(event)
         if board.ended_ranks:
             settling.tell(board)
@@ -234,20 +234,20 @@ class Scheduler(Generic[F]):
         ranks = assignment.settle(given)
         if not ranks:
             return
-        gang, pace = assignment.gang, assignment.stage.pace
-        count = held - assignment.left
+        gang, left = assignment.gang, assignment.left
+        count = held - left
         # The seconds are for all that was reported, also what is not outstanding any more.
-        pace.succeeded(event.busy_s, count if ranks == given else total(given))
+        reported = count if ranks is given else total(given)
+        assignment.stage.pace.learn(event.busy_s, reported, 0 if left else assignment.size)
         gang.finished += count
         settling.succeed(board, assignment, ranks)
-        if not assignment.left:
-            pace.completed(assignment.size)
+        if not left:
             gang.ahead = True
             board.free_slot(assignment)
 
     def _rank_failed(self, event: RankFailed[F]) -> None:
         assignment, board = self._assignment(event.assignment), self._board
-        if assignment is None or not assignment.settle(list(one(event.rank))):
+        if assignment is None or not assignment.settle(one(event.rank)):
             return
         if not assignment.left:
             board.free_slot(assignment)
@@ -255,7 +255,7 @@ class Scheduler(Generic[F]):
 
     def _ranks_returned(self, event: RanksReturned) -> None:
         assignment, board = self._assignment(event.assignment), self._board
-        ranks = assignment.settle(normalised(event.ranks)) if assignment is not None else []
+        ranks = assignment.settle(normalised(event.ranks)) if assignment is not None else ()
         if assignment is None or not ranks:
             return
         if not assignment.recalled:
@@ -319,7 +319,7 @@ class Scheduler(Generic[F]):
         for gang in list(board.gangs.values()):
             for assignment in list(gang.live.values()):
                 settling.take_back(board, assignment.stage, assignment.outstanding)
-                assignment.outstanding = []
+                assignment.outstanding = ()
                 board.free_slot(assignment)
             board.close(gang, kill=True)
 
@@ -330,9 +330,12 @@ class Scheduler(Generic[F]):
         back-pressure or a timer is due.
         """
         board = self._board
-        if board.ending is None and (board.moved or board.slow is not None or board.is_due):
-            settling.ready_again(board)
-            make_yield(board)
+        is_due = board.now >= board.due_at
+        if board.ending is None and (board.moved or board.slow is not None or is_due):
+            if is_due:
+                settling.ready_again(board)
+            if board.starving or board.yielding:
+                make_yield(board)
             feed(board)
             adjust(board)
         if board.ending is None and not board.assignments and self._is_stuck():

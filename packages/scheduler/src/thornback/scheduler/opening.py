@@ -15,31 +15,39 @@ F = TypeVar("F")
 
 def make_yield(board: Board[F]) -> None:
     """Let lanes that have starved for long have a gang of others. Comes before `feeding.feed`."""
-    for lane in board.lanes:
-        if lane.starved_at is not None and lane.starves:
+    for lane in board.active:
+        if lane.starves:
             _make_others_yield(board, lane)
-    for lane in board.lanes:
+    for lane in board.active:
         if lane.yielding:
             _carry_out_yields(board, lane)
+    board.yielding = any(lane.yielding for lane in board.active)
 
 
 def adjust(board: Board[F]) -> None:
     """Bring the gangs in line with the work. Comes after `feeding.feed`: what is ready now found no
     slot."""
     starving = []
-    for lane in board.lanes:
+    for lane in board.active:
         if lane.usable:
             lane.starved_at = None
         elif _note_starving(board, lane):
             starving.append(lane)
-    for lane in board.lanes:  # giving up first: it may make room under `max_gangs`
+    board.starving = bool(starving)
+    for lane in board.active:  # giving up first: it may make room under `max_gangs`
         if lane.idle or lane.draining:
             _give_up_idle(board, lane, starving)
         if lane.opening or lane.empty_at is not None:
             _give_up_pending(board, lane)
-    # A pending gang that is taken over leaves its stage room: an earlier lane may wait for that.
-    while sum(_ask(board, lane) for lane in board.lanes if lane.ready.count or lane.alone):
-        pass
+    once_more = True
+    while once_more:
+        once_more = False
+        for lane in board.active:
+            if (lane.ready.count or lane.alone) and _ask(board, lane):
+                # That left a stage room, and an earlier lane may wait for it.
+                once_more = True
+    if board.thinned:
+        board.retire_lanes()
 
 
 def _note_starving(board: Board[F], lane: Lane[F]) -> bool:
@@ -87,13 +95,16 @@ def _is_yielding(board: Board[F], lane: Lane[F]) -> bool:
 def _ask(board: Board[F], lane: Lane[F]) -> bool:
     """Ask for as many gangs as there is ready work for, within all limits; return whether a pending
     one of another stage was taken over."""
-    if lane.stage.room < 1 or why_not_asked(board, lane) is not None:
+    room = lane.stage.room
+    if room < 1:
         return False
     params = board.params
     wanted = min(math.ceil(lane.waiting / lane.slots), params.max_opening)
     if lane.failed_openings:
         wanted = 1  # slow start: one, until one could be opened
-    missing = min(wanted - len(lane.opening), lane.stage.room)
+    missing = min(wanted - len(lane.opening), room)
+    if missing < 1 or why_not_asked(board, lane) is not None:
+        return False
     adopted = False
     while missing > 0 and _adopt(board, lane):
         missing -= 1

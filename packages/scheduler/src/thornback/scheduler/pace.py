@@ -18,35 +18,33 @@ class Pace:
     """
 
     def __init__(self, params: SchedulerParams) -> None:
-        self._params = params
+        self._weight = params.pace_weight
+        self._target_s = params.target_s
+        self._max_batch = params.max_batch
         self.mean_s: float | None = None
         """Moving average over successful ranks; None: none has succeeded."""
+        self._wanted = 1
+        """Ranks that take `target_s`."""
         self._trusted = 1
 
-    def succeeded(self, busy_s: float, ranks: int) -> None:
-        """Learn from a report."""
-        sample = max(0.0, busy_s) / ranks
-        weight = self._params.pace_weight
-        self.mean_s = (
-            sample if self.mean_s is None else self.mean_s + weight * (sample - self.mean_s)
-        )
-
-    def completed(self, size: int) -> None:
-        """Learn that an assignment of this size has ended with a success: twice as much may be
-        tried."""
-        self._trusted = max(2 * size, min(self._trusted, 2 * self._wanted()))
+    def learn(self, busy_s: float, ranks: int, whole: int) -> None:
+        """Learn from a report of so many ranks. With it an assignment of `whole` ranks has ended,
+        so that twice as many may be tried; 0: none has."""
+        sample, mean_s = (busy_s / ranks if busy_s > 0 else 0.0), self.mean_s
+        mean_s = sample if mean_s is None else mean_s + self._weight * (sample - mean_s)
+        self.mean_s = mean_s
+        if mean_s > self._target_s:
+            self._wanted = 1
+        elif mean_s * self._max_batch <= self._target_s:
+            self._wanted = self._max_batch
+        else:
+            self._wanted = int(self._target_s / mean_s)
+        if whole:
+            self._trusted = max(2 * whole, min(self._trusted, 2 * self._wanted))
 
     def size(self, ready: int, open_slots: int) -> int:
         """Return how many ranks the next assignment shall have, at least 1."""
-        if self._trusted == 1:
+        most = min(self._wanted, self._trusted)
+        if most == 1:
             return 1
-        share = math.ceil(ready / (2 * max(1, open_slots)))
-        return max(1, min(self._wanted(), self._trusted, share))
-
-    def _wanted(self) -> int:
-        if self.mean_s is None:
-            return 1
-        most = self._params.max_batch
-        if self.mean_s * most <= self._params.target_s:
-            return most
-        return max(1, int(self._params.target_s / self.mean_s))
+        return max(1, min(most, math.ceil(ready / (2 * max(1, open_slots)))))

@@ -6,14 +6,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from thornback.scheduler.events import Ranks
+
 NO_LIMIT = 1 << 62
 """Batch limit of ranks that nobody suspects."""
 
 
-def normalised(ranks: Iterable[range]) -> list[range]:
+def normalised(ranks: Iterable[range]) -> Ranks:
     """Return the same ranks as ascending, disjoint, non-empty ranges that do not touch."""
     if isinstance(ranks, tuple) and len(ranks) == 1 and ranks[0]:  # the ordinary case
-        return [ranks[0]]
+        return ranks
     merged: list[range] = []
     for piece in sorted(ranks, key=lambda piece: piece.start):
         if not piece:
@@ -23,7 +25,7 @@ def normalised(ranks: Iterable[range]) -> list[range]:
             merged[-1] = range(last.start, max(last.stop, piece.stop))
         else:
             merged.append(piece)
-    return merged
+    return tuple(merged)
 
 
 def total(ranks: Iterable[range]) -> int:
@@ -31,7 +33,7 @@ def total(ranks: Iterable[range]) -> int:
     return sum(map(len, ranks))
 
 
-def split(held: Sequence[range], given: Sequence[range]) -> tuple[list[range], list[range]]:
+def split(held: Sequence[range], given: Sequence[range]) -> tuple[Ranks, Ranks]:
     """Return what of `held` is in `given`, and the rest. Both normalised. O(pieces)."""
     taken: list[range] = []
     left: list[range] = []
@@ -51,7 +53,7 @@ def split(held: Sequence[range], given: Sequence[range]) -> tuple[list[range], l
             at_given += 1
         if start < piece.stop:
             left.append(range(start, piece.stop))
-    return taken, left
+    return tuple(taken), tuple(left)
 
 
 class ReadyRanges:
@@ -86,7 +88,7 @@ class ReadyRanges:
                     continue
             self._pieces.appendleft((piece.start, piece.stop, limit))
 
-    def take(self, most: int) -> tuple[list[range], int]:
+    def take(self, most: int) -> tuple[Ranks, int]:
         """Take up to `most` ranks, never more than a limit among them; return them and the least
         limit."""
         if self._pieces:  # the ordinary case: of one piece
@@ -94,7 +96,7 @@ class ReadyRanges:
             if own == NO_LIMIT and stop - start > most:
                 self._pieces[0] = (start + most, stop, own)
                 self.count -= most
-                return [range(start, start + most)], own
+                return (range(start, start + most),), own
         taken: list[range] = []
         size, limit = 0, NO_LIMIT
         while self._pieces:
@@ -111,7 +113,7 @@ class ReadyRanges:
             else:
                 self._pieces[0] = (cut, stop, own)
         self.count -= size
-        return (taken if len(taken) < 2 else normalised(taken)), limit
+        return normalised(taken), limit
 
     @property
     def first_limit(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TypeVar
 
 from thornback.scheduler.board import Board
@@ -15,6 +15,10 @@ from thornback.scheduler.stages import Stage, one
 from thornback.scheduler.states import RankMove, RankState, UsageError
 
 F = TypeVar("F")
+# Members of an Enum class cost more to look up than to use: these are in the path of every event.
+RUNNING, SUCCEEDED = RankState.RUNNING, RankMove.SUCCEEDED
+RECORDING, RECORDED = RankState.RECORDING, RankMove.RECORDED
+HAS_RESULT = RecordState.DONE
 
 
 def start(board: Board[F], event: RunStarted) -> None:
@@ -46,7 +50,7 @@ def start(board: Board[F], event: RunStarted) -> None:
 
 def _known(
     board: Board[F], by_stage: Mapping[int, Ranks], what: str
-) -> list[tuple[Stage[F], list[range]]]:
+) -> list[tuple[Stage[F], Ranks]]:
     known = []
     for number, ranks in sorted(by_stage.items()):
         if not 0 <= number < len(board.stages):
@@ -74,71 +78,61 @@ def follow(board: Board[F], delta: Delta) -> None:
                 stage.move(piece, RankState.BLOCKED, RankMove.ROOT_FAILED)
                 who = "the same rank" if root_rank < 0 else f"rank {root_rank}"
                 stage.note((piece,), f"skipped: {who} of stage {root_stage} failed")
-                _record(board, stage, [piece], RecordState.SKIPPED, None)
+                _record(board, stage, (piece,), RecordState.SKIPPED, None)
 
 
 def _release(board: Board[F], stage: Stage[F], piece: range) -> None:
     stage.move(piece, RankState.BLOCKED, RankMove.RELEASED)
     if stage.stopped is not None:
-        give_up(board, stage, [piece], RankState.READY, stage.stopped)
+        give_up(board, stage, (piece,), RankState.READY, stage.stopped)
     else:
-        board.lane(stage, None).ready.append(piece)
+        board.release(stage, piece)
 
 
 def tell(board: Board[F]) -> None:
     """Tell the dependencies of every end, and of the ends that follow, without recursion."""
     while board.ended_ranks:
         stage, ranks, ok = board.ended_ranks.popleft()
-        follow(board, board.dependencies.finished(stage.number, ranks, ok))
+        delta = board.dependencies.finished(stage.number, ranks, ok)
+        if delta.ready or delta.skipped:
+            follow(board, delta)
 
 
 def _record(
-    board: Board[F], stage: Stage[F], ranks: list[range], state: RecordState, number: int | None
+    board: Board[F], stage: Stage[F], ranks: Ranks, state: RecordState, number: int | None
 ) -> None:
-    board.out.append(Record(stage=stage.number, ranks=tuple(ranks), assignment=number, state=state))
+    board.out.append(Record(stage=stage.number, ranks=ranks, assignment=number, state=state))
 
 
-def succeed(board: Board[F], assignment: Assignment[F], ranks: list[range]) -> None:
+def succeed(board: Board[F], assignment: Assignment[F], ranks: Ranks) -> None:
     """Take over results: from now on they wait for the journal only."""
     stage = assignment.stage
     for piece in ranks:
-        stage.move(piece, RankState.RUNNING, RankMove.SUCCEEDED)
+        stage.move(piece, RUNNING, SUCCEEDED)
         board.recording += len(piece)
     if assignment.retried:
         stage.failures.pop(ranks[0].start, None)
     stage.streak.end()
     board.unrecorded.append((board.now, stage, ranks))
-    _record(board, stage, ranks, RecordState.DONE, assignment.number)
+    number = assignment.number
+    board.out.append(Record(stage=stage.number, ranks=ranks, assignment=number, state=HAS_RESULT))
 
 
-def recorded(board: Board[F], stage: Stage[F], ranks: Sequence[range]) -> None:
+def recorded(board: Board[F], stage: Stage[F], ranks: Ranks) -> None:
     """Make durable what was RECORDING; for the other ends it is a receipt, and repeated a no-op."""
     stage.inside(ranks, "Recorded")
-    done: list[range] = []
-    for piece in normalised(ranks):
-        if stage.is_all(piece, RankState.RECORDING):  # the ordinary case
-            stage.move(piece, RankState.RECORDING, RankMove.RECORDED)
-            board.recording -= len(piece)
-            done.append(piece)
-            continue
-        for state, run, owed in list(stage.byte_runs(piece)):
-            if state is RankState.RECORDING:
-                stage.move(run, RankState.RECORDING, RankMove.RECORDED)
-                board.recording -= len(run)
-                done.append(run)
-            elif owed:
-                stage.receipt(run)
-    if done:
-        board.ended_ranks.append((stage, done, True))
-    while board.unrecorded and not _is_recording(board.unrecorded[0][1], board.unrecorded[0][2]):
-        board.unrecorded.popleft()
-
-
-def _is_recording(stage: Stage[F], ranks: Sequence[range]) -> bool:
-    for piece in ranks:  # noqa: SIM110  # in the path of every event
-        if stage.states.count(RankState.RECORDING, piece.start, piece.stop):
-            return True
-    return False
+    ranks = normalised(ranks)
+    waited = stage.those_in(RECORDING, ranks)
+    for piece in waited:
+        stage.move(piece, RECORDING, RECORDED)
+        board.recording -= len(piece)
+    if waited is not ranks:
+        stage.receipt(ranks)
+    if waited:
+        board.ended_ranks.append((stage, waited, True))
+    unrecorded = board.unrecorded
+    while unrecorded and not unrecorded[0][1].any_in(RECORDING, unrecorded[0][2]):
+        unrecorded.popleft()
 
 
 def pressure(board: Board[F]) -> str | None:
@@ -155,7 +149,7 @@ def pressure(board: Board[F]) -> str | None:
 def give_up(
     board: Board[F],
     stage: Stage[F],
-    ranks: list[range],
+    ranks: Ranks,
     source: RankState,
     reason: str,
     number: int | None = None,
@@ -168,7 +162,7 @@ def give_up(
     board.ended_ranks.append((stage, ranks, False))
 
 
-def take_back(board: Board[F], stage: Stage[F], ranks: list[range], limit: int = NO_LIMIT) -> None:
+def take_back(board: Board[F], stage: Stage[F], ranks: Ranks, limit: int = NO_LIMIT) -> None:
     """Let ranks that were running be tried at once, free of charge."""
     if not ranks:
         return
@@ -197,8 +191,6 @@ def postpone(
 
 def ready_again(board: Board[F]) -> None:
     """Queue the ranks whose delay is over."""
-    if not board.is_due:
-        return
     for number, rank in board.due():
         stage = board.stages[number]
         if stage.states[rank] == RankState.BACKOFF:
@@ -228,7 +220,7 @@ def stop(board: Board[F], stage: Stage[F], reason: str) -> None:
         give_up_lane_ready(board, stage, lane.shape.key.memory_bytes, reason)
     if stage.in_state[RankState.BACKOFF]:
         everything = range(stage.plan.world_size)
-        waiting = [r for state, r in list(stage.runs(everything)) if state is RankState.BACKOFF]
+        waiting = stage.those_in(RankState.BACKOFF, (everything,))
         give_up(board, stage, waiting, RankState.BACKOFF, reason)
     for assignment in board.assignments.values():
         if assignment.stage is stage and assignment.left > 1:

@@ -12,8 +12,10 @@ from thornback.scheduler.events import Ranks
 from thornback.scheduler.pace import Pace
 from thornback.scheduler.params import SchedulerParams, StageCounts, StagePlan
 from thornback.scheduler.states import (
+    BYTE_AFTER,
     OWED,
-    RANK_MOVES,
+    OWING,
+    RECEIVED,
     RankMove,
     RankState,
     UsageError,
@@ -70,20 +72,24 @@ class Stage(Generic[F]):
 
     def move(self, piece: range, source: RankState, move: RankMove) -> None:
         """Move ranks that are all in one state. Raises `InvalidTransition`."""
-        target = RANK_MOVES[source].get(move)
-        size = len(piece)
-        if target is None or self.states.count(source, piece.start, piece.stop) != size:
+        byte, states, start, size = (
+            BYTE_AFTER[source].get(move),
+            self.states,
+            piece.start,
+            len(piece),
+        )
+        if byte is None:
             raise self._refusal(piece, source, move)
-        byte: int = target
-        if byte > RankState.DONE and move in (RankMove.GIVEN_UP, RankMove.ROOT_FAILED):
-            byte |= OWED
-            self.owed += size
-        if size == 1:
-            self.states[piece.start] = byte
+        if size == 1 and states[start] == source:  # the ordinary case
+            states[start] = byte
+        elif states.count(source, start, piece.stop) == size:
+            states[start : piece.stop] = bytes((byte,)) * size
         else:
-            self.states[piece.start : piece.stop] = bytes((byte,)) * size
+            raise self._refusal(piece, source, move)
         self.in_state[source] -= size
-        self.in_state[target] += size
+        self.in_state[byte & ~OWED] += size
+        if byte & OWED:
+            self.owed += size
 
     def _refusal(self, piece: range, source: RankState, move: RankMove) -> UsageError:
         """Return what is wrong, or raise it. Raises `InvalidTransition`."""
@@ -95,32 +101,41 @@ class Stage(Generic[F]):
             f"{move.value}: {piece} of stage {self.number} is not all in {source.name}"
         )
 
-    def is_all(self, piece: range, state: RankState) -> bool:
-        """Return whether all of these ranks are in that state, and no receipt is owed."""
-        return self.states.count(state, piece.start, piece.stop) == len(piece)
+    def any_in(self, state: RankState, ranks: Ranks) -> bool:
+        """Return whether one of these ranks is in that state, and no receipt is owed."""
+        for piece in ranks:  # noqa: SIM110  # in the path of every event
+            if self.states.count(state, piece.start, piece.stop):
+                return True
+        return False
+
+    def those_in(self, state: RankState, ranks: Ranks) -> Ranks:
+        """Return the ranks that are in that state: `ranks` itself if all are."""
+        for piece in ranks:
+            if self.states.count(state, piece.start, piece.stop) != len(piece):
+                break
+        else:
+            return ranks
+        return tuple(run for piece in ranks for known, run in self.runs(piece) if known is state)
 
     def runs(self, piece: range) -> Iterator[tuple[RankState, range]]:
         """Yield the states of these ranks, as runs of equal ones."""
-        for state, run, _owed in self.byte_runs(piece):
-            yield state, run
-
-    def byte_runs(self, piece: range) -> Iterator[tuple[RankState, range, bool]]:
-        """Likewise, with whether a receipt is owed."""
         part = bytes(self.states[piece.start : piece.stop])
         if part and part.count(part[0]) == len(part):  # the ordinary case, at the speed of C
-            yield RankState(part[0] & ~OWED), piece, bool(part[0] & OWED)
+            yield RankState(part[0] & ~OWED), piece
             return
         start = piece.start
         for byte, group in groupby(part):
             stop = start + sum(1 for _ in group)
-            yield RankState(byte & ~OWED), range(start, stop), bool(byte & OWED)
+            yield RankState(byte & ~OWED), range(start, stop)
             start = stop
 
-    def receipt(self, piece: range) -> None:
-        """Note the journal's receipt for FAILED or SKIPPED ranks that were all owed one."""
-        byte = self.states[piece.start] & ~OWED
-        self.states[piece.start : piece.stop] = bytes((byte,)) * len(piece)
-        self.owed -= len(piece)
+    def receipt(self, ranks: Ranks) -> None:
+        """Note the journal's receipt for those of these ranks that are FAILED or SKIPPED and owed
+        one."""
+        for piece in ranks:
+            part = self.states[piece.start : piece.stop]
+            self.states[piece.start : piece.stop] = part.translate(RECEIVED)
+            self.owed -= sum(map(part.count, OWING))
 
     def inside(self, ranks: Sequence[range], what: str) -> None:
         """Refuse ranks that the stage does not have. Raises `UsageError`."""
@@ -154,8 +169,12 @@ class Stage(Generic[F]):
     @property
     def room(self) -> int:
         """How many more gangs it may have."""
-        most = self.plan.max_gangs
-        return 1 << 30 if most is None else most - self.open_gangs
+        room = self.plan.max_gangs
+        if room is None:
+            return 1 << 30
+        for lane in self.lanes:
+            room -= len(lane.opening) + len(lane.gangs) - len(lane.draining)
+        return room
 
     @property
     def unfinished(self) -> int:

@@ -154,6 +154,16 @@ RANK_MOVES: Mapping[RankState, Mapping[RankMove, RankState]] = MappingProxyType(
 
 OWED = 0x80
 """Flag on the byte of a FAILED or SKIPPED rank: the journal's receipt is still owed."""
+RECEIPTED = frozenset({RankMove.GIVEN_UP, RankMove.ROOT_FAILED})
+"""Moves that are recorded, and end at once."""
+BYTE_AFTER: Mapping[RankState, Mapping[RankMove, int]] = {
+    state: {move: target | (OWED if move in RECEIPTED else 0) for move, target in moves.items()}
+    for state, moves in RANK_MOVES.items()
+}
+"""`RANK_MOVES` as the bytes that are kept."""
+OWING = (RankState.FAILED | OWED, RankState.SKIPPED | OWED)
+RECEIVED = bytes(byte & ~OWED for byte in range(0x100))
+"""Translates a byte to the one after its receipt."""
 
 
 class GangState(enum.Enum):
