@@ -37,7 +37,7 @@ def feed(board: Board[F]) -> None:
     for lane in board.active:
         if lane.draining and lane.waiting:
             _feed_draining(board, lane)
-        if lane.ready.count and lane.queueable and not lane.alone:
+        if lane.queueable and lane.ready.count and not lane.alone:
             _queue_ahead(board, lane)
 
 

@@ -37,13 +37,14 @@ def adjust(board: Board[F]) -> None:
     for lane in board.active:  # giving up first: it may make room under `max_gangs`
         if lane.idle or lane.draining:
             _give_up_idle(board, lane, starving)
-        if lane.opening or lane.empty_at is not None:
+        if lane.empty_at is not None or (lane.opening and not lane.waiting):
             _give_up_pending(board, lane)
-    once_more = True
+    most, once_more = board.params.max_opening, True
     while once_more:
         once_more = False
         for lane in board.active:
-            if (lane.ready.count or lane.alone) and _ask(board, lane):
+            waits = lane.ready.count or lane.alone
+            if waits and len(lane.opening) < most and _ask(board, lane):
                 # That left a stage room, and an earlier lane may wait for it.
                 once_more = True
     if board.thinned:

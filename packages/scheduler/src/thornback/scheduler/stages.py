@@ -86,10 +86,11 @@ class Stage(Generic[F]):
             states[start : piece.stop] = bytes((byte,)) * size
         else:
             raise self._refusal(piece, source, move)
-        self.in_state[source] -= size
-        self.in_state[byte & ~OWED] += size
-        if byte & OWED:
+        if byte >= OWED:
+            byte -= OWED
             self.owed += size
+        self.in_state[source] -= size
+        self.in_state[byte] += size
 
     def _refusal(self, piece: range, source: RankState, move: RankMove) -> UsageError:
         """Return what is wrong, or raise it. Raises `InvalidTransition`."""
