@@ -11,11 +11,12 @@ stages of one rank behind it. Two kinds of work:
 
 The bare loops handle the recorded events of the long run. `moves`: find the handler of an event by
 its type, and move its ranks through the transition table. `commands`: likewise, take the slot's
-next ranks, and make the same commands. Seconds are CPU time of this process, the least of the
+next ranks, and make the same commands, which is the least that any scheduler does: a rank is three
+moves and two commands. Seconds are CPU time of this process, the least of the
 repeats, taken in turns. Memory is what `tracemalloc` sees at its peak in one more long run, driver
 excluded: nothing here keeps what it has told. Targets: cost flat within 1.3 from 10^4 to 10^6 and
-whatever else the job has, at most 100 bytes per rank at 10^6, ratio at least 0.25 (aim 0.4), 10^6
-ranks per second.
+whatever else the job has, at most 100 bytes per rank at 10^6, ratio to `commands` at least 0.25
+(aim 0.4), 10^6 ranks per second.
 """
 
 from __future__ import annotations

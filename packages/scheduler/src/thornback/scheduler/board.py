@@ -197,17 +197,34 @@ class Board(Generic[F]):
         if gang.live:
             raise UsageError(f"gang {gang.number} still holds assignments {list(gang.live)}")
         if gang.state is not GangState.CLOSING:
+            self.keep_on(gang)
             gang.move(move)
             gang.lane.drop(gang)
             self.thinned = True
             self.out.append(CloseGang(gang=gang.number, kill=kill))
 
+    def make_way(self, gang: Gang[F], to: Lane[F]) -> None:
+        """Have a gang end what it runs, and hand back what it has not started."""
+        gang.yields_to = to
+        to.coming += 1
+        self.yielding = True
+        gang.lane.place(gang)
+        for assignment in gang.live.values():
+            self.recall(assignment)
+
+    def keep_on(self, gang: Gang[F]) -> None:
+        """Let a gang go on that was to make way, if it was."""
+        if gang.yields_to is not None:
+            gang.yields_to.coming -= 1
+            gang.yields_to = None
+            gang.lane.place(gang)
+
     def bind(self, gang: Gang[F], lane: Lane[F]) -> None:
         """Hand a gang without work over to another lane of its shape."""
+        self.keep_on(gang)
         gang.lane.drop(gang)
         self.thinned = True
         gang.lane = lane
-        gang.yields_to = None
         gang.kept = False
         gang.ahead = True
         gang.finished = 0

@@ -153,6 +153,8 @@ def _check_lane(board: Board[F], lane: Lane[F]) -> None:
         or not (lane.waiting or lane.opening or lane.gangs or lane.starved_at is not None),
         f"a lane of stage {lane.stage.number} has work or gangs, and nobody looks at it",
     )
+    coming = sum(gang.yields_to is lane for gang in board.gangs.values())
+    _need(lane.coming == coming, f"a lane of stage {lane.stage.number} miscounts who yields to it")
     stage = lane.stage
     backoff = sum(
         stage.failures[rank].memory_bytes == lane.shape.key.memory_bytes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import TypeVar
 
 from thornback.scheduler.board import Board
@@ -24,9 +26,11 @@ def feed(board: Board[F]) -> None:
     for lane in board.active:
         while lane.ready.count or lane.alone:
             gang = _free_gang(board, lane) if lane.free else None
-            if gang is None and len(lane.shape.lanes) > 1:
+            if gang is None and len(board.active) > 1:
                 gang = _borrowed(board, lane)
             if gang is None:
+                if len(board.active) > 1:
+                    _have_others_make_way(board, lane)
                 break
             rank = _retried_for(board, lane, gang) if lane.alone else None
             if rank is not None:
@@ -50,28 +54,51 @@ def _free_gang(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
 
 
 def _borrowed(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
-    """Take over an idle gang of equal shape: one whose own work is done, or has less priority."""
+    """Take over an idle gang of equal shape that something ready may use."""
+    for gang in _spare(board, lane):
+        if lane.ready.count or _retried_for(board, lane, gang) is not None:
+            board.hand_over(gang, lane)
+            return gang
+    return None
+
+
+def _spare(board: Board[F], lane: Lane[F]) -> Iterator[Gang[F]]:
+    """Yield the idle gangs that the lane may take over: of lanes of its shape whose own work is
+    done, or has less priority."""
     if not lane.may_gain:
-        return None
-    gang = _spare(board, lane)
-    if gang is not None:
-        board.hand_over(gang, lane)
-    return gang
-
-
-def _spare(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
-    """Return the gang to take over."""
-    for other in reversed(lane.shape.lanes):
-        if other is lane or not other.idle:
+        return
+    for other in reversed(board.active):
+        if other.shape is not lane.shape or other is lane:
             continue
-        if other.waiting and other.stage.plan.priority >= lane.stage.plan.priority:
+        if other.waiting and not lane.outranks(other):
             continue
         for gang in other.idle.values():
-            if other.waiting and gang.kept:
-                continue
-            if lane.ready.count or _retried_for(board, lane, gang) is not None:
-                return gang
-    return None
+            if not (other.waiting and gang.kept):
+                yield gang
+
+
+def _have_others_make_way(board: Board[F], lane: Lane[F]) -> None:
+    """Have gangs of less priority end what they run, to be taken over then: as many as the lane can
+    fill. Without this a gang of many slots, or of short ranks in advance, would never be idle.
+
+    Not while new ones of its shape may be there in a moment, and not before a gang has done
+    anything for its lane: so nothing is only handed to and fro.
+    """
+    lanes = [other for other in reversed(board.active) if other.shape is lane.shape]
+    room = len(lane.opening) + lane.stage.room
+    wanted = min(lane.waiting // lane.slots, room) - lane.coming
+    if wanted < 1 or not any(other.usable and lane.outranks(other) for other in lanes):
+        return
+    asked_at = [gang.asked_at for other in lanes for gang in other.opening.values()]
+    is_stuck = asked_at and min(asked_at) <= board.now - board.params.linger_s
+    if not (is_stuck or lane.failed_openings):
+        return
+    for other in lanes:
+        if lane.outranks(other):
+            able = (gang for gang in other.usable.values() if gang.finished and not gang.kept)
+            for gang in list(islice(able, wanted)):
+                board.make_way(gang, lane)
+                wanted -= 1
 
 
 def _size(lane: Lane[F]) -> int:
@@ -90,14 +117,16 @@ def _retried_for(board: Board[F], lane: Lane[F], gang: Gang[F]) -> int | None:
             return rank
         if board.now - record.ready_at >= board.params.avoid_wait_s:
             return rank
-        if not _elsewhere(lane, record.avoid):
+        if not _elsewhere(board, lane, record.avoid):
             return rank
     return None
 
 
-def _elsewhere(lane: Lane[F], avoid: list[str]) -> bool:
-    """Whether a gang off these nodes is ready: else waiting for one would be for nothing."""
-    return any(not any(node in avoid for node in g.nodes) for g in lane.usable.values())
+def _elsewhere(board: Board[F], lane: Lane[F], avoid: list[str]) -> bool:
+    """Whether a gang off these nodes is ready, or may be taken over: else waiting for one would be
+    for nothing."""
+    able = chain(lane.usable.values(), _spare(board, lane))
+    return any(not any(node in avoid for node in gang.nodes) for gang in able)
 
 
 def _queue_ahead(board: Board[F], lane: Lane[F]) -> None:

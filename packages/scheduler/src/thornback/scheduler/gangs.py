@@ -120,6 +120,8 @@ class Lane(Generic[F]):
         """Usable, every slot busy, with place for an assignment in advance."""
         self.draining: dict[int, Gang[F]] = {}
         self.yielding: dict[int, Gang[F]] = {}
+        self.coming = 0
+        """Gangs of any lane that yield to this one."""
         self.retry_at = 0.0
         """Not before that is another gang asked for."""
         self.failed_openings = 0
@@ -152,6 +154,10 @@ class Lane(Generic[F]):
     def may_gain(self) -> bool:
         """One more of its gangs can be ready: its stage has room for it, or has asked for it."""
         return bool(self.opening) or self.stage.room > 0
+
+    def outranks(self, other: Lane[F]) -> bool:
+        """Is of higher priority; the order of submission does not count."""
+        return self.stage.plan.priority > other.stage.plan.priority
 
     def place(self, gang: Gang[F]) -> None:
         """Put a gang of this lane into the parts it belongs to. O(1)."""

@@ -185,10 +185,7 @@ def _make_others_yield(board: Board[F], lane: Lane[F]) -> None:
     gang = _victim(lane, board)
     pause_s = params.yield_after_s
     if gang is not None:
-        gang.yields_to = lane
-        gang.lane.place(gang)
-        for assignment in gang.live.values():
-            board.recall(assignment)
+        board.make_way(gang, lane)
         pause_s = max(pause_s, params.yield_openings * (gang.ready_at - gang.asked_at))
     lane.next_yield_at = board.now + pause_s
 
@@ -209,17 +206,24 @@ def _carry_out_yields(board: Board[F], lane: Lane[F]) -> None:
     for gang in list(lane.yielding.values()):
         to = gang.yields_to
         assert to is not None
-        if not (to.starves and (to.may_gain or to.stage is lane.stage)):
-            gang.yields_to = None
-            lane.place(gang)
+        if not _is_wanted(gang, to):
+            board.keep_on(gang)
         elif gang.live:
             continue
         elif lane.shape is to.shape and gang.drain_by is None:
             board.hand_over(gang, to)
-            gang.kept = True
+            gang.kept = not to.outranks(lane)
         else:
             board.close(gang)
             _hold_back_others(board, to)
+
+
+def _is_wanted(gang: Gang[F], to: Lane[F]) -> bool:
+    """Whether the lane still waits for this gang."""
+    if not (to.may_gain or to.stage is gang.lane.stage):
+        return False
+    takes_precedence = to.shape is gang.lane.shape and to.outranks(gang.lane)
+    return to.starves or (takes_precedence and to.waiting > 0 and not to.free)
 
 
 def _hold_back_others(board: Board[F], to: Lane[F]) -> None:

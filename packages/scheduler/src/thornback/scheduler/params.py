@@ -53,7 +53,8 @@ class StagePlan(Generic[F]):
     policy: RetryPolicy[F]
     """Asked about every fault of its ranks and its gangs."""
     priority: int = 0
-    """Higher first; then in the order of submission."""
+    """Higher first; then in the order of submission. Gangs of stages of the same shape make way for
+    a higher priority when no new ones come within `SchedulerParams.linger_s`."""
     max_failed: int = attrs.field(default=0, validator=_from_zero)
     """So many ranks that failed or were skipped do not make the run a failure. Whether they stop
     what comes after this stage is for the dependencies to say, which have conditions of their own.
@@ -94,7 +95,8 @@ class SchedulerParams:
     linger_s: float = attrs.field(default=5.0, validator=_positive)
     """A pending gang outlives the work it was asked for by this, and idle gangs are given up to a
     shape that has waited so long: work trickles, and leases are not made and unmade for each
-    drop."""
+    drop. A stage whose gangs take longer than this to open makes those of lower priority make way.
+    """
     yield_after_s: float = attrs.field(default=60.0, validator=_positive)
     """A shape that has waited so long with ready ranks and no gang makes another one give one up.
     """

@@ -1,0 +1,152 @@
+"""What a stage of higher priority gets from the others of its shape, beyond gangs that are idle."""
+
+from __future__ import annotations
+
+from thornback.scheduler import SchedulerParams
+from thornback.scheduler.commands import Command, Dispatch, Recall
+from thornback.scheduler.testing import Play, dispatches, opened, plan, play
+
+
+def contended(*, slots: int, urgent: int, low_s: float, max_gangs: int | None = None) -> Play[str]:
+    """Return a play at whose end the urgent stage 2 has just become ready, while stage 1 runs ranks
+    of `low_s` seconds on gangs 1 and 2, which are all that there is."""
+    game = play(
+        plan(1),
+        plan(500, max_gangs=2, slots=slots, shape=1),
+        plan(urgent, priority=1, slots=slots, shape=1, max_gangs=max_gangs),
+        parents=[[], [], [0]],
+    )
+    game.start()
+    for gang in range(3):
+        game.ready(gang)
+    for gang in (1, 2):
+        for assignment in list(game.referee.gangs[gang].live):
+            game.succeed(assignment, busy_s=low_s)
+    (first,) = game.referee.gangs[0].live
+    game.succeed(first)
+    game.record()
+    game.close()
+    assert game.scheduler.counts(2).ready == urgent
+    return game
+
+
+def held(game: Play[str], gang: int) -> list[int]:
+    return list(game.referee.gangs[gang].live)
+
+
+def end_all(game: Play[str], gang: int, busy_s: float = 1.0) -> list[Command]:
+    """All that a gang holds ends well; the commands that follow."""
+    return [c for number in held(game, gang) for c in game.succeed(number, busy_s=busy_s)]
+
+
+def stages(commands: list[Command], gang: int) -> list[int]:
+    return [c.stage for c in commands if isinstance(c, Dispatch) and c.gang == gang]
+
+
+def test_gangs_of_several_slots_make_way_for_a_higher_priority() -> None:
+    game = contended(slots=2, urgent=4, low_s=9.0)
+    (number, _) = held(game, 1)
+    assert stages(game.succeed(number, busy_s=9.0), 1) == [1], "new gangs may come in a moment"
+    game.tick(5.0)
+    # Both are to go: the urgent stage can fill them.
+    assert {g.number for g in game.scheduler._board.gangs.values() if g.yields_to} == {1, 2}
+    (first, second) = held(game, 1)
+    assert stages(game.succeed(first, busy_s=9.0), 1) == [], "it is not filled up again"
+    assert stages(game.succeed(second, busy_s=9.0), 1) == [2, 2]
+    assert stages(end_all(game, 2, 9.0), 2) == [2, 2]
+    assert game.scheduler.counts(2).running == 4
+
+
+def test_short_ranks_in_advance_come_back_for_a_higher_priority() -> None:
+    game = contended(slots=1, urgent=1, low_s=0.3)
+    before = len(held(game, 1)) + len(held(game, 2))
+    assert before == 4, "one runs and one waits in each slot"
+    commands = game.tick(5.0)
+    recalled = [c.assignment for c in commands if isinstance(c, Recall)]
+    assert recalled == held(game, 1), "one gang is enough for one rank"
+    running, queued = held(game, 1)
+    assert dispatches(game.give_back(queued, *game.scheduler.outstanding(queued))) == []
+    assert stages(game.succeed(running, busy_s=0.3), 1) == [2]
+
+
+def test_no_more_gangs_make_way_than_are_filled_or_allowed() -> None:
+    game = contended(slots=2, urgent=3, low_s=9.0)
+    game.tick(5.0)
+    assert len([g for g in game.scheduler._board.gangs.values() if g.yields_to]) == 1
+    game = contended(slots=2, urgent=40, low_s=9.0, max_gangs=1)
+    game.tick(5.0)
+    assert len([g for g in game.scheduler._board.gangs.values() if g.yields_to]) == 1
+
+
+def test_stages_of_equal_priority_keep_their_gangs() -> None:
+    busy = {"max_gangs": 1, "slots": 2, "shape": 1}
+    game = play(
+        plan(1),
+        plan(50, **busy),
+        plan(50, priority=1, **busy),
+        plan(9, priority=1, slots=2, shape=1),
+        parents=[[], [], [], [0]],
+    )
+    game.start()
+    for gang in range(3):
+        game.ready(gang)
+    for gang in (1, 2):
+        game.succeed(held(game, gang)[0], busy_s=9.0)
+    game.succeed(held(game, 0)[0])
+    game.record()
+    game.tick(5.0)
+    (yielding,) = (g for g in game.scheduler._board.gangs.values() if g.yields_to)
+    assert yielding.lane.stage.number == 1
+
+
+def test_a_gang_works_on_when_the_higher_priority_is_served_otherwise() -> None:
+    game = contended(slots=2, urgent=2, low_s=9.0)
+    game.tick(5.0)
+    (yielding,) = (g for g in game.scheduler._board.gangs.values() if g.yields_to)
+    (own,) = [n for n, g in game.referee.gangs.items() if g.state == "opening"]
+    assert stages(game.ready(own), own) == [2, 2]
+    number = held(game, yielding.number)[0]
+    assert stages(game.succeed(number, busy_s=9.0), yielding.number) == [1]
+    assert yielding.lane.coming == 0
+
+
+def test_a_gang_that_was_handed_over_does_something_before_it_is_taken_back() -> None:
+    game = contended(slots=1, urgent=2, low_s=9.0)
+    game.tick(5.0)
+    for gang in (1, 2):
+        assert stages(end_all(game, gang, 9.0), gang) == [2]
+    (last,) = held(game, 1)
+    assert stages(game.succeed(last), 1) == [1], "it goes back when nothing urgent is left"
+    (failing,) = held(game, 2)
+    rank = game.scheduler.outstanding(failing)[0].start
+    assert stages(game.fail(failing, rank, "later"), 2) == [1]
+    game.tick(5.0)
+    assert not [g for g in game.scheduler._board.gangs.values() if g.yields_to]
+    assert stages(end_all(game, 1), 1) == [2], "at its free moment, like any of one slot"
+
+
+def test_equal_priorities_wait_for_the_yield_rule() -> None:
+    params = SchedulerParams(yield_after_s=60.0)
+    game = play(plan(50, max_gangs=1, slots=2), plan(4, slots=2), params=params)
+    game.start()
+    game.ready(0)
+    for number in held(game, 0):
+        game.succeed(number, busy_s=9.0)
+    game.tick(50.0)
+    assert not [g for g in game.scheduler._board.gangs.values() if g.yields_to]
+
+
+def test_a_rank_told_to_try_elsewhere_takes_over_an_idle_gang_elsewhere() -> None:
+    """And does not go to the node it was to avoid because its own stage has no other."""
+    game = play(plan(2), plan(1), parents=[[], []])
+    commands = game.start()
+    assert opened(commands) == [0, 1, 2]
+    game.ready(0, "bad")
+    game.ready(1, "bad")
+    game.ready(2, "good")  # of stage 1
+    game.succeed(held(game, 2)[0])
+    (number,) = held(game, 0)
+    rank = game.scheduler.outstanding(number)[0].start
+    commands = game.fail(number, rank, "elsewhere", node="bad")
+    (again,) = [c for c in commands if isinstance(c, Dispatch)]
+    assert (again.gang, again.ranks[0].start) == (2, rank)
