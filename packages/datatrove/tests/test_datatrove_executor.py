@@ -13,6 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from thornback.datatrove import RayPipelineExecutor
 from thornback.executor import UsageError
+from thornback.faults import NETWORK_RULES
 
 
 class StaleFileSystem(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -92,6 +93,12 @@ def test_a_subclass_is_told_which_of_its_methods_would_not_be_called(name: str) 
     kind = type("Mine", (Extra, RayPipelineExecutor), {})
     with pytest.raises(UsageError, match=rf"Mine\.{name} would never be called"):
         kind([], logging_dir="memory://a")
+
+
+def test_a_rule_set_in_place_of_a_classifier_is_refused_with_the_mend() -> None:
+    rules: Any = NETWORK_RULES
+    with pytest.raises(UsageError, match=r"classifier=.* expected .*Classifier\(user_rules="):
+        RayPipelineExecutor([], logging_dir="memory://a", classifier=rules)
 
 
 def test_whole_numbers_of_other_kinds_become_int() -> None:

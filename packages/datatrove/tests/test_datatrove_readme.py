@@ -1,4 +1,4 @@
-"""The example of the README runs as it stands."""
+"""The examples of the README run as they stand."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from pathlib import Path
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_example_of_the_readme_runs(run_examples: Callable[..., str]) -> None:
-    assert run_examples(README, logs=True) == "['00000', '00001']\n"
+def test_the_examples_of_the_readme_run(run_examples: Callable[..., str]) -> None:
+    assert run_examples(README, logs=True) == "['00000', '00001']\n[]\n"

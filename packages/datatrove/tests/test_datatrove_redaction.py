@@ -106,7 +106,8 @@ def test_several_dependencies_are_a_list_and_own_options_appear_when_they_are_ot
     data = json.loads(text_of(child))
     assert [each["tasks"] for each in data["depends"]] == [1, 1]
     assert data["retries"] == 2
-    assert not {"fresh", "on_failure", "trace", "platform", "observers", "_launch"} & {*data}
+    drivers = {"classifier", "trace", "platform", "observers", "_launch"}
+    assert not {"fresh", "on_failure", *drivers} & {*data}
 
 
 def test_defect_25_secrets_stay_out_of_executor_json(tmp_path: Path) -> None:
@@ -201,8 +202,10 @@ def test_what_only_the_driver_needs_does_not_travel(tmp_path: Path) -> None:
     executor = RayPipelineExecutor(
         steps(), logging_dir=str(tmp_path), observers=[lock], platform=lock, trace=lock, retries=3
     )
+    executor.classifier = lock
     for again in (pickle.loads(pickle.dumps(executor)), copy.deepcopy(executor)):
         assert (again.observers, again.platform, again.trace) == ((), None, None)
+        assert again.classifier is None
         assert (again.retries, again.tasks, len(again.pipeline)) == (3, 1, 4)
         assert not again._launch.active
     assert executor.platform is lock

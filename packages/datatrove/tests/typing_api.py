@@ -12,6 +12,7 @@ from thornback.datatrove import (
 )
 from thornback.executor import HeldByAnother, UsageError
 from thornback.executor.on_local import LocalPlatform
+from thornback.faults import NETWORK_RULES, THROTTLED_RULES, Classifier
 
 
 def chain() -> RayPipelineExecutor:
@@ -41,6 +42,7 @@ def chain() -> RayPipelineExecutor:
         on_failure="return",
         on_mismatch="adopt",
         run_on_dependency_fail=True,
+        classifier=Classifier(user_rules=(*THROTTLED_RULES, *NETWORK_RULES)),
         trace=NoOpTracerProvider(),
         platform=LocalPlatform(cpus=2),
         observers=[],

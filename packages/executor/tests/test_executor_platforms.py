@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
-from thornback.executor import BackendUnavailable, Executor
+from thornback.executor import BackendUnavailable, Executor, UsageError
 from thornback.executor.on_ray import RayPlatform, _probe
 from thornback.executor.testing import _running
+from thornback.faults import NETWORK_RULES, Classifier
 from thornback.pool import Beat, RunningRank
+
+
+@pytest.mark.parametrize("given", [Classifier, NETWORK_RULES, None, "network"])
+def test_what_is_no_classifier_is_refused_with_the_mend(given: object) -> None:
+    classifier: Any = given
+    with pytest.raises(UsageError, match=r"classifier=.* expected .*Classifier\(user_rules="):
+        Executor.on_local(state="s", classifier=classifier)
 
 
 def test_ray_client_address_is_refused_with_the_mend() -> None:

@@ -1,4 +1,4 @@
-"""The example of the README runs as it stands."""
+"""The examples of the README run as they stand."""
 
 from __future__ import annotations
 
@@ -8,5 +8,6 @@ from pathlib import Path
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_example_of_the_readme_runs(run_examples: Callable[[Path], str]) -> None:
-    assert run_examples(README) == f"{{0: {sum(n * n for n in range(100))}}}\n"
+def test_the_examples_of_the_readme_run(run_examples: Callable[[Path], str]) -> None:
+    total = sum(n * n for n in range(100))
+    assert run_examples(README) == f"{{0: {total}}}\n{{0: 2}} network\n"

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
     from datatrove.utils.stats import PipelineStats
     from thornback.executor import Observer
-    from thornback.executor.ports import Companion, Platform
+    from thornback.executor.ports import Classifier, Companion, Platform
 
 Strategy: TypeAlias = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
 _DRIVERS_OWN: Mapping[str, object] = {
+    "classifier": None,
     "trace": None,
     "platform": None,
     "observers": (),
@@ -90,9 +91,12 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
         on_mismatch: if `logging_dir` holds the marks of a pipeline with other steps, or another
             number of tasks: 'refuse', 'warn' and take them, or 'adopt' them.
         run_on_dependency_fail: run even if dependencies end with incomplete ranks.
-        trace: makes the spans of the run; None: OpenTelemetry's global provider. This and the
-            following count on the executor whose `run()` is called; copies and pickles of an
-            executor are without them.
+        classifier: turns errors into faults, which decide what is tried again, as
+            `thornback.executor.Executor.classifier`; None: `thornback.faults.Classifier()`. With
+            `Classifier(user_rules=(*THROTTLED_RULES, *NETWORK_RULES))` steps are tried again where
+            a server asked for patience or a connection failed. This and the following count on the
+            executor whose `run()` is called; copies and pickles of an executor are without them.
+        trace: makes the spans of the run; None: OpenTelemetry's global provider.
         platform: where it runs; None: Ray.
         observers: are told how the run goes (`thornback.executor.Observer`).
         companions: go along with the run (`thornback.executor.ports.Companion`).
@@ -131,6 +135,7 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
         on_failure: Literal["raise", "return"] = "raise",
         on_mismatch: Literal["refuse", "warn", "adopt"] = "refuse",
         run_on_dependency_fail: bool = False,
+        classifier: Classifier | None = None,
         trace: TracerProvider | None = None,
         platform: Platform | None = None,
         observers: Sequence[Observer] = (),
@@ -165,6 +170,7 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
         self.on_failure = on_failure
         self.on_mismatch = on_mismatch
         self.run_on_dependency_fail = run_on_dependency_fail
+        self.classifier = classifier
         self.trace = trace
         self.platform = platform
         self.observers = tuple(observers)
@@ -181,6 +187,7 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
         """
         from thornback.datatrove.chain import dependencies
         from thornback.datatrove.stages import stage_of
+        from thornback.executor.checks import check_classifier
 
         options.whole("tasks", self.tasks, least=0)
         options.whole("nodes_per_task", self.nodes_per_task, least=1)
@@ -189,6 +196,8 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
         options.whole("retries", self.retries, least=0)
         options.word("on_failure", self.on_failure, ("raise", "return"))
         options.word("on_mismatch", self.on_mismatch, ("refuse", "warn", "adopt"))
+        if self.classifier is not None:
+            check_classifier(self.classifier)
         words = (None, "PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
         options.word("strategy", self.strategy, words)
         options.check_pipeline(self.pipeline, self.nodes_per_task)

@@ -40,6 +40,7 @@ from thornback.datatrove.stagestats import StatsKeeper, merge, of_complete, read
 from thornback.datatrove.tasklogs import TaskLogs
 from thornback.executor import Executor, Job, RunFailed, RunReport
 from thornback.executor.ports import Journal, Platform
+from thornback.faults import Classifier
 
 WAIT_S = 120.0
 """Between two lines that say what is waited for; as datatrove's own."""
@@ -298,6 +299,7 @@ def _run_job(work: Work) -> Ended:
         observers=(Announcer(), keeper, task_logs, *work.root.observers),
         companions=work.root.companions,
         tracer_provider=work.root.trace,
+        classifier=Classifier() if work.root.classifier is None else work.root.classifier,
     )
     failed = None
     try:

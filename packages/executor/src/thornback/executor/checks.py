@@ -1,4 +1,4 @@
-"""Refuses stages that can never run: every message names the stage, the field and the mend. Pure.
+"""Refuses what can never run: every message names the stage, the field and the mend. Pure.
 
 Apart from `job.py`, which would grow beyond what one file should hold."""
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,20 @@ def check_stage(stage: Stage) -> None:
     checks = (_world, _after, _numbers, _nodes, _processes, _placement, _words, _environment)
     for check in checks:
         check(stage)
+
+
+def check_classifier(classifier: object) -> None:
+    """Return if it looks like what turns errors into faults.
+
+    Raises:
+        UsageError: it has no method `classify`; the message names the mend.
+    """
+    if isinstance(classifier, type) or not callable(getattr(classifier, "classify", None)):
+        raise UsageError(
+            f"classifier={reprlib.repr(classifier)}: expected an object with a method "
+            "classify(error, facts), such as thornback.faults.Classifier(); with rules of your "
+            "own, or opt-in ones: Classifier(user_rules=(*THROTTLED_RULES, *NETWORK_RULES))"
+        )
 
 
 def _world(stage: Stage) -> None:

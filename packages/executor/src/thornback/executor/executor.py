@@ -20,6 +20,7 @@ from opentelemetry.trace import TracerProvider
 
 from thornback.executor.blobs import RunBlobs
 from thornback.executor.certifier import no_logs
+from thornback.executor.checks import check_classifier
 from thornback.executor.clock import SystemClock
 from thornback.executor.driver import Driver, Parts
 from thornback.executor.endings import checked, make_report, results_of
@@ -61,6 +62,10 @@ class ExecutorOptions(TypedDict, total=False):
     record: str | None
 
 
+def _is_classifier(_: object, __: object, value: object) -> None:
+    check_classifier(value)
+
+
 @attrs.frozen(kw_only=True, slots=True)
 class Executor:
     """Runs jobs on a platform, with the record of each kept under `state`.
@@ -93,8 +98,11 @@ class Executor:
     tracer_provider: TracerProvider | None = None
     """Makes the spans of the run, and those of user code in its ranks (see `RankContext`); None:
     OpenTelemetry's global one."""
-    classifier: Classifier = attrs.field(factory=FaultClassifier)
-    """Turns errors into faults, which decide what is tried again."""
+    classifier: Classifier = attrs.field(factory=FaultClassifier, validator=_is_classifier)
+    """Turns errors into faults, which decide what is tried again. An error that a rank's own code
+    raises is only tried again with `Stage.retries`, unless a rule set that you ask for knows it as
+    one that may go away: `thornback.faults.Classifier(user_rules=(*THROTTLED_RULES,
+    *NETWORK_RULES))`, all from `thornback.faults`."""
     clock: Clock = attrs.field(factory=SystemClock)
     params: ExecutorParams = attrs.field(factory=ExecutorParams)
     """Time-outs of the driver."""

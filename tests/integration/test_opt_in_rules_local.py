@@ -1,0 +1,112 @@
+"""Rule sets that a user switches on, in whole runs with worker processes: what user code raises
+counts as the set says, with it; and is the code's own error without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.pipelines import make
+from thornback.executor import Executor, Job, RankContext, RunFailed, RunReport, Stage
+from thornback.faults import NETWORK_RULES, THROTTLED_RULES, Classifier, FaultKind
+
+PATIENT = Classifier(user_rules=(*THROTTLED_RULES, *NETWORK_RULES))
+
+
+def cut(times: int) -> Callable[[RankContext], int]:
+    def fn(ctx: RankContext) -> int:
+        import requests
+
+        if ctx.attempt <= times:
+            raise requests.ConnectionError("Connection aborted.")
+        return ctx.attempt
+
+    return fn
+
+
+def throttled(retry_after: str) -> Callable[[RankContext], int]:
+    def fn(ctx: RankContext) -> int:
+        import requests
+
+        if ctx.attempt == 1:
+            response = requests.Response()
+            response.status_code = 429
+            response.headers["Retry-After"] = retry_after
+            response.raise_for_status()
+        return ctx.attempt
+
+    return fn
+
+
+def run(folder: Path, stage: Stage, **options: Any) -> RunReport:
+    executor = Executor.on_local(state=str(folder / "state"), cpus=2, **options)
+    return executor.run(Job("j", [stage]), check=False)
+
+
+def test_a_connection_that_fails_is_tried_again_with_the_set_and_charged(tmp_path: Path) -> None:
+    report = run(tmp_path, Stage("a", cut(2)), classifier=PATIENT)
+    assert report.state == "succeeded", report.reason
+    assert report.results("a") == {0: 3}, "each of the two failures is an attempt"
+    assert [(a.fault.kind, a.fault.rule, a.retried) for a in report.attempts] == [
+        (FaultKind.NETWORK, "network.names", True)
+    ] * 2
+    assert "retry 2 of 10" in report.attempts[1].verdict
+
+
+def test_a_server_that_asks_for_patience_gets_it(tmp_path: Path) -> None:
+    report = run(tmp_path, Stage("a", throttled("2")), classifier=PATIENT)
+    assert report.results("a") == {0: 2}
+    (attempt,) = report.attempts
+    assert attempt.fault.kind is FaultKind.THROTTLED
+    assert attempt.fault.facts["retry_after_s"] == 2.0
+    assert report.seconds >= 2.0
+
+
+def test_the_cap_of_a_stage_holds_for_the_sets_too(tmp_path: Path) -> None:
+    report = run(tmp_path, Stage("a", cut(9), max_retries=1), classifier=PATIENT)
+    assert [a.retried for a in report.attempts] == [True, False]
+    assert {a.fault.kind for a in report.attempts} == {FaultKind.NETWORK}
+
+
+def test_a_bug_is_not_tried_again_whatever_the_set(tmp_path: Path) -> None:
+    def bug(ctx: RankContext) -> None:
+        raise KeyError("url")
+
+    (attempt,) = run(tmp_path, Stage("a", bug), classifier=PATIENT).attempts
+    assert (attempt.fault.kind, attempt.retried) == (FaultKind.APPLICATION, False)
+
+
+@pytest.mark.parametrize("fn", [cut(1), throttled("0.1")], ids=["cut", "throttled"])
+def test_without_the_sets_these_are_errors_of_the_code(
+    tmp_path: Path, fn: Callable[[RankContext], int]
+) -> None:
+    (attempt,) = run(tmp_path, Stage("a", fn)).attempts
+    assert (attempt.fault.kind, attempt.retried) == (FaultKind.APPLICATION, False)
+
+
+def asks_once(folder: Path) -> Callable[..., Any]:
+    def fetch(data: Any, rank: int = 0, world_size: int = 1) -> Any:
+        import requests
+
+        if not (folder / "asked").exists():
+            (folder / "asked").touch()
+            raise requests.ConnectionError("Connection aborted.")
+        yield from ()
+
+    return fetch
+
+
+def test_a_step_of_a_pipeline_is_tried_again_with_the_set(tmp_path: Path) -> None:
+    executor = make(tmp_path, "a", pipeline=[asks_once(tmp_path)], tasks=1, classifier=PATIENT)
+    executor.run()
+    assert executor.get_incomplete_ranks() == []
+
+
+def test_a_step_of_a_pipeline_fails_its_rank_without_the_set(tmp_path: Path) -> None:
+    executor = make(tmp_path, "a", pipeline=[asks_once(tmp_path)], tasks=1)
+    with pytest.raises(RunFailed, match=r"APPLICATION .*Connection aborted"):
+        executor.run()
+    assert executor.get_incomplete_ranks() == [0]
