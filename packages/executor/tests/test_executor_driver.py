@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -26,10 +26,10 @@ from thornback.executor.driver import Driver, Parts
 from thornback.executor.job import identity_of
 from thornback.executor.journal.testing import FakeJournal, FakeState
 from thornback.executor.plan import RunPlan, Settings
-from thornback.executor.ports import Completion
+from thornback.executor.ports import Completion, Json
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers
-from thornback.faults import Classifier, FaultKind
+from thornback.faults import Classifier, FaultKind, StopReason
 from thornback.placement import Allocator
 from thornback.placement.testing import FakeCluster
 from thornback.pool import Assignment, CaughtError, Outcome, SeenBy, WorkerPool
@@ -128,6 +128,11 @@ class World:
     def state(self) -> str:
         assert self.driver.end is not None
         return self.driver.end.state.value
+
+    def certificates(self) -> list[Mapping[str, Json]]:
+        """Return those that were recorded, oldest first."""
+        records = self.journal.state.records
+        return [record.certificate for record in records if record.certificate is not None]
 
     def counts(self, stage: int = 0) -> tuple[int, int, int]:
         progress = self.driver.progress()[stage]
@@ -339,3 +344,29 @@ async def test_the_certificate_of_a_rank_given_up_with_its_worker_says_so() -> N
     assert "given up" in last.verdict
     (ended,) = driver.certifier.chronicle.given_up
     assert ended.last == last
+    assert (ended.stop, last.stop) == (StopReason.BUDGET, StopReason.BUDGET)
+
+
+ENDS = [
+    (Stage("a", work), lambda w, a, r: raised(r), StopReason.NO_RETRIES),
+    (Stage("a", work, retries=1), lambda w, a, r: raised(r), StopReason.BUDGET),
+    (Stage("a", work), lambda w, a, r: died(r), StopReason.POISON),
+]
+
+
+@pytest.mark.parametrize(("stage", "script", "stop"), ENDS, ids=[str(e[2].value) for e in ENDS])
+async def test_why_a_rank_is_given_up_is_a_word_in_report_and_record(
+    stage: Stage, script: Script, stop: StopReason
+) -> None:
+    world = World(Job("j", [stage, Stage("b", work, after="a")]), script)
+    chronicle = (await world.run()).certifier.chronicle
+    *earlier, last = chronicle.attempts
+    assert [attempt.stop for attempt in earlier] == [None] * len(earlier)
+    (ended,) = chronicle.given_up
+    assert (ended.stop, last.stop) == (stop, stop)
+    assert (ended.reason, last.retried) == (last.verdict, False)
+    given_up, skipped = world.certificates()
+    assert (given_up["stop"], skipped["stop"]) == (stop.value, None)
+    paper = given_up["last"]
+    assert isinstance(paper, dict)
+    assert (paper["stop"], paper["verdict"]) == (stop.value, given_up["reason"])

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import anyio
 import attrs
 
-from thornback.executor.chronicle import Chronicle
+from thornback.executor.chronicle import Chronicle, why_given_up
 from thornback.executor.plan import RunPlan
 from thornback.executor.ports import Attribute, Classifier, Json, Ranks
 from thornback.executor.report import AttemptReport, GivenUp
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers
-from thornback.faults import ErrorData, Fault
+from thornback.faults import ErrorData, Fault, RetryVerdict, StopReason
 from thornback.pool import Outcome
 from thornback.scheduler import commands as cmd
 from thornback.scheduler import events as ev
-from thornback.scheduler.ports import Verdict
+
+Reason: TypeAlias = Callable[[int, int], str]
+"""Says why a rank (stage, rank) was given up: `Scheduler.reason`."""
 
 
 @attrs.define(slots=True, eq=False)
@@ -82,24 +85,28 @@ class Certifier:
     def rank_failed(
         self,
         event: ev.RankFailed[Fault],
-        verdict: Verdict,
+        verdict: RetryVerdict,
         commands: Sequence[cmd.Command],
         live: LiveAssignment,
+        reason: Reason,
     ) -> None:
-        """Certify the failed attempt of a rank."""
+        """Certify the failed attempt of a rank; `reason` as for `gang_lost`."""
         outcome = live.outcomes[event.rank]
-        given_up = _gives_up(commands, live.command.stage, event.rank)
+        stage = live.command.stage
+        given_up = _gives_up(commands, stage, event.rank)
+        why = reason(stage, event.rank) if given_up else verdict.reason
         self._tell(
             AttemptReport(
-                stage=self._plan.stages[live.command.stage].name,
+                stage=self._plan.stages[stage].name,
                 rank=event.rank,
                 attempt=live.command.attempt,
                 epoch=live.epoch,
                 gang=live.command.gang,
                 node=event.node,
                 fault=event.fault,
-                verdict=verdict.reason,
+                verdict=why,
                 retried=verdict.retry and not given_up,
+                stop=why_given_up(why, [verdict]) if given_up else verdict.stop,
                 ran_s=event.ran_s,
                 pid=outcome.pid,
                 peak_rss_bytes=outcome.peak_rss_bytes,
@@ -113,10 +120,10 @@ class Certifier:
     def gang_lost(
         self,
         event: ev.GangLost[Fault],
-        verdicts: Sequence[Verdict],
+        verdicts: Sequence[RetryVerdict],
         commands: Sequence[cmd.Command],
         lost: Sequence[tuple[LiveAssignment, Ranks]],
-        reason: Callable[[int, int], str],
+        reason: Reason,
     ) -> None:
         """Certify each assignment that was lost with the gang; the gang itself if it had none.
 
@@ -138,12 +145,14 @@ class Certifier:
             fault=event.fault,
             verdict=verdicts[0].reason,
             retried=verdicts[0].retry,
+            stop=verdicts[0].stop,
         )
         again = next((v.reason for v in verdicts[1:] if v.retry), verdicts[0].reason)
         for live, ranks in lost:
             stage = live.command.stage
             alone = ranks[0].start if sum(map(len, ranks)) == 1 else None
             gone = alone is not None and _gives_up(commands, stage, alone)
+            why = reason(stage, alone) if gone and alone is not None else again
             self._tell(
                 attrs.evolve(
                     report,
@@ -151,8 +160,9 @@ class Certifier:
                     rank=alone,
                     attempt=live.command.attempt,
                     epoch=live.epoch,
-                    verdict=reason(stage, alone) if gone and alone is not None else again,
+                    verdict=why,
                     retried=not gone,
+                    stop=why_given_up(why, verdicts) if gone else None,
                     lost_ranks=ranks,
                 )
             )
@@ -160,16 +170,28 @@ class Certifier:
         if not lost:
             self._tell(report)
 
-    def given_up(self, command: cmd.Record, reason: str) -> dict[str, Json]:
-        """Note that ranks are recorded as failed or skipped; return the certificate to record."""
+    def given_up(
+        self, command: cmd.Record, reason: str, stop: StopReason | None
+    ) -> dict[str, Json]:
+        """Note that ranks are recorded as failed or skipped; return the certificate to record.
+
+        Args:
+            command: which ranks.
+            reason: why, for people.
+            stop: why they are not tried again, as a word; None: they were skipped.
+        """
         stage = self._plan.stages[command.stage].name
         last = self.chronicle.take_last(stage, command.ranks[0].start)
         if command.state is cmd.RecordState.FAILED:
             self.chronicle.give_up(
-                GivenUp(stage=stage, ranks=command.ranks, reason=reason, last=last)
+                GivenUp(stage=stage, ranks=command.ranks, reason=reason, stop=stop, last=last)
             )
             last = last or self.chronicle.last_of(stage)
-        return {"reason": reason, "last": None if last is None else last.as_json()}
+        return {
+            "reason": reason,
+            "stop": None if stop is None else stop.value,
+            "last": None if last is None else last.as_json(),
+        }
 
     def _tell(self, attempt: AttemptReport) -> None:
         self.chronicle.add(attempt)

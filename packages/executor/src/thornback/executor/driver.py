@@ -43,15 +43,15 @@ from thornback.executor.records import RecordDesk
 from thornback.executor.report import StageProgress
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import DispatchFeed, Teller, Watchers
-from thornback.faults import Fault
+from thornback.faults import Fault, RetryVerdict
 from thornback.pool import Beat, Checkpoint, GangLostError, Outcome, Report
 from thornback.scheduler import commands as cmd
 from thornback.scheduler import events as ev
-from thornback.scheduler.ports import Verdict
 
 logger = logging.getLogger(__name__)
 Event: TypeAlias = ev.Event[Fault]
 Posted: TypeAlias = Event | Loss
+Settled: TypeAlias = tuple[cmd.Record, Completion]
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -85,7 +85,8 @@ class Driver:
         self._opened = opened
         self._tracer = tracer
         self._params = params
-        self._verdicts: list[tuple[Fault, Verdict]] = []
+        self._verdicts: list[RetryVerdict] = []
+        """Those that were given on the event which is being handled."""
         stages = plan.scheduler_stages([Witness(p, self._verdicts) for p in plan.policies()])
         self.scheduler, self._decide = deciding(plan, stages, record)
         self.certifier = Certifier(plan, tracer, watchers, log_url)
@@ -136,7 +137,7 @@ class Driver:
         clock, scheduler = self._parts.clock, self.scheduler
         due = [at for at in (scheduler.wake_at, self._teller.due) if at is not None]
         await self._inbox.wait(max(0.0, min(due) - clock.monotonic()) if due else None)
-        records: list[cmd.Record] = []
+        records: list[Settled] = []
         while self._inbox:
             self._handle(self._event(self._inbox.pop()), group, records)
         if scheduler.wake_at is not None and scheduler.wake_at <= clock.monotonic():
@@ -146,15 +147,10 @@ class Driver:
             if stage.done + stage.failed + stage.skipped == stage.total:
                 self._tracer.stage_ended(number, stage.done, stage.failed, stage.skipped)
         if records:
-            reason = self.scheduler.reason
-            completions = [
-                self._records.completion(record, reason(record.stage, record.ranks[0].start))
-                for record in records
-            ]
-            group.start_soon(self._record, records, completions)
+            group.start_soon(self._record, records)
         self._teller.tell(progress)
 
-    def _handle(self, event: Event, group: anyio.abc.TaskGroup, records: list[cmd.Record]) -> None:
+    def _handle(self, event: Event, group: anyio.abc.TaskGroup, records: list[Settled]) -> None:
         self._verdicts.clear()
         lost = self._held_by(event.gang) if isinstance(event, ev.GangLost) else []
         commands = self._decide(event, self._parts.clock.monotonic())
@@ -176,8 +172,7 @@ class Driver:
                 case cmd.Recall():
                     group.start_soon(self._recall, command)
                 case cmd.Record():
-                    self._settle(command)
-                    records.append(command)
+                    records.append((command, self._settle(command)))
                 case cmd.FinishRun():
                     self.end = command
                 case _:
@@ -301,17 +296,18 @@ class Driver:
 
     # -- records
 
-    def _settle(self, command: cmd.Record) -> None:
-        """Ranks end: keep what is to be recorded, and forget what they saved."""
-        number = command.assignment
-        self._records.keep(command, None if number is None else self._assignments.get(number))
+    def _settle(self, command: cmd.Record) -> Completion:
+        """Ranks end: return what is to be recorded, and forget what they saved."""
         self._checkpoints.drop(command.stage, command.ranks)
         self._handover.drop(command.stage, command.ranks)
+        if command.state is cmd.RecordState.DONE:
+            return self._records.done(command, self._assignments[command.assignment or 0])
+        reason = self.scheduler.reason(command.stage, command.ranks[0].start)
+        return self._records.ended(command, reason, self._verdicts)
 
-    async def _record(
-        self, commands: Sequence[cmd.Record], completions: Sequence[Completion]
-    ) -> None:
+    async def _record(self, records: Sequence[Settled]) -> None:
         """Carry out all `Record`s of one turn in one commit."""
+        completions = [completion for _, completion in records]
         try:
             await self._parts.journal.commit(completions)
         except Exception as error:  # noqa: BLE001  # the commands' one answer, whatever happened
@@ -320,7 +316,7 @@ class Driver:
             self._inbox.post(ev.JournalFailed(fault=fault))
             return
         self._handover.note(completions)  # before what comes after them is dispatched
-        for command in commands:
+        for command, _ in records:
             self._inbox.post(ev.Recorded(stage=command.stage, ranks=command.ranks))
 
     # -- certificates
@@ -355,12 +351,12 @@ class Driver:
         """Have the certificate of a failure written that was just judged; a stale one was not."""
         if not self._verdicts:
             return
-        verdicts = [verdict for _, verdict in self._verdicts]
+        verdicts, reason = self._verdicts, self.scheduler.reason
         if isinstance(event, ev.RankFailed):
             live = self._assignments[event.assignment]
-            self.certifier.rank_failed(event, verdicts[-1], commands, live)
+            self.certifier.rank_failed(event, verdicts[-1], commands, live, reason)
         elif isinstance(event, ev.GangLost):
-            self.certifier.gang_lost(event, verdicts, commands, lost, self.scheduler.reason)
+            self.certifier.gang_lost(event, verdicts, commands, lost, reason)
 
     def _forget(self, event: Event) -> None:
         """Drop what the event carried and nobody claimed: a report of ranks that were no longer

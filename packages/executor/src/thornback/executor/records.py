@@ -3,52 +3,51 @@ nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from thornback.executor.certifier import Certifier, LiveAssignment
+from thornback.executor.chronicle import why_given_up
 from thornback.executor.plan import RunPlan
 from thornback.executor.ports import Completion
-from thornback.pool import Outcome
+from thornback.faults import RetryVerdict
 from thornback.scheduler import commands as cmd
 
 
 class RecordDesk:
-    """Holds the outcomes of ranks between `Record` and the commit."""
+    """Makes them of what the fence of the scheduler has let pass."""
 
     def __init__(self, plan: RunPlan, certifier: Certifier, term: int) -> None:
         self._plan = plan
         self._certifier = certifier
         self._term = term
-        self._payloads: dict[int, dict[int, Outcome]] = {}
 
-    def keep(self, command: cmd.Record, live: LiveAssignment | None) -> None:
-        """Move the outcomes that are to be recorded out of their assignment; the fence has let them
-        pass."""
-        if live is None or command.state is not cmd.RecordState.DONE:
-            return
-        kept = self._payloads.setdefault(live.command.assignment, {})
-        for rank in (rank for piece in command.ranks for rank in piece):
-            kept[rank] = live.outcomes.pop(rank)
-
-    def completion(self, command: cmd.Record, reason: str) -> Completion:
-        """Return what to commit; `reason` says why ranks failed or were skipped."""
-        stage = self._plan.stages[command.stage].name
-        if command.state is not cmd.RecordState.DONE:
-            certificate = self._certifier.given_up(command, reason)
-            return Completion(
-                stage=stage,
-                ranks=command.ranks,
-                state=command.state.value,
-                certificate=certificate,
-            )
-        assignment = command.assignment or 0
-        kept = self._payloads[assignment]
-        outcomes = [kept.pop(rank) for piece in command.ranks for rank in piece]
-        if not kept:
-            del self._payloads[assignment]
+    def done(self, command: cmd.Record, live: LiveAssignment) -> Completion:
+        """Return what to commit of ranks that are done; their outcomes leave the assignment."""
+        outcomes = [live.outcomes.pop(rank) for piece in command.ranks for rank in piece]
         return Completion(
-            stage=stage,
+            stage=self._plan.stages[command.stage].name,
             ranks=command.ranks,
             state="done",
-            epoch=f"{self._term:06d}.{assignment:09d}",
+            epoch=f"{self._term:06d}.{live.command.assignment:09d}",
             results={o.rank: o.result for o in outcomes if o.result is not None},
             outputs=[pair for outcome in outcomes for pair in outcome.outputs],
+        )
+
+    def ended(
+        self, command: cmd.Record, reason: str, verdicts: Sequence[RetryVerdict]
+    ) -> Completion:
+        """Return what to commit of ranks that failed or were skipped.
+
+        Args:
+            command: which ranks.
+            reason: why, as the scheduler says it.
+            verdicts: those that were given on the event that ended them.
+        """
+        failed = command.state is cmd.RecordState.FAILED
+        stop = why_given_up(reason, verdicts) if failed else None
+        return Completion(
+            stage=self._plan.stages[command.stage].name,
+            ranks=command.ranks,
+            state="failed" if failed else "skipped",
+            certificate=self._certifier.given_up(command, reason, stop),
         )

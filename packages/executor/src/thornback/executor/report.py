@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import attrs
 
 from thornback.executor.ports import Json, Ranks
-from thornback.faults import Fault
+from thornback.faults import Fault, StopReason
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -53,8 +53,10 @@ class AttemptReport:
     fault: Fault
     """What went wrong, classified."""
     verdict: str
-    """Why it is, or is not, tried again."""
+    """Why it is, or is not, tried again: one line for people."""
     retried: bool
+    stop: StopReason | None = None
+    """Why it is not tried again, as a word that stays the same; None: it is."""
     ran_s: float = 0.0
     """Seconds that the rank had run."""
     pid: int = 0
@@ -90,6 +92,7 @@ class AttemptReport:
             "message": fault.message[:2000],
             "phase": fault.phase,
             "verdict": self.verdict,
+            "stop": None if self.stop is None else self.stop.value,
             "ran_s": round(self.ran_s, 3),
             "peak_rss_bytes": self.peak_rss_bytes,
             "traceback": fault.traceback[-4000:],
@@ -107,7 +110,10 @@ class GivenUp:
     """Its name."""
     ranks: Ranks
     reason: str
-    """Why they are not tried again."""
+    """Why they are not tried again: one line for people."""
+    stop: StopReason | None = None
+    """The same as a word that stays the same; None: of several records together, which may
+    differ."""
     last: AttemptReport | None = None
     """The last failed attempt of the first of them; None: they were given up without one."""
 

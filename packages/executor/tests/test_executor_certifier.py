@@ -1,0 +1,109 @@
+"""What is written of failures that the scheduler gave up by a rule of its own, against a stage that
+makes no progress: the policy would have tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from opentelemetry.trace import NoOpTracer
+
+from thornback.executor import Job, RankContext, Stage
+from thornback.executor.certifier import Certifier, LiveAssignment, no_logs
+from thornback.executor.chronicle import why_given_up
+from thornback.executor.plan import RunPlan, Settings
+from thornback.executor.records import RecordDesk
+from thornback.executor.tracing import RunTracer
+from thornback.executor.watching import Watchers
+from thornback.faults import Fault, FaultKind, Origin, RetryVerdict, StopReason
+from thornback.pool import Outcome
+from thornback.scheduler import commands as cmd
+from thornback.scheduler import events as ev
+
+NO_PROGRESS = "no progress: 20 attempts in a row failed, and no rank finished. The last: x"
+AGAIN = RetryVerdict(retry=True, reason="worker_crash: retry 1 of 3, in a fresh process")
+SPENT = RetryVerdict(retry=False, reason="oom: given up: 4 used up", stop=StopReason.BUDGET)
+FAULT = Fault(
+    kind=FaultKind.WORKER_CRASH, origin=Origin.PROCESS, rule="r", error_type="E", message="m"
+)
+LIVE = cmd.Dispatch(gang=1, assignment=7, stage=0, ranks=(range(3, 4),))
+FAILED = cmd.Record(stage=0, ranks=(range(3, 4),), assignment=None, state=cmd.RecordState.FAILED)
+
+
+def work(ctx: RankContext) -> None: ...
+
+
+@pytest.fixture
+def plan() -> RunPlan:
+    job = Job("j", [Stage("a", work, ranks=9)])
+    return RunPlan(job, Settings(state_url="/state", cwd="/"))
+
+
+@pytest.fixture
+def certifier(plan: RunPlan) -> Certifier:
+    made = Certifier(plan, RunTracer(NoOpTracer(), "j", ["a"]), Watchers(()), no_logs)
+    shape = cmd.ShapeKey(base=0)
+    made.gang_asked(cmd.OpenGang(gang=1, shape=shape))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("reason", "verdicts", "stop"),
+    [
+        (SPENT.reason, [SPENT], StopReason.BUDGET),
+        (SPENT.reason, [AGAIN, SPENT], StopReason.BUDGET),
+        (NO_PROGRESS, [AGAIN], StopReason.NO_PROGRESS),
+        (NO_PROGRESS, [SPENT], StopReason.NO_PROGRESS),
+        (f"{NO_PROGRESS} ({AGAIN.reason})", [AGAIN], StopReason.NO_PROGRESS),
+        (NO_PROGRESS, [], StopReason.NO_PROGRESS),
+    ],
+)
+def test_a_verdict_gives_up_in_its_own_words_and_a_stopped_stage_in_others(
+    reason: str, verdicts: Sequence[RetryVerdict], stop: StopReason
+) -> None:
+    assert why_given_up(reason, verdicts) is stop
+
+
+def test_a_rank_whose_stage_was_stopped_is_certified_with_that_reason(
+    plan: RunPlan, certifier: Certifier
+) -> None:
+    live = LiveAssignment(LIVE, "000001.000000007", outcomes={3: Outcome(rank=3, ok=False)})
+    event = ev.RankFailed(assignment=7, rank=3, fault=FAULT, node="n")
+    certifier.rank_failed(event, AGAIN, [FAILED], live, lambda stage, rank: NO_PROGRESS)
+    done = RecordDesk(plan, certifier, 1).ended(FAILED, NO_PROGRESS, [AGAIN])
+    (attempt,) = certifier.chronicle.attempts
+    (ended,) = certifier.chronicle.given_up
+    assert (attempt.stop, attempt.verdict, attempt.retried) == (
+        StopReason.NO_PROGRESS,
+        NO_PROGRESS,
+        False,
+    )
+    assert (ended.stop, ended.last) == (StopReason.NO_PROGRESS, attempt)
+    assert done.certificate is not None
+    assert done.certificate["stop"] == "no_progress"
+
+
+def test_a_rank_lost_with_its_gang_has_the_word_of_its_own_verdict(certifier: Certifier) -> None:
+    live = LiveAssignment(LIVE, "000001.000000007")
+    event = ev.GangLost(gang=1, fault=FAULT, node="n")
+    lost = [(live, LIVE.ranks)]
+    certifier.gang_lost(event, [AGAIN, SPENT], [FAILED], lost, lambda stage, rank: SPENT.reason)
+    certifier.gang_lost(event, [AGAIN, AGAIN], [], lost, lambda stage, rank: "")
+    certifier.gang_lost(event, [SPENT], [], [], lambda stage, rank: "")
+    assert [(a.stop, a.retried) for a in certifier.chronicle.attempts] == [
+        (StopReason.BUDGET, False),
+        (None, True),
+        (StopReason.BUDGET, False),
+    ]
+
+
+def test_what_is_skipped_was_not_given_up(plan: RunPlan, certifier: Certifier) -> None:
+    skipped = cmd.Record(
+        stage=0, ranks=(range(3, 4),), assignment=None, state=cmd.RecordState.SKIPPED
+    )
+    done = RecordDesk(plan, certifier, 1).ended(skipped, "skipped: rank 1 failed", [SPENT])
+    assert (done.state, done.certificate) == (
+        "skipped",
+        {"reason": "skipped: rank 1 failed", "stop": None, "last": None},
+    )
+    assert not certifier.chronicle.given_up
