@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.pipelines import make
 from thornback.executor import Executor, Job, RankContext, RunFailed, RunReport, Stage
-from thornback.faults import NETWORK_RULES, THROTTLED_RULES, Classifier, FaultKind
+from thornback.faults import NETWORK_RULES, THROTTLED_RULES, Classifier, FaultKind, StopReason
 
 PATIENT = Classifier(user_rules=(*THROTTLED_RULES, *NETWORK_RULES))
 
@@ -69,6 +69,21 @@ def test_the_cap_of_a_stage_holds_for_the_sets_too(tmp_path: Path) -> None:
     report = run(tmp_path, Stage("a", cut(9), max_retries=1), classifier=PATIENT)
     assert [a.retried for a in report.attempts] == [True, False]
     assert {a.fault.kind for a in report.attempts} == {FaultKind.NETWORK}
+
+
+def test_without_bounds_what_is_retried_at_all_is_retried_for_ever(tmp_path: Path) -> None:
+    def fn(ctx: RankContext) -> int:
+        if ctx.attempt <= 3:
+            error: Any = ValueError("not yet")
+            error.retry_after_s = 0.01
+            raise error
+        return ctx.attempt
+
+    def report(name: str, most: Any) -> RunReport:
+        return run(tmp_path / name, Stage("a", fn, retries=1, max_retries=most))
+
+    assert report("unbounded", "unbounded").results("a") == {0: 4}
+    assert report("bounded", None).given_up[0].stop is StopReason.BUDGET
 
 
 def test_a_bug_is_not_tried_again_whatever_the_set(tmp_path: Path) -> None:

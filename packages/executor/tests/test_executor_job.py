@@ -17,6 +17,7 @@ import pytest
 from thornback.executor import After, Job, RankContext, Stage, UsageError
 from thornback.executor.job import function_name, identity_of, parse_memory
 from thornback.executor.plan import RunPlan, Settings, merge_ranks
+from thornback.faults import RetryPolicy
 from thornback.placement import Strategy
 from thornback.pool import Assignment, FinishedWhen
 from thornback.scheduler.commands import Dispatch, ShapeKey
@@ -46,6 +47,12 @@ def other(ctx: RankContext) -> int:
         (lambda: Stage("a", work, memory=0), "positive number of bytes"),
         (lambda: Stage("a", work, timeout_s=0), "None means no limit"),
         (lambda: Stage("a", work, cpus=-1), "cpus=-1"),
+        (lambda: Stage("a", work, retries=-1), "retries=-1, expected a whole number"),
+        (lambda: Stage("a", work, retries=cast(Any, None)), "retries=None, expected a whole"),
+        (lambda: Stage("a", work, max_retries=-1), "max_retries=-1, expected a whole number"),
+        (lambda: Stage("a", work, max_retries=cast(Any, 1.5)), "'unbounded' no limit"),
+        (lambda: Stage("a", work, max_retries=cast(Any, "many")), "'unbounded' no limit"),
+        (lambda: Stage("a", work, max_retries=cast(Any, True)), "'unbounded' no limit"),
         (lambda: Stage("a", work, nodes=2, processes=2), "processes must be 1"),
         (lambda: Stage("a", work, max_gangs=0), "expected 1 or more"),
         (lambda: Stage("a", work, teardown=cast(Any, 1)), "teardown=1 is not callable"),
@@ -98,6 +105,12 @@ def test_unknown_parent_is_refused_with_a_suggestion() -> None:
     assert str(caught.value) == (
         "Stage 'total' comes after 'claen', which is not in job 'clean': did you mean 'clean'?"
     )
+
+
+@pytest.mark.parametrize("most", [0, 3, None, "unbounded"])
+def test_whatever_the_policy_takes_as_max_retries_a_stage_takes(most: Any) -> None:
+    plan = RunPlan(Job("j", [Stage("a", work, retries=1, max_retries=most)]), SETTINGS)
+    assert plan.policies() == [RetryPolicy(retries=1, max_retries=most)]
 
 
 def test_cycle_is_shown() -> None:

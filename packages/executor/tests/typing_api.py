@@ -164,6 +164,7 @@ def make() -> tuple[Job, Executor]:
         Stage("own", total, ranks=8, after=After("ranks", kind="one_to_one", condition="all_done")),
         Stage("some", total, after=["own", After("ranks", condition=Within(0.1))]),
         Stage("nodes", total, nodes=2, max_gangs=1, max_retries=3, setup_timeout_s=5.0),
+        Stage("stubborn", total, max_retries="unbounded"),
         Stage("own", total, fresh=True, teardown=print, resources={"tape": 1}, labels={"a": "!b"}),
         Stage("leaky", total, max_ranks_per_child=100, max_growth="1GiB", accelerator="A100"),
         Stage("big", total, memory="9GiB", enforce_memory=False, runtime_env={"pip": ["numpy"]}),

@@ -89,8 +89,17 @@ def _numbers(stage: Stage) -> None:
             raise UsageError(
                 f"Stage {stage.name!r}: {field}={getattr(stage, field)!r}, expected 1 or more"
             )
-    fields = ("cpus", "gpus", "retries", "max_failed", "max_retries", "timeout_s", "grace_s")
-    for field in fields:
+    if not _is_whole(stage.retries, least=0):
+        raise UsageError(
+            f"Stage {stage.name!r}: retries={stage.retries!r}, expected a whole number, 0 or more"
+        )
+    most = stage.max_retries
+    if most not in (None, "unbounded") and not _is_whole(most, least=0):
+        raise UsageError(
+            f"Stage {stage.name!r}: max_retries={most!r}, expected a whole number, 0 or more; "
+            "None means the default table, and 'unbounded' no limit"
+        )
+    for field in ("cpus", "gpus", "max_failed", "timeout_s", "grace_s"):
         value = getattr(stage, field)
         if value is not None and not value >= 0:
             raise UsageError(f"Stage {stage.name!r}: {field}={value!r}, expected 0 or more")

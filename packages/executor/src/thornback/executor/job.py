@@ -135,8 +135,11 @@ class Stage:
     """Seconds. A rank that runs longer is killed and tried again; None: no limit."""
     retries: int = attrs.field(default=0, kw_only=True)
     """Retries of a rank whose own code raised."""
-    max_retries: int | None = attrs.field(default=None, kw_only=True)
-    """Caps the retries of a rank for every kind of fault at once; None: the default table."""
+    max_retries: int | Literal["unbounded"] | None = attrs.field(default=None, kw_only=True)
+    """Caps the retries of a rank for every kind of fault at once; None: the default table.
+    'unbounded': what is retried at all (with `retries` or rule sets, also errors of its own code)
+    is retried for ever, but for poison, for what runs out of all memory, and for a stage in which
+    nothing gets through any more."""
     max_gangs: int | None = attrs.field(default=None, kw_only=True)
     """Gangs at the same time; None: as many as fit (or what the executor says)."""
     max_failed: float = attrs.field(default=0, kw_only=True)
