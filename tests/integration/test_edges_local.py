@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from thornback.executor import After, Executor, Job, RankContext, RunReport, Stage, Within
+import pytest
+
+from thornback.executor import (
+    After,
+    Executor,
+    Job,
+    RankContext,
+    RunReport,
+    Stage,
+    Within,
+    blobs,
+    handover,
+)
+from thornback.executor.waiting import WaitingTexts
 
 
 def fails_at(*ranks: int) -> Callable[[RankContext], int]:
@@ -90,3 +104,67 @@ def test_each_condition_does_what_it_says_and_a_second_run_mends_the_rest(tmp_pa
     assert again.state == "succeeded", again.reason
     assert again.results("each")[1] == 11
     assert again.results("strict") == {0: 4}
+
+
+def test_results_that_are_too_many_fail_what_reads_them_and_a_run_that_does_not_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs, "MAX_INPUT_BYTES", 10)
+
+    def first(ctx: RankContext) -> str:
+        (tmp_path / f"ran-{ctx.rank}").touch(exist_ok=False)
+        return "x" * 10
+
+    def second(ctx: RankContext) -> int:
+        return ctx.rank
+
+    def stages(*, results: bool = True) -> list[Stage]:
+        after = After("a", results=results)
+        return [Stage("a", first, ranks=3), Stage("b", second, ranks=9, after=after)]
+
+    for _ in range(2):  # the second run finds them in the journal, and no rank has to ask for them
+        report = run(tmp_path, stages())
+        assert (report.stages["a"].done, report.stages["b"].failed) == (3, 9)
+        assert {each.fault.error_type.rpartition(".")[2] for each in report.attempts} == {
+            "InputTooLarge"
+        }
+        assert all(each.rank is not None for each in report.attempts), "no gang was lost"
+        assert "After('a', results=False)" in report.attempts[0].fault.message
+        assert len(report.results("a")) == 3
+    assert run(tmp_path, stages(results=False)).state == "succeeded", "rank 0 of 'a' ran once"
+
+
+def test_results_that_memory_has_no_room_for_are_handed_rank_by_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "WaitingTexts", partial(WaitingTexts, 0))
+
+    def second(ctx: RankContext) -> object:
+        return ctx.result("a")
+
+    own = After("a", kind="one_to_one")
+    report = run(
+        tmp_path, [Stage("a", fails_at(), ranks=9), Stage("b", second, ranks=9, after=own)]
+    )
+    assert report.results("b") == {rank: 10 + rank for rank in range(9)}
+
+
+def test_without_room_anywhere_the_ranks_that_want_them_fail_and_a_run_with_room_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(ctx: RankContext) -> object:
+        return len(ctx.result("a"))
+
+    def first(ctx: RankContext) -> str:
+        return "x" * 20_000
+
+    def stages() -> list[Stage]:
+        own = After("a", kind="one_to_one")
+        return [Stage("a", first, ranks=2), Stage("b", second, ranks=2, after=own)]
+
+    with monkeypatch.context() as tight:
+        tight.setattr(handover, "WaitingTexts", partial(WaitingTexts, 0, 0))
+        report = run(tmp_path, stages())
+        assert (report.stages["a"].done, report.stages["b"].failed) == (2, 2)
+        assert "TMPDIR" in report.attempts[0].fault.message
+    assert run(tmp_path, stages()).results("b") == {0: 20_000, 1: 20_000}

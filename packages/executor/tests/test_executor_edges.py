@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Mapping
 from typing import Any, cast
 
 import pytest
 
-from thornback.executor import After, Job, RankContext, Stage, UsageError, Within
+from thornback.executor import After, Job, RankContext, Stage, UsageError, Within, blobs
 from thornback.executor.handover import Handover
 from thornback.executor.job import identity_of
 from thornback.executor.journal.testing import FakeJournal, FakeState
 from thornback.executor.plan import RunPlan, Settings
 from thornback.executor.ports import Completion, Identity
 from thornback.executor.program import StageProgram
+from thornback.executor.waiting import NotKept, WaitingTexts
 from thornback.graph import Condition, Edge
 from thornback.pool import RankCall
 from thornback.scheduler.commands import Dispatch
@@ -184,3 +186,85 @@ async def test_what_an_earlier_run_recorded_is_read_once_and_only_what_is_wanted
     assert await handover.of(1, (range(0, 3),)) == [{}, {"a": "11"}, {}]
     await journal.close()
     assert await handover.of(1, (range(1, 2),)) == [{"a": "11"}], "the journal is not asked again"
+
+
+@pytest.mark.anyio
+async def test_what_memory_has_no_room_for_is_handed_all_the_same_or_refused() -> None:
+    plan, journal = two_stages(), FakeJournal()
+    opened = await journal.open(identity_of(plan.job), on_mismatch="refuse")
+    spilled = Handover(plan, journal, opened, WaitingTexts(0))
+    spilled.note([done(0, "10"), done(2, "12")])
+    assert await spilled.of(1, (range(0, 3),)) == [{"a": "10"}, {}, {"a": "12"}]
+    lost = Handover(plan, journal, opened, WaitingTexts(0, max_file_bytes=0))
+    lost.note([done(0, '"' + "x" * 60_000 + '"')])
+    with pytest.raises(NotKept):
+        await lost.of(1, (range(0, 1),))
+    for each in (spilled, lost):
+        each.close()
+
+
+@pytest.mark.anyio
+async def test_results_that_are_too_many_are_told_while_their_stage_still_runs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(blobs, "MAX_INPUT_BYTES", 10)
+    stages = [
+        Stage("a", work, ranks=9),
+        Stage("reads", work, after="a"),
+        Stage("also", work, after=["reads", "a"]),
+        Stage("blind", work, after=After("a", results=False)),
+    ]
+    plan, journal = RunPlan(Job("j", stages), SETTINGS), FakeJournal()
+    opened = await journal.open(identity_of(plan.job), on_mismatch="refuse")
+    handover = Handover(plan, journal, opened)
+    handover.note([done(0, "12345"), done(1, "67890")])
+    assert not caplog.messages
+    handover.check(1)
+    handover.note([done(2, "1")])
+    handover.note([done(3, "1")])
+    (told,) = caplog.messages
+    assert "'reads', 'also' will be refused" in told
+    assert "After('a', results=False)" in told
+    for number in (1, 2):
+        with pytest.raises(blobs.InputTooLarge, match="are 12 bytes or more, at most 10"):
+            handover.check(number)
+    handover.check(3)
+
+
+@pytest.mark.anyio
+async def test_results_that_are_too_many_are_read_once_and_not_for_every_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Counted(FakeJournal):
+        reads = 0
+
+        async def results(self, stage: str, /) -> Mapping[int, str]:
+            self.reads += 1
+            return {0: "x" * 11}
+
+    monkeypatch.setattr(blobs, "MAX_INPUT_BYTES", 10)
+    journal = Counted()
+    ask = blobs.RunBlobs(two_stages(), journal)
+    for _ in range(3):
+        with pytest.raises(blobs.InputTooLarge, match="are 11 bytes or more"):
+            await ask("results:0")
+    assert journal.reads == 1
+
+
+@pytest.mark.anyio
+async def test_results_of_many_stages_are_kept_within_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Counted(FakeJournal):
+        reads = 0
+
+        async def results(self, stage: str, /) -> Mapping[int, str]:
+            self.reads += 1
+            return {0: "x" * 9}
+
+    monkeypatch.setattr(blobs, "MAX_KEPT_BYTES", 25)
+    journal = Counted()
+    ask = blobs.RunBlobs(two_stages(), journal)
+    for number in (0, 1, 1, 2, 1, 0):
+        assert await ask(f"results:{number}") == b"[xxxxxxxxx]"
+    assert journal.reads == 4, "the first of three had to go"

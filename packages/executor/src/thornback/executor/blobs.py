@@ -9,6 +9,8 @@ from thornback.executor.plan import RunPlan
 from thornback.executor.ports import Journal
 
 MAX_INPUT_BYTES = 64 << 20
+MAX_KEPT_BYTES = 4 * MAX_INPUT_BYTES
+"""Of all stages together; what exceeds that is read again if it is asked for."""
 
 
 class InputTooLarge(ValueError):
@@ -17,12 +19,13 @@ class InputTooLarge(ValueError):
 
 class RunBlobs:
     """Fulfils `thornback.pool.Blobs`. A blob is immutable: results are asked for only after their
-    stage has ended, and are read from the journal once."""
+    stage has ended. They are read from the journal once, unless there are too many of them."""
 
     def __init__(self, plan: RunPlan, journal: Journal) -> None:
         self._plan = plan
         self._journal = journal
         self._results: dict[str, bytes] = {}
+        self._refused: dict[str, InputTooLarge] = {}
         self._reading = anyio.Lock()
 
     async def __call__(self, key: str) -> bytes:
@@ -32,16 +35,31 @@ class RunBlobs:
         if kind == "program":
             return self._plan.programs[key]
         async with self._reading:
-            if key not in self._results:
-                self._results[key] = await self._read(self._plan.stages[int(number)].name)
-        return self._results[key]
+            if (refused := self._refused.get(key)) is not None:
+                raise refused.with_traceback(None)
+            if (known := self._results.get(key)) is not None:
+                return known
+            blob = await self._read(key, self._plan.stages[int(number)].name)
+            self._results[key] = blob
+            while sum(map(len, self._results.values())) > MAX_KEPT_BYTES:
+                del self._results[next(iter(self._results))]
+            return blob
 
-    async def _read(self, stage: str) -> bytes:
+    async def _read(self, key: str, stage: str) -> bytes:
         recorded = await self._journal.results(stage)
-        blob = f"[{','.join(recorded[rank] for rank in sorted(recorded))}]".encode()
-        if len(blob) > MAX_INPUT_BYTES:
-            raise InputTooLarge(
-                f"the results of stage {stage!r} are {len(blob)} bytes, at most {MAX_INPUT_BYTES} "
-                "are handed to a later stage: publish files and return their paths"
-            )
-        return blob
+        refused = self.refusal(stage, sum(map(len, recorded.values())))
+        if refused is not None:
+            self._refused[key] = refused  # each rank would read them again
+            raise refused
+        return f"[{','.join(recorded[rank] for rank in sorted(recorded))}]".encode()
+
+    @staticmethod
+    def refusal(stage: str, size: int) -> InputTooLarge | None:
+        """Return why so many bytes of results are not handed to a later stage; None: they are."""
+        if size <= MAX_INPUT_BYTES:
+            return None
+        return InputTooLarge(
+            f"the results of stage {stage!r} are {size} bytes or more, at most {MAX_INPUT_BYTES} "
+            "are handed to a later stage: publish files and return their paths, or give "
+            f"After({stage!r}, results=False) where they are not read. What is recorded stays"
+        )

@@ -17,6 +17,7 @@ from typing import TypeAlias, assert_never
 import anyio
 import attrs
 
+from thornback.executor.blobs import InputTooLarge
 from thornback.executor.certifier import Certifier, LiveAssignment, fault_of, no_logs
 from thornback.executor.checkpoints import CheckpointKeeper
 from thornback.executor.chronicle import Witness
@@ -42,6 +43,7 @@ from thornback.executor.recording import deciding
 from thornback.executor.records import RecordDesk
 from thornback.executor.report import StageProgress
 from thornback.executor.tracing import RunTracer
+from thornback.executor.waiting import NotKept
 from thornback.executor.watching import DispatchFeed, Teller, Watchers
 from thornback.faults import Fault, RetryVerdict
 from thornback.pool import Beat, Checkpoint, GangLostError, Outcome, Report
@@ -131,6 +133,7 @@ class Driver:
             if self._gangs:
                 with anyio.move_on_after(self._params.cancel_s, shield=True):
                     await self._gangs.close_all()
+            self._handover.close()
             self._teller.tell(self.progress(), last=True)
 
     async def _turn(self, group: anyio.abc.TaskGroup) -> None:
@@ -207,6 +210,7 @@ class Driver:
         """Carry out a `Dispatch`: hand it over and turn its reports into events."""
         command, loss = live.command, None
         try:
+            self._handover.check(command.stage)
             restored = self._checkpoints.of(command.stage, command.ranks)
             handed = await self._handover.of(command.stage, command.ranks)
             work = self._plan.assignment(command, live.epoch, traceparent, restored, handed)
@@ -218,6 +222,8 @@ class Driver:
         except GangLostError as error:
             facts = {**error.facts, "origin": "worker", "phase": error.phase}
             loss = Loss(gang=command.gang, error=error.error, facts=facts, node=error.node)
+        except (InputTooLarge, NotKept) as error:  # not the gang's fault
+            self._refused(live, error)
         except Exception as error:  # noqa: BLE001  # the command's one answer, whatever happened
             facts = {"origin": "driver", "phase": "dispatch"}
             loss = Loss(gang=command.gang, error=error, facts=facts)
@@ -227,6 +233,16 @@ class Driver:
         if loss is not None:
             await self._reports_in(command.gang)
             self._inbox.post(loss)
+
+    def _refused(self, live: LiveAssignment, error: Exception) -> None:
+        """Answer a `Dispatch` whose ranks cannot be given what they ask for: each of them fails."""
+        number = live.command.assignment
+        facts = {"origin": "driver", "phase": "dispatch"}
+        fault = self._parts.classifier.classify(error, facts)
+        for rank in (rank for piece in live.command.ranks for rank in piece):
+            live.outcomes[rank] = Outcome(rank=rank, ok=False)
+            self._inbox.post(ev.RankFailed(assignment=number, rank=rank, fault=fault, node=""))
+        self._tracer.assignment_ended(number)
 
     async def _reports_in(self, gang: int) -> None:
         """Wait until what a lost gang has reported is in the inbox: its loss must not overtake it.

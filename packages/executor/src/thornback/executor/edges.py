@@ -57,8 +57,10 @@ class After:
     more than n have failed."""
 
     results: bool = attrs.field(default=True, kw_only=True)
-    """Whether its results can be read. They are sent to every worker before the first rank there,
-    and more than 64 MiB are refused: False where they are not wanted."""
+    """Whether its results can be read. After a barrier they are sent to every worker before the
+    first rank there, and more than 64 MiB are refused; from rank to rank each has its own, which
+    the driver keeps until then, in memory and beyond 256 MiB on disk. False where they are not
+    wanted."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse words that mean nothing."""

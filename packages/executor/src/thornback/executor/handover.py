@@ -1,15 +1,20 @@
-"""The results of ranks for the rank of the same number in the stage that comes one to one after."""
+"""The results of ranks for the stages after theirs: for the rank of the same number, and how much
+there is for whole stages."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import anyio
 
+from thornback.executor.blobs import RunBlobs
 from thornback.executor.plan import RunPlan
 from thornback.executor.ports import Completion, Journal, Opened, Ranks
+from thornback.executor.waiting import WaitingTexts
 
+logger = logging.getLogger(__name__)
 Texts: TypeAlias = Mapping[str, str]
 """By name of the stage before: the JSON text of its rank; left out where that has no result."""
 
@@ -18,31 +23,63 @@ class Handover:
     """Keeps what is recorded until the rank that wants it is settled: it may be tried again.
 
     What earlier runs recorded is read from the journal, once per stage, when it is first asked for.
+
+    Args:
+        plan: of the run.
+        journal: to read from.
+        opened: what it knew when it was opened.
+        waiting: keeps the texts; None: one with the usual bounds.
     """
 
-    def __init__(self, plan: RunPlan, journal: Journal, opened: Opened) -> None:
+    def __init__(
+        self, plan: RunPlan, journal: Journal, opened: Opened, waiting: WaitingTexts | None = None
+    ) -> None:
         self._plan = plan
         self._journal = journal
         self._opened = opened
         self._earlier = [name for name, ranks in opened.done.items() if ranks]
-        self._kept: dict[tuple[str, str], dict[int, str]] = {}
+        self._waiting = waiting or WaitingTexts()
+        edges = [(child, own) for child, parents in plan.own_parents.items() for own in parents]
+        self._queues = {edge: number for number, edge in enumerate(edges)}
         """By (stage, stage before)."""
-        for child, parents in plan.own_parents.items():
-            self._kept |= {(child, parent): {} for parent in parents}
+        self._whole = {name: 0 for parents in plan.whole_parents.values() for name in parents}
+        """Characters that this run has recorded of the results that are read as a whole."""
         self._reading = anyio.Lock()
 
     def note(self, records: Iterable[Completion]) -> None:
         """Keep the results of ranks that are durable now."""
         for record in records:
-            for (_, parent), kept in self._kept.items():
+            for (_, parent), queue in self._queues.items():
                 if parent == record.stage:
-                    kept.update(record.results)
+                    self._waiting.put(queue, record.results)
+            if record.stage in self._whole:
+                self._count(record.stage, sum(map(len, record.results.values())))
+
+    def _count(self, stage: str, more: int) -> None:
+        before = self._whole[stage]
+        self._whole[stage] = before + more
+        refusal = RunBlobs.refusal(stage, before + more)
+        if refusal is not None and RunBlobs.refusal(stage, before) is None:
+            readers = [n for n, parents in self._plan.whole_parents.items() if stage in parents]
+            logger.warning("stage %s will be refused: %s", ", ".join(map(repr, readers)), refusal)
+
+    def check(self, number: int) -> None:
+        """Return unless a stage reads more than may be handed to it.
+
+        Raises:
+            InputTooLarge: what this run has recorded alone is too much.
+        """
+        for parent in self._plan.whole_parents.get(self._plan.stages[number].name, ()):
+            refusal = RunBlobs.refusal(parent, self._whole[parent])
+            if refusal is not None:
+                raise refusal
 
     async def of(self, number: int, ranks: Ranks) -> Sequence[Texts]:
         """Return what each of these ranks is handed, in order; nothing at all for a stage that
         comes one to one after none.
 
         Raises:
+            NotKept: there was no room to keep it.
             JournalError: what an earlier run recorded cannot be read.
         """
         child = self._plan.stages[number].name
@@ -52,9 +89,9 @@ class Handover:
         for parent in parents:
             if parent in self._earlier:
                 await self._read(parent)
-        kept = {parent: self._kept[child, parent] for parent in parents}
+        found = {each: self._waiting.get(self._queues[child, each], ranks) for each in parents}
         return [
-            {parent: texts[rank] for parent, texts in kept.items() if rank in texts}
+            {parent: texts[rank] for parent, texts in found.items() if rank in texts}
             for piece in ranks
             for rank in piece
         ]
@@ -63,22 +100,32 @@ class Handover:
         """Forget what was for ranks that are settled."""
         child = self._plan.stages[number].name
         for parent in self._plan.own_parents.get(child, ()):
-            kept = self._kept[child, parent]
-            for rank in (rank for piece in ranks for rank in piece):
-                kept.pop(rank, None)
+            self._waiting.drop(self._queues[child, parent], ranks)
+
+    def close(self) -> None:
+        """Give back what is kept."""
+        self._waiting.close()
 
     async def _read(self, parent: str) -> None:
         async with self._reading:
             if parent not in self._earlier:
                 return
             recorded = await self._journal.results(parent)
-            for (child, before), kept in self._kept.items():
-                if before != parent:
-                    continue
-                settled = self._opened.done.get(child, ())
-                kept.update(
-                    (rank, text)
-                    for rank, text in recorded.items()
-                    if not any(rank in piece for piece in settled)
-                )
+            for (child, before), queue in self._queues.items():
+                if before == parent:
+                    wanted = self._wanted(child, parent)
+                    texts = {rank: text for rank, text in recorded.items() if wanted[rank]}
+                    self._waiting.put(queue, texts)
             self._earlier.remove(parent)
+
+    def _wanted(self, child: str, parent: str) -> bytearray:
+        """Return, by rank, whether an earlier run recorded it and none the one that reads it: what
+        this run records is noted as it comes."""
+        wanted = bytearray(self._plan.stages[self._plan.index[parent]].world_size)
+        for ranks, mark in (
+            (self._opened.done[parent], b"\1"),
+            (self._opened.done.get(child, ()), b"\0"),
+        ):
+            for piece in ranks:
+                wanted[piece.start : piece.stop] = mark * len(piece)
+        return wanted

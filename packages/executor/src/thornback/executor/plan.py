@@ -94,6 +94,12 @@ class RunPlan:
         }
         self.own_parents = {name: parents for name, parents in own.items() if parents}
         """By name: the stages that it comes one to one after, and may read the results of."""
+        whole = {
+            stage.name: tuple(e.stage for e in stage.edges if not e.one_to_one and e.results)
+            for stage in job.stages
+        }
+        self.whole_parents = {name: parents for name, parents in whole.items() if parents}
+        """By name: the stages that it may read all results of."""
         self._nodes = [self._node(stage) for stage in job.stages]
         self._shapes = list(dict.fromkeys(_shape(stage) for stage in job.stages))
         self.programs = {
@@ -241,7 +247,7 @@ class RunPlan:
 
     def _results_of(self, stage: Stage) -> dict[str, str]:
         """Return the keys of the results that a whole stage may read, by name of the parent."""
-        parents = [edge.stage for edge in stage.edges if edge.results and not edge.one_to_one]
+        parents = self.whole_parents.get(stage.name, ())
         return {name: f"results:{self.index[name]}" for name in parents}
 
     def _max_gangs(self, stage: Stage) -> int | None:
