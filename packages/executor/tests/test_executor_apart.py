@@ -51,11 +51,6 @@ anyio.run(main, backend=sys.argv[1])
 """
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.mark.parametrize("program", [LOGS, JOURNAL], ids=["logs", "journal"])
 def test_a_store_that_hangs_does_not_keep_the_process(anyio_backend: str, program: str) -> None:
     command = [sys.executable, "-c", program, anyio_backend]

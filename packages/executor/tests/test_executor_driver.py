@@ -39,11 +39,6 @@ pytestmark = pytest.mark.anyio
 Script = Callable[[FakeWorker, Assignment, int], Outcome | None]
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def work(ctx: RankContext) -> int:
     """Never called: the fake workers' script answers instead."""
     return ctx.rank

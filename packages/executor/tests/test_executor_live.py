@@ -41,11 +41,6 @@ pytestmark = pytest.mark.anyio
 Script: TypeAlias = Callable[["Workers", int, Assignment], AsyncIterator[Report]]
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def work(ctx: RankContext) -> None:
     """Never called: the script answers instead."""
 

@@ -23,11 +23,6 @@ PARAMS = LogParams(every_s=30.0, log_bytes=100, max_bytes=1000, write_s=30.0, re
 _ids = itertools.count()
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def objects() -> Iterator[str]:
     """An empty folder in memory."""

@@ -20,11 +20,6 @@ pytestmark = pytest.mark.anyio
 PARAMS = JournalParams(min_interval_s=0)
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 class BeatsAtEveryLook:
     """Virtual time: a holder sleeps until somebody looks whether it is alive; then it beats first.
 

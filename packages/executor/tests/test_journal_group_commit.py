@@ -14,11 +14,6 @@ from thornback.executor.journal.group_commit import Entry, GroupCommit
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 class Disk:
     """Takes flushes; each goes on when it is let."""
 

@@ -4,7 +4,6 @@ wherever it is not known that it was.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import anyio.lowlevel
 import attrs
 import pytest
 
+from packages.executor.tests.journals import QUICK, VirtualTime, journal_at
 from thornback.executor.journal.filejournal import (
     FileJournal,
     HeldByAnother,
@@ -31,35 +31,6 @@ from thornback.executor.journal.testing import done, failed, job
 from thornback.executor.ports import Completion
 
 pytestmark = pytest.mark.anyio
-QUICK = JournalParams(min_interval_s=0)
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def memory() -> str:
-    return f"memory://{uuid.uuid4().hex}"
-
-
-class VirtualTime:
-    """Sleeping takes no time, but for beats, which are never due."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        self.slept: list[float] = []
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-    async def sleep(self, delay_s: float) -> None:
-        if delay_s == QUICK.ttl_s / 3:
-            await anyio.sleep_forever()
-        await anyio.lowlevel.checkpoint()
-        self.slept.append(delay_s)
-        self.now_s += delay_s
 
 
 class Markers:
@@ -78,33 +49,25 @@ class Markers:
         self.given += [(r.state, tuple(x for piece in r.ranks for x in piece)) for r in records]
 
 
-def journal_at(
+def promoted_at(
     url: str,
     promoter: Promoter,
     time: VirtualTime | None = None,
     params: JournalParams = QUICK,
     anew: bool = False,
 ) -> FileJournal:
-    clock = time or VirtualTime()
-    return FileJournal(
-        url,
-        promoter=promoter,
-        params=params,
-        anew=anew,
-        sleep=clock.sleep,
-        monotonic=clock.monotonic,
-    )
+    return journal_at(url, time, params, promoter=promoter, anew=anew)
 
 
 async def run_once(url: str, promoter: Markers, *records: Completion) -> None:
-    async with journal_at(url, promoter) as journal:
+    async with promoted_at(url, promoter) as journal:
         await journal.open(job(), on_mismatch="refuse")
         for record in records:
             await journal.commit([record])
 
 
 async def reopened(url: str, promoter: Markers) -> list[range]:
-    async with journal_at(url, promoter) as journal:
+    async with promoted_at(url, promoter) as journal:
         return list((await journal.open(job(), on_mismatch="refuse")).done.get("a", ()))
 
 
@@ -136,7 +99,7 @@ async def test_it_is_called_when_records_are_durable_and_before_they_are_announc
         order.append("promoted")
 
     markers = Markers(look)
-    async with journal_at(state, markers) as journal:
+    async with promoted_at(state, markers) as journal:
         await journal.open(job(), on_mismatch="refuse")
         await journal.commit([attrs.evolve(done("a", 1), outputs=[(str(staged), str(final))])])
         order.append("announced")
@@ -146,7 +109,7 @@ async def test_it_is_called_when_records_are_durable_and_before_they_are_announc
 
 async def test_it_gets_the_records_of_a_flush_together_and_in_order(memory: str) -> None:
     markers = Markers()
-    async with journal_at(memory, markers) as journal:
+    async with promoted_at(memory, markers) as journal:
         await journal.open(job(), on_mismatch="refuse")
         await journal.commit([failed("a", 5), done("a", 1, 2), done("a", 9)])
     assert markers.given == [("failed", (5,)), ("done", (1, 2)), ("done", (9,))]
@@ -163,7 +126,7 @@ async def test_after_a_clean_close_nothing_is_given_again(memory: str) -> None:
 
 async def test_it_is_not_called_for_nothing(memory: str) -> None:
     markers = Markers()
-    async with journal_at(memory, markers) as journal:
+    async with promoted_at(memory, markers) as journal:
         await journal.open(job(), on_mismatch="refuse")
         await journal.commit([])
     assert markers.calls == 0
@@ -179,7 +142,7 @@ async def test_records_of_a_driver_that_died_before_their_promotion_are_given_at
     put_without_promotion(memory, 2, 1, done("a", 2), failed("a", 7))
     put_without_promotion(memory, 3, 1, done("a", 3))
     markers = Markers()
-    async with journal_at(memory, markers) as journal:
+    async with promoted_at(memory, markers) as journal:
         opened = await journal.open(job(), on_mismatch="refuse")
         assert markers.given == [("done", (2,)), ("failed", (7,)), ("done", (3,))]
         assert opened.done == {"a": (range(1, 4),)}
@@ -199,7 +162,7 @@ async def test_only_what_may_be_unpromoted_is_given_again_after_a_kill(memory: s
 
 async def test_what_was_compacted_is_not_given_again_after_a_kill(memory: str) -> None:
     params = JournalParams(min_interval_s=0, compact_segments=2, compact_segments_max=2)
-    async with journal_at(memory, Markers(), params=params) as journal:
+    async with promoted_at(memory, Markers(), params=params) as journal:
         await journal.open(job(), on_mismatch="refuse")
         for rank in range(3):
             await journal.commit([done("a", rank)])
@@ -242,7 +205,7 @@ async def test_a_failure_is_retried_and_given_the_same_records(memory: str) -> N
             raise PermissionError("token has expired")
 
     markers = Markers(fail)
-    async with journal_at(memory, markers, time) as journal:
+    async with promoted_at(memory, markers, time) as journal:
         await journal.open(job(), on_mismatch="refuse")
         await journal.commit([done("a", 1)])
     assert time.slept == [0.1, 0.2, 0.4]
@@ -257,13 +220,13 @@ async def test_one_that_fails_for_too_long_breaks_the_journal_and_the_next_drive
     def fail() -> None:
         raise ConnectionResetError("gone")
 
-    async with journal_at(memory, Markers(fail), time) as journal:
+    async with promoted_at(memory, Markers(fail), time) as journal:
         await journal.open(job(), on_mismatch="refuse")
         for _ in range(2):
             with pytest.raises(JournalError, match=r"cannot promote.*ConnectionResetError: gone"):
                 await journal.commit([done("a", 1)])
         assert 500 < sum(time.slept) <= QUICK.record_timeout_s
-    async with journal_at(memory, Markers(fail)) as journal:
+    async with promoted_at(memory, Markers(fail)) as journal:
         with pytest.raises(JournalError, match="cannot promote"):
             await journal.open(job(), on_mismatch="refuse")
     markers = Markers()
@@ -277,7 +240,7 @@ async def test_an_error_of_the_journal_s_own_kind_is_final(memory: str) -> None:
     def refuse() -> None:
         raise JournalError("the result of rank 1 is not ours")
 
-    async with journal_at(memory, Markers(refuse), time) as journal:
+    async with promoted_at(memory, Markers(refuse), time) as journal:
         await journal.open(job(), on_mismatch="refuse")
         with pytest.raises(JournalError, match="not ours"):
             await journal.commit([done("a", 1)])
@@ -301,7 +264,7 @@ async def test_one_that_hangs_holds_neither_commit_nor_close(memory: str) -> Non
 
 async def test_a_superseded_flush_is_not_promoted(memory: str) -> None:
     markers = Markers()
-    async with journal_at(memory, markers) as journal:
+    async with promoted_at(memory, markers) as journal:
         await journal.open(job(), on_mismatch="refuse")
         open_store(memory).put(claim_name(2, "other"), Holder(id="other").encode())
         with pytest.raises(Superseded):
@@ -325,12 +288,12 @@ async def test_a_late_promoter_announces_only_what_the_next_driver_has_promoted_
 
     time, markers = VirtualTime(), Markers()
     with anyio.fail_after(20):
-        async with journal_at(memory, paused, time) as old:
+        async with promoted_at(memory, paused, time) as old:
             await old.open(job(), on_mismatch="refuse")
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(commit)
                 await started.wait()
-                async with journal_at(memory, markers, time) as new:
+                async with promoted_at(memory, markers, time) as new:
                     opened = await new.open(job(), on_mismatch="refuse")
                     assert markers.given == [("done", (1,))]
                     assert opened.done == {"a": (range(1, 2),)}
@@ -364,7 +327,7 @@ async def test_ranks_that_the_job_no_longer_has_are_not_given_again(memory: str)
     put_without_promotion(memory, 2, 1, done("a", 2, 3, 4, 60), done("a", 70), done("b", 4))
     a, b = job().stages
     smaller, markers = job(attrs.evolve(a, world_size=4), b, name="j"), Markers()
-    async with journal_at(memory, markers) as journal:
+    async with promoted_at(memory, markers) as journal:
         opened = await journal.open(smaller, on_mismatch="adopt")
         assert opened.done == {"a": (range(1, 4),), "b": (range(4, 5),)}
         assert markers.given == [("done", (2, 3)), ("done", (4,))]
@@ -379,7 +342,7 @@ async def test_of_another_job_that_is_forgotten_nothing_is_given(memory: str) ->
     await run_once(memory, Markers(), done("a", 1))
     put_without_promotion(memory, 2, 1, done("a", 2))
     markers = Markers()
-    async with journal_at(memory, markers) as journal:
+    async with promoted_at(memory, markers) as journal:
         opened = await journal.open(job(name="other"), on_mismatch="fresh")
     assert (opened.done, markers.given) == ({}, [])
 
@@ -388,7 +351,7 @@ async def test_anew_forgets_the_records_of_the_same_job(memory: str) -> None:
     await run_once(memory, Markers(), done("a", 1), failed("a", 2))
     put_without_promotion(memory, 3, 2, done("a", 3))
     markers = Markers()
-    async with journal_at(memory, markers, anew=True) as journal:
+    async with promoted_at(memory, markers, anew=True) as journal:
         opened = await journal.open(job(), on_mismatch="refuse")
         assert (opened.term, opened.done, opened.failed, markers.given) == (2, {}, {}, [])
         await journal.commit([done("a", 1)])
