@@ -10,6 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, TypeGuard
+
+if TYPE_CHECKING:
+    from datatrove.executor.base import PipelineExecutor
+    from thornback.datatrove.executor import RayPipelineExecutor
 
 
 class Launch:
@@ -43,6 +48,13 @@ class Launch:
 
     def _claim(self, root: object) -> None:
         self._ended, self._root = threading.Event(), root
+
+
+def is_ours(member: PipelineExecutor) -> TypeGuard[RayPipelineExecutor]:
+    """Whether it is a `RayPipelineExecutor` of this package, which has a `Launch`, and not one that
+    datatrove or somebody else runs. By that, and not by its class, so that what runs the executors
+    need not import them: they import it."""
+    return isinstance(getattr(member, "_launch", None), Launch)
 
 
 def claim(wanted: Callable[[], Sequence[Launch]], known: Sequence[Launch], root: object) -> bool:

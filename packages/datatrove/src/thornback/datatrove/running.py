@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -24,7 +24,6 @@ from thornback.datatrove.directory import (
     save_executors,
 )
 from thornback.datatrove.errors import DependencyFailed
-from thornback.datatrove.executor import RayPipelineExecutor
 from thornback.datatrove.failures import described
 from thornback.datatrove.identity import stage_identity
 from thornback.datatrove.journal import (
@@ -33,7 +32,7 @@ from thornback.datatrove.journal import (
     state_url,
     storage_options,
 )
-from thornback.datatrove.launch import claim
+from thornback.datatrove.launch import claim, is_ours
 from thornback.datatrove.rank import rank_function
 from thornback.datatrove.stages import rank_timeout_of, stage_of
 from thornback.datatrove.stagestats import StatsKeeper, merge, of_complete, readable
@@ -41,6 +40,9 @@ from thornback.datatrove.tasklogs import TaskLogs
 from thornback.executor import Executor, Job, RunFailed, RunReport
 from thornback.executor.ports import Journal, Platform
 from thornback.faults import Classifier
+
+if TYPE_CHECKING:
+    from thornback.datatrove.executor import RayPipelineExecutor
 
 WAIT_S = 120.0
 """Between two lines that say what is waited for; as datatrove's own."""
@@ -127,7 +129,7 @@ def _own_members(root: RayPipelineExecutor) -> list[RayPipelineExecutor]:
     waiting: list[PipelineExecutor] = [root]
     while waiting:
         member = waiting.pop(0)
-        if isinstance(member, RayPipelineExecutor) and id(member) not in found:
+        if is_ours(member) and id(member) not in found:
             found[id(member)] = member
             waiting += dependencies(member)
     return [*found.values()]
@@ -137,7 +139,7 @@ def _run_stock(chain: Chain, own: Sequence[RayPipelineExecutor], root: RayPipeli
     """Run the executors of datatrove's that ours depend on, by themselves."""
     children = _children(own)
     for member in chain.members:
-        if isinstance(member, RayPipelineExecutor) or id(member) not in children:
+        if is_ours(member) or id(member) not in children:
             continue
         if getattr(member, "_launched", False):
             continue
@@ -197,7 +199,7 @@ def _work(chain: Chain, root: RayPipelineExecutor, claimed: list[RayPipelineExec
     """
     found: dict[str, Todo] = {}
     for member in chain.members:
-        if isinstance(member, RayPipelineExecutor) and any(member is each for each in claimed):
+        if is_ours(member) and any(member is each for each in claimed):
             name = chain.name(member)
             count = len(member.get_incomplete_ranks(range(member.world_size)))
             state = _state(name, member, count)
