@@ -21,6 +21,7 @@ from thornback.executor.blobs import InputTooLarge
 from thornback.executor.certifier import Certifier, LiveAssignment, fault_of, no_logs
 from thornback.executor.checkpoints import CheckpointKeeper
 from thornback.executor.chronicle import Witness
+from thornback.executor.counts import Counts
 from thornback.executor.drains import DrainTeller
 from thornback.executor.gangs import GangKeeper, Loss
 from thornback.executor.handover import Handover
@@ -103,12 +104,10 @@ class Driver:
         self._checkpoints = CheckpointKeeper()
         self._handover = Handover(plan, parts.journal, opened)
         self._partials = Partials()
+        self._counts = Counts(plan, self.scheduler, self._partials, opened)
         self._drains = DrainTeller(parts.workers, parts.clock, params.drain_s)
         self._nodes: dict[str, None] = {}
         """Every node that a gang of this run was on; with one only, there is no other node."""
-        self._recorded_before = [
-            sum(map(len, opened.done.get(stage.name, ()))) for stage in plan.stages
-        ]
         self._feed = DispatchFeed()
         self._teller = Teller(parts.clock, watchers, params.progress_s)
 
@@ -433,18 +432,4 @@ class Driver:
 
     def progress(self) -> tuple[StageProgress, ...]:
         """Return the counts of every stage."""
-        return tuple(self._progress(number) for number in range(len(self._plan.stages)))
-
-    def _progress(self, number: int) -> StageProgress:
-        stage, counts = self._plan.stages[number], self.scheduler.counts(number)
-        return StageProgress(
-            name=stage.name,
-            total=stage.world_size,
-            done=counts.done,
-            failed=counts.failed,
-            skipped=counts.skipped,
-            running=counts.running + counts.recording,
-            gangs=counts.gangs,
-            recorded_before=self._recorded_before[number],
-            partial=self._partials.sums().get(number, 0.0),
-        )
+        return self._counts.progress()
