@@ -293,6 +293,19 @@ class LeavesSiblingsAlone(pool.Roster):
         return tuple(each for each in told if not isinstance(each, pool.KillRank))
 
 
+class VouchesForThePeers(pool.Roster):
+    """Takes those that had ended their part for alive, though nobody has asked them."""
+
+    def reported(
+        self, member: int, assignment: int, report: Report
+    ) -> tuple[pool.Instruction, ...]:
+        told = super().reported(member, assignment, report)
+        for each in told:
+            if isinstance(each, pool.KillRank) and not self.owes(each.member, assignment):
+                told += self.vouched(each.member, assignment)
+        return told
+
+
 class KeepsTheLossToItself(pool.Roster):
     """Never says that a gang is lost."""
 
@@ -321,7 +334,8 @@ ROSTERS: list[tuple[type[pool.Roster], str]] = [
     (TrustsNodeZero, "has not ended well"),
     (BlamesTheFirst, "is blamed for"),
     (ForgetsTheRest, "nothing was answered"),
-    (LeavesSiblingsAlone, "nothing was answered|no progress"),
+    (LeavesSiblingsAlone, "nothing was answered|no progress|nothing is left to happen"),
+    (VouchesForThePeers, "is blamed for"),
     (KeepsTheLossToItself, "nothing is left to happen|nothing was answered"),
 ]
 

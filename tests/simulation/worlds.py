@@ -164,6 +164,9 @@ class RosterGang:
         loss = Loss(error=caught(mishap), node=mishap.node, phase=seen.phase, facts=seen.facts)
         return self._told(self._roster.died(member, loss))
 
+    def vouched(self, member: int, assignment: int, /) -> Sequence[Instruction]:
+        return self._told(self._roster.vouched(member, assignment))
+
     def grace_over(self, assignment: int, /) -> Sequence[Instruction]:
         return self._told(self._roster.grace_over(assignment))
 
@@ -187,7 +190,11 @@ def _translated(instruction: pool.Instruction) -> Instruction:
             )
             return Deliver(assignment=instruction.assignment, news=news)
         case pool.KillRank():
-            return KillRank(member=instruction.member, assignment=instruction.assignment)
+            return KillRank(
+                member=instruction.member,
+                assignment=instruction.assignment,
+                vouch=instruction.vouch,
+            )
         case pool.Grace():
             return Grace(assignment=instruction.assignment)
         case pool.GangGone():

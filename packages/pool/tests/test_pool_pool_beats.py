@@ -32,6 +32,8 @@ from thornback.pool.testing import (
 
 pytestmark = pytest.mark.anyio
 
+RESET = CaughtError(type_names=("builtins.ConnectionResetError",), message="by peer")
+
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
@@ -274,3 +276,53 @@ async def test_a_backend_that_hangs_holds_up_neither_the_verdict_nor_the_close()
                 await clock.advance(16.0)
                 assert answers[1:] == [False]
                 group.start_soon(clock.advance, 60.0)
+
+
+async def test_a_peer_that_had_ended_its_part_and_is_dead_is_the_cause_of_a_failure() -> None:
+    async with running("a", "b") as it:
+        first, second = it.workers
+        first.finish(1, Outcome(rank=0, ok=True))
+        await settle()
+        first.fall_silent()  # its node is gone, and nobody knows that yet
+        second.finish(1, Outcome(rank=0, ok=False, error=RESET))
+        await settle()
+        assert not it.reading.ended
+        first.die(FakeDeathError("gone"), {"death_cause": "NODE_DIED"})
+        await settle()
+        assert it.reading.lost_by() == "FakeDeathError"
+        assert it.reading.loss is not None
+        assert it.reading.loss.node == "a"
+
+
+async def test_a_peer_that_had_ended_its_part_and_answers_is_not_the_cause() -> None:
+    async with running("a", "b") as it:
+        first, second = it.workers
+        first.finish(1, Outcome(rank=0, ok=True))
+        await settle()
+        recalls = first.count("recall")
+        second.finish(1, Outcome(rank=0, ok=False, error=RESET))
+        await settle()
+        assert first.count("recall") == recalls + 1, "it is asked anew"
+        outcomes, _ = reported(it.reading.reports)
+        assert (outcomes[0].node, outcomes[0].error) == ("b", RESET)
+        assert it.reading.ended
+        assert it.reading.loss is None
+        await it.clock.advance(120.0)
+        assert it.reading.lost is None, "and its gang lives on"
+
+
+async def test_a_peer_that_says_nothing_more_after_its_part_is_waited_for_until_it_is_silent() -> (
+    None
+):
+    async with running("a", "b") as it:
+        first, second = it.workers
+        first.finish(1, Outcome(rank=0, ok=True))
+        await settle()
+        first.fall_silent()
+        second.finish(1, Outcome(rank=0, ok=False, error=RESET))
+        await it.clock.advance(58.0)
+        assert not it.reading.ended
+        await it.clock.advance(15.0)
+        assert it.reading.lost_by() == "thornback.pool.WorkerSilent"
+        assert it.reading.loss is not None
+        assert it.reading.loss.node == "a"

@@ -161,20 +161,77 @@ def test_several_nodes_have_their_spans_told_apart() -> None:
     assert outcome.spans_dropped == 3
 
 
+def asks(*members: int) -> tuple[KillRank, ...]:
+    return tuple(KillRank(member=member, assignment=1, vouch=True) for member in members)
+
+
 def test_the_first_failure_recalls_the_siblings_once_and_waits_for_them() -> None:
     roster = gang(3)
     roster.assigned(1, [range(1)])
-    kills = roster.reported(1, 1, final(failed(0)))
-    assert kills == (KillRank(member=0, assignment=1), KillRank(member=2, assignment=1))
+    assert roster.reported(1, 1, final(failed(0))) == asks(0, 2)
+    assert roster.vouched(2, 1) == ()
     assert roster.reported(0, 1, final(failed(0, "builtins.OSError"))) == ()
+    assert roster.vouched(0, 1) == ()
     (last,) = roster.reported(2, 1, Report(returned=(range(1),), final=True))
     assert last == Deliver(assignment=1, report=final(attrs.evolve(failed(0), node="n1")))
+    assert roster.vouched(2, 1) == (), "late"
+
+
+def test_who_had_ended_its_part_and_died_is_the_cause_of_a_failure_that_came_before_the_news() -> (
+    None
+):
+    roster = gang(2)
+    roster.assigned(1, [range(1)])
+    roster.reported(0, 1, final(ok(0)))
+    assert roster.reported(1, 1, final(failed(0, "builtins.ConnectionResetError"))) == asks(0)
+    (gone,) = roster.died(0, loss(death_cause="NODE_DIED"))
+    assert gone == GangGone(loss=attrs.evolve(loss(death_cause="NODE_DIED"), node="n0"))
+    assert roster.vouched(0, 1) == ()
+
+
+def test_a_success_that_was_under_way_when_its_node_died_proves_nothing() -> None:
+    roster = gang(2)
+    roster.assigned(1, [range(1)])
+    assert roster.reported(1, 1, final(failed(0, "builtins.ConnectionResetError"))) == asks(0)
+    assert roster.reported(0, 1, final(ok(0))) == ()
+    (gone,) = roster.died(0, loss(death_cause="NODE_DIED"))
+    assert isinstance(gone, GangGone)
+
+
+def test_who_had_ended_its_part_and_lives_is_not_the_cause() -> None:
+    roster = gang(3)
+    roster.assigned(1, [range(1)])
+    roster.reported(0, 1, final(ok(0)))
+    assert roster.reported(1, 1, final(failed(0))) == asks(0, 2)
+    assert roster.reported(2, 1, Report(returned=(range(1),), final=True)) == ()
+    assert roster.vouched(1, 1) == (), "nobody had asked"
+    assert roster.vouched(2, 1) == ()
+    (last,) = roster.vouched(0, 1)
+    assert last == Deliver(assignment=1, report=final(attrs.evolve(failed(0), node="n1")))
+
+
+def test_a_loss_waits_for_those_who_have_to_vouch_as_well() -> None:
+    roster = gang(3)
+    roster.assigned(1, [range(1)])
+    roster.reported(0, 1, final(ok(0)))
+    roster.reported(1, 1, final(failed(0)))
+    assert roster.died(2, loss()) == ()
+    (gone,) = roster.died(0, loss(preempted=True))
+    assert gone == GangGone(loss=attrs.evolve(loss(preempted=True), node="n0"))
+
+
+def test_a_failure_after_a_death_asks_all_who_live() -> None:
+    roster = gang(3)
+    roster.assigned(1, [range(1)])
+    roster.died(2, loss())
+    assert roster.reported(1, 1, final(failed(0))) == asks(0)
 
 
 def test_the_root_cause_is_the_worst_of_the_failures() -> None:
     roster = gang(2)
     roster.assigned(1, [range(1)])
     roster.reported(0, 1, final(failed(0, "builtins.ConnectionResetError")))
+    roster.vouched(1, 1)
     crash = failed(0, "thornback.pool.RankProcessDied", SeenBy.PROCESS)
     (last,) = roster.reported(1, 1, final(crash))
     assert last == Deliver(assignment=1, report=final(attrs.evolve(crash, node="n1")))
@@ -207,7 +264,7 @@ def test_a_loss_among_several_nodes_waits_for_the_siblings() -> None:
     assert recalls == (KillRank(member=0, assignment=1), KillRank(member=1, assignment=1))
     assert roster.doomed
     assert roster.gone is None
-    assert roster.reported(0, 1, final(failed(0, "builtins.ConnectionResetError"))) == ()
+    assert roster.reported(0, 1, final(failed(0, "builtins.ConnectionResetError"))) == asks(1)
     (gone,) = roster.died(1, loss(preempted=True))
     assert isinstance(gone, GangGone)
     assert (gone.loss.node, gone.loss.facts) == ("n1", {"preempted": True})
@@ -308,8 +365,9 @@ def test_no_grace_is_needed_when_the_others_have_ended_before_node_0() -> None:
 
 def test_a_failure_before_node_0_has_succeeded_fails_the_rank() -> None:
     roster = led(2)
-    assert roster.reported(1, 1, final(failed(0))) == (KillRank(member=0, assignment=1),)
-    (last,) = roster.reported(0, 1, final(ok(0)))
+    assert roster.reported(1, 1, final(failed(0))) == asks(0)
+    assert roster.reported(0, 1, final(ok(0))) == ()
+    (last,) = roster.vouched(0, 1)
     assert last == Deliver(assignment=1, report=final(attrs.evolve(failed(0), node="n1")))
 
 
@@ -381,6 +439,7 @@ def test_of_several_nodes_the_checkpoints_of_node_0_are_passed_on() -> None:
     news = roster.reported(0, 1, Report(running=4, checkpoint=saved(4, 1)))
     assert news == (Deliver(assignment=1, report=Report(running=4, checkpoint=saved(4, 1))),)
     roster.reported(1, 1, final(failed(4)))
+    roster.vouched(0, 1)
     deliver, last = roster.reported(
         0, 1, Report(returned=(range(4, 5),), checkpoint=saved(4, 2), final=True)
     )

@@ -45,6 +45,10 @@ class RosterMachine(RuleBasedStateMachine):
         self.led: dict[int, bool] = {}
         self.graces: dict[int, int] = {}
         self.versions: dict[int, int] = {}
+        self.doubts: dict[tuple[int, int], None] = {}
+        """(member, assignment): has to vouch."""
+        self.failed: dict[int, None] = {}
+        """Assignments of several nodes whose first failure was seen."""
 
     @initialize(nodes=st.integers(1, 3))
     def start(self, nodes: int) -> None:
@@ -73,9 +77,12 @@ class RosterMachine(RuleBasedStateMachine):
                     assert self.led[number], "no grace before node 0 has succeeded"
                     assert number not in self.final
                     self.graces[number] = self.graces.get(number, 0) + 1
-                case KillRank(member=member, assignment=number):
+                case KillRank(member=member, assignment=number, vouch=vouch):
                     assert self.roster.state(member) is not MemberState.DEAD
                     assert number not in self.final
+                    if vouch:
+                        assert (member, number) not in self.doubts, "asked twice"
+                        self.doubts[member, number] = None
                 case GangGone(loss=loss):
                     self.gone.append(loss)
 
@@ -128,7 +135,37 @@ class RosterMachine(RuleBasedStateMachine):
             checkpoint=saved if version else None,
         )
         self.foresee(member, number, report)
+        before = dict(self.doubts)
+        first = self.fails_first(member, number, report)
         self.take(self.roster.reported(member, number, report))
+        asked = {m for m, n in self.doubts if n == number and (m, n) not in before}
+        others = {m for m in self.living() if m != member}
+        assert asked == (others if first else set()), "who lives is asked, at the first failure"
+
+    def living(self) -> list[int]:
+        return [m for m in range(self.nodes) if self.roster.state(m) is not MemberState.DEAD]
+
+    def fails_first(self, member: int, number: int, report: Report) -> bool:
+        """Note, and return, whether this is the first failure that counts of several nodes."""
+        owes = member in self.living() and self.roster.owes(member, number)
+        ends = [outcome.ok for outcome in report.outcomes if outcome.rank == 0][:1]
+        if self.nodes == 1 or not owes or ends != [False] or self.led[number]:
+            return False
+        first = number not in self.failed
+        self.failed[number] = None
+        return first
+
+    @precondition(lambda self: self.doubts)
+    @rule(data=st.data())
+    def vouch(self, data: st.DataObject) -> None:
+        member, number = data.draw(st.sampled_from(sorted(self.doubts)))
+        del self.doubts[member, number]
+        self.take(self.roster.vouched(member, number))
+
+    @rule(member=MEMBER, number=st.integers(1, 3))
+    def vouch_unasked(self, member: int, number: int) -> None:
+        if (member % self.nodes, number) not in self.doubts:
+            assert self.roster.vouched(member % self.nodes, number) == ()
 
     def foresee(self, member: int, number: int, report: Report) -> None:
         """Follow, by the words of the theory, which ranks are a success by node 0's word."""
@@ -159,6 +196,7 @@ class RosterMachine(RuleBasedStateMachine):
         if not self.gone and self.roster.state(member) is not MemberState.DEAD:
             self.losses.append(loss)
             self.undecided = dict.fromkeys(self.undecided, False)
+        self.doubts = {each: None for each in self.doubts if each[0] != member}
         self.take(self.roster.died(member, loss))
 
     @rule(member=MEMBER)
@@ -200,11 +238,18 @@ class RosterMachine(RuleBasedStateMachine):
             assert not self.roster.assignments
 
     @invariant()
+    def no_failure_is_concluded_before_all_have_vouched(self) -> None:
+        for _, number in self.doubts:
+            assert number not in self.final
+            assert number in self.roster.assignments
+
+    @invariant()
     def nobody_waits_for_nothing(self) -> None:
-        alive = [m for m in range(self.nodes) if self.roster.state(m) is not MemberState.DEAD]
+        owing = {(m, n) for m in self.living() for n in self.roster.assignments}
+        owing = {each for each in owing if self.roster.owes(*each) or each in self.doubts}
         for number in self.roster.assignments:
-            assert any(self.roster.owes(m, number) for m in alive) or self.roster.doomed
-        owed = any(self.roster.owes(m, n) for m in alive for n in self.roster.assignments)
+            assert any(n == number for _, n in owing) or self.roster.doomed
+        owed = bool(owing)
         if self.roster.doomed and not owed:
             assert self.gone, "all have answered or are dead, and still no verdict"
 

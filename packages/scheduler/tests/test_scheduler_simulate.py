@@ -178,11 +178,23 @@ def test_a_gang_of_several_waits_for_all_and_blames_the_worst() -> None:
     gang = SimpleGang(["a", "b", "c"])
     gang.assigned(1, (range(5, 6),), False)
     assert gang.reported(0, 1, News(done=((5, 1.0),), final=True)) == ()
-    (kill,) = gang.reported(1, 1, News(failed=((5, CODE, 1.0),), final=True))
-    assert kill == KillRank(member=2, assignment=1)
+    kills = gang.reported(1, 1, News(failed=((5, CODE, 1.0),), final=True))
+    assert kills == tuple(KillRank(member=m, assignment=1, vouch=True) for m in (0, 2))
     oom = Mishap(kind=MishapKind.OOM, node="c")
-    (told,) = gang.reported(2, 1, News(failed=((5, oom, 1.0),), final=True))
+    assert gang.reported(2, 1, News(failed=((5, oom, 1.0),), final=True)) == ()
+    assert gang.vouched(2, 1) == []
+    (told,) = gang.vouched(0, 1)
     assert told == Deliver(assignment=1, news=News(failed=((5, oom, 1.0),), final=True))
+    assert gang.vouched(0, 1) == ()
+
+
+def test_who_had_ended_its_part_and_is_dead_is_the_cause() -> None:
+    gang = SimpleGang(["a", "b"])
+    gang.assigned(1, (range(1),), False)
+    gang.reported(0, 1, News(done=((0, 1.0),), final=True))
+    (kill,) = gang.reported(1, 1, News(failed=((0, CODE, 1.0),), final=True))
+    assert kill == KillRank(member=0, assignment=1, vouch=True)
+    assert gang.died(0, DIED) == (GangGone(mishap=DIED),)
 
 
 def test_a_loss_waits_for_the_others_and_leaves_the_rank_to_the_gang() -> None:

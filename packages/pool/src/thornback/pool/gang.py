@@ -295,16 +295,18 @@ class Gang:
         for link in self._links:
             self._recall_from(link, work, kill)
 
-    def _recall_from(self, link: Link, work: _Work, kill: bool) -> None:
+    def _recall_from(self, link: Link, work: _Work, kill: bool, vouch: bool = False) -> None:
         if work.issued:
-            self._spawn(partial(self._recall, link, work, kill))
+            self._spawn(partial(self._recall, link, work, kill, vouch))
         else:
             work.recalled = True
 
-    async def _recall(self, link: Link, work: _Work, kill: bool) -> None:
+    async def _recall(self, link: Link, work: _Work, kill: bool, vouch: bool) -> None:
         number = work.assignment.assignment
         await work.issued[link.member].wait()
         await self._ask(link, "recall", lambda _: (number, kill))
+        if vouch:
+            self._apply(self._roster.vouched(link.member, number))
         if not kill:
             return
         limit_s = self._params.recall_s
@@ -480,9 +482,9 @@ class Gang:
                 case Grace(assignment=number):
                     if (work := self._work.get(number)) is not None:
                         self._spawn(partial(self._end_grace, work))
-                case KillRank(member=member, assignment=number):
+                case KillRank(member=member, assignment=number, vouch=vouch):
                     if (work := self._work.get(number)) is not None:
-                        self._recall_from(self._links[member], work, True)
+                        self._recall_from(self._links[member], work, True, vouch)
                 case GangGone(loss=loss):
                     self._lose(loss)
                 case _:

@@ -23,12 +23,16 @@ exactly once, whatever a worker answers.
 
 *Several nodes.* All members run the same single rank. It is finished when all have reported success
 (the result is that of node 0, outputs and spans are those of all). At the first failure the
-siblings are recalled with a kill, and the verdict is withheld until each has answered or is dead:
-collateral errors (a reset connection) arrive before their cause (the loss of a peer's node). The
-same holds for the death of a member while calls are in flight. Then the root cause is the worst by
+siblings are recalled with a kill, and the verdict is withheld until each has reported and vouched,
+or is dead: collateral errors (a reset connection) arrive before their cause (the loss of a peer's
+node). To vouch is to answer that recall: a report can have been sent before the failure, and its
+sender be dead since, so siblings that have ended their part are asked as well. The death of a
+member while calls are in flight recalls the siblings, too. Then the root cause is the worst by
 `Severity`, the earliest among equals. If the worst is a rank's failure it is delivered as that
 rank's outcome; otherwise the assignment ends with the gang. Waiting is bounded: the pool declares
-dead who does not answer a recall.
+dead who does not answer a recall, or is silent. What cannot be told: whether who vouches has broken
+and mended something that the failed rank needed (a network cut between nodes, say), and which of
+two failures came first; the order of arrival stands for the latter.
 
 *Node 0 decides* (`FinishedWhen.LEADER`). A rank of several nodes then moves by this table:
 
@@ -53,15 +57,16 @@ stopped for a while does not kill workers whose answers wait in its inbox.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import TypeAlias
 
 import attrs
 
+from thornback.pool.calls import Call, ranges_of
 from thornback.pool.conclusion import conclusion, severity_of_loss, severity_of_outcome
 from thornback.pool.members import TRANSITIONS, MemberNews, MemberState
-from thornback.pool.ports import Checkpoint, FinishedWhen, Outcome, Ranks, Report
+from thornback.pool.ports import Checkpoint, FinishedWhen, Outcome, Report
 from thornback.pool.severity import Loss
 
 
@@ -88,6 +93,9 @@ class KillRank:
 
     member: int
     assignment: int
+    vouch: bool = False
+    """Say `vouched` when the member has answered this call, which is to be a new one: the verdict
+    waits for that. The member may have ended its part already."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -98,42 +106,6 @@ class GangGone:
 
 
 Instruction: TypeAlias = Deliver | Grace | KillRank | GangGone
-
-
-@attrs.define(slots=True, eq=False)
-class _Call:
-    """The books of one assignment: a page per member."""
-
-    rank: int
-    """The first, which is the only one on several nodes."""
-    outstanding: list[dict[int, None]]
-    """By member: the ranks not reported yet, in order (a dict, since order counts)."""
-    finished: list[Outcome | None]
-    """By member, for several nodes: the outcome of its rank."""
-    failures: list[Outcome] = attrs.field(factory=list)
-    """For several nodes: in the order they came in."""
-    by_leader: bool = False
-    """Node 0 decides."""
-    led: bool = False
-    """Node 0 has decided: the rank is a success."""
-    recalled: bool = False
-    """From all that had not answered."""
-    version: int = 0
-    """Of the newest checkpoint that was passed on."""
-
-    def settled(self, member: int) -> bool:
-        return not self.outstanding[member]
-
-
-def _ranges(ranks: Iterable[int]) -> Ranks:
-    """Fold ascending or not: neighbours join, order stays."""
-    found: list[range] = []
-    for rank in ranks:
-        if found and found[-1].stop == rank:
-            found[-1] = range(found[-1].start, rank + 1)
-        else:
-            found.append(range(rank, rank + 1))
-    return tuple(found)
 
 
 class Roster:
@@ -160,7 +132,7 @@ class Roster:
         self._states = [MemberState.STARTING] * len(nodes)
         self._quiet_s = [0.0] * len(nodes)
         self._ticked_at: float | None = None
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self._losses: list[Loss] = []
         self._gone: Loss | None = None
 
@@ -237,7 +209,7 @@ class Roster:
         if self._losses:
             return False
         members = len(self._nodes)
-        self._calls[assignment] = _Call(
+        self._calls[assignment] = Call(
             rank=next(iter(page)),
             outstanding=[page, *(dict(page) for _ in range(1, members))],
             finished=[None] * members,
@@ -279,7 +251,7 @@ class Roster:
             return ()
         news = Report(
             outcomes=tuple(outcomes),
-            returned=_ranges(returned),
+            returned=ranges_of(returned),
             running=running,
             final=final,
             checkpoint=checkpoint,
@@ -295,9 +267,19 @@ class Roster:
         news: list[Instruction] = []
         for assignment, call in tuple(self._calls.items()):
             call.outstanding[member].clear()
+            call.doubted.pop(member, None)
             news += self._recall_siblings(assignment, call)
             news += self._success(assignment, call)
         return (*news, *self._verdict())
+
+    def vouched(self, member: int, assignment: int) -> tuple[Instruction, ...]:
+        """A member has answered a recall that was to `vouch`: it lived after the failure of its
+        sibling. Stale news is a no-op."""
+        call = self._calls.get(assignment)
+        if call is None or member not in call.doubted:
+            return ()
+        del call.doubted[member]
+        return self._folded(assignment, call)
 
     def grace_over(self, assignment: int) -> tuple[Instruction, ...]:
         """The time is over that the others had after node 0's success. Unknown, ended: a no-op."""
@@ -312,7 +294,7 @@ class Roster:
         self._states[member] = TRANSITIONS[state].get(news, state)
         return self._states[member] is not state
 
-    def _newer(self, member: int, call: _Call, report: Report) -> Checkpoint | None:
+    def _newer(self, member: int, call: Call, report: Report) -> Checkpoint | None:
         """Return the report's checkpoint, if it is to be passed on."""
         found = report.checkpoint
         if found is None or found.version <= call.version or member != 0:
@@ -327,7 +309,7 @@ class Roster:
         self,
         member: int,
         assignment: int,
-        call: _Call,
+        call: Call,
         outcomes: Sequence[Outcome],
         checkpoint: Checkpoint | None,
     ) -> tuple[Instruction, ...]:
@@ -346,23 +328,25 @@ class Roster:
             elif not outcome.ok and not call.led:
                 call.failures.append(outcome)
         lacking = call.settled(member) and call.finished[member] is None
-        if not call.led and (call.failures or lacking):
+        if not call.led and call.failures:
+            news += self._ask_siblings(member, assignment, call)
+        elif not call.led and lacking:
             # A rank that one node handed back cannot finish on the others either.
             news += self._recall_siblings(assignment, call)
         news += self._success(assignment, call)
-        if self._losses:
-            return (*news, *self._verdict())
-        if assignment in self._calls and not any(call.outstanding):
-            del self._calls[assignment]
-            news.append(
-                Deliver(
-                    assignment=assignment,
-                    report=conclusion(call.rank, call.finished, call.failures, led=call.led),
-                )
-            )
-        return tuple(news)
+        return (*news, *self._folded(assignment, call))
 
-    def _success(self, assignment: int, call: _Call) -> list[Instruction]:
+    def _folded(self, assignment: int, call: Call) -> tuple[Instruction, ...]:
+        """Conclude the rank of several nodes, or the gang, if nothing more is waited for."""
+        if self._losses:
+            return self._verdict()
+        if assignment not in self._calls or call.open:
+            return ()
+        del self._calls[assignment]
+        report = conclusion(call.rank, call.finished, call.failures, led=call.led)
+        return (Deliver(assignment=assignment, report=report),)
+
+    def _success(self, assignment: int, call: Call) -> list[Instruction]:
         """Deliver a rank that node 0 has finished, once all have answered or are dead."""
         if not call.led or any(call.outstanding):
             return []
@@ -374,7 +358,7 @@ class Roster:
             )
         ]
 
-    def _recall_siblings(self, assignment: int, call: _Call) -> list[Instruction]:
+    def _recall_siblings(self, assignment: int, call: Call) -> list[Instruction]:
         if call.recalled or len(self._nodes) == 1:
             return []
         call.recalled = True
@@ -384,12 +368,23 @@ class Roster:
             if state is not MemberState.DEAD and not call.settled(member)
         ]
 
+    def _ask_siblings(self, failed: int, assignment: int, call: Call) -> list[Instruction]:
+        """At the first failure: recall the rank from all others, and let each of them vouch."""
+        if call.asked:
+            return []
+        call.asked = call.recalled = True
+        living = [m for m, state in enumerate(self._states) if state is not MemberState.DEAD]
+        call.doubted = {member: None for member in living if member != failed}
+        return [
+            KillRank(member=member, assignment=assignment, vouch=True) for member in call.doubted
+        ]
+
     def _verdict(self) -> tuple[Instruction, ...]:
-        """Say that the gang is gone, once every living member has answered for every call (one
-        node: at once)."""
+        """Say that the gang is gone, once every living member has answered for every call, and
+        vouched where that is asked (one node: at once)."""
         if self._gone is not None:
             return ()
-        if len(self._nodes) > 1 and any(any(c.outstanding) for c in self._calls.values()):
+        if len(self._nodes) > 1 and any(c.open for c in self._calls.values()):
             return ()
         self._gone = max(self._losses, key=severity_of_loss)
         worst = severity_of_loss(self._gone)

@@ -26,7 +26,7 @@ from thornback.scheduler.simulate.values import (
     SimulatedCluster,
     SimulatedFaults,
 )
-from thornback.scheduler.simulate.worker import Fate, Work, Worker
+from thornback.scheduler.simulate.worker import RECALL_TRAVELS_S, Fate, Work, Worker
 from thornback.scheduler.states import InvariantBroken
 
 LATENCY_S = 0.002
@@ -212,9 +212,7 @@ class Crew:
     def disturb(self, worker: Worker, work: Work, kind: MishapKind, /) -> None:
         """A part of a rank is gone: the others fail of it, or wait for it without end."""
         chances = self._driver.chances
-        if len(self.workers) > 1 and not work.over:
-            # Who has ended its part, and told so, is not waited for: what becomes of it later may
-            # be taken for the failure of those that still run.
+        if len(self.workers) > 1:
             self._causes.setdefault(work.number, kind)
         for sibling in self.workers:
             if sibling is worker:
@@ -230,8 +228,10 @@ class Crew:
     # -- inside ------------------------------------------------------------------------------------
 
     def _disturb_all(self, worker: Worker, kind: MishapKind) -> None:
-        for work in list(worker.works.values()):
-            self.disturb(worker, work, kind)
+        """What the others still run may need it, also where its own part has ended well."""
+        works = {work.number: work for each in self.workers for work in each.works.values()}
+        for number in sorted(works):
+            self.disturb(worker, works[number], kind)
 
     def _declare(self, worker: Worker, kind: MishapKind, after_s: float) -> None:
         mishap = Mishap(kind=kind, node=worker.node.name, only_node=self._driver.only_node)
@@ -258,6 +258,8 @@ class Crew:
                 case KillRank():
                     worker = self.workers[instruction.member]
                     self._recall(worker, instruction.assignment, kill=True)
+                    if instruction.vouch:
+                        self._question(worker, instruction.assignment)
                 case Grace():
                     end_grace = partial(self._end_grace, instruction.assignment)
                     self.agenda.at(self._driver.cluster.grace_s, end_grace)
@@ -284,6 +286,19 @@ class Crew:
         if kill:
             recall_s = self._driver.faults.recall_s
             self.agenda.at(recall_s, lambda: self._insist(worker, assignment))
+
+    def _question(self, worker: Worker, assignment: int) -> None:
+        """Who lives when a recall arrives answers it; that cannot be lost, unlike a report."""
+
+        def answer() -> None:
+            if self._side is not None and not self.over and not self._driver.dead:
+                self._apply(self._side.vouched(worker.member, assignment))
+
+        def arrive() -> None:
+            if not worker.dead:
+                self.agenda.at(LATENCY_S, answer)
+
+        self.agenda.at(RECALL_TRAVELS_S, arrive)
 
     def _insist(self, worker: Worker, assignment: int) -> None:
         """A recall with a kill was ignored, or its answer was lost: the worker is killed."""

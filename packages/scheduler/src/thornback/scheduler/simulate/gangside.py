@@ -44,6 +44,8 @@ class KillRank:
 
     member: int
     assignment: int
+    vouch: bool = False
+    """Say `vouched` when the member has answered."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -91,6 +93,10 @@ class GangSide(Protocol):
         """A member is gone for good. Repeated: nothing follows."""
         ...
 
+    def vouched(self, member: int, assignment: int, /) -> Sequence[Instruction]:
+        """A member has answered a recall that was to `vouch`. Late or unknown: nothing follows."""
+        ...
+
     def grace_over(self, assignment: int, /) -> Sequence[Instruction]:
         """The time is over that the others had after node 0's success."""
         ...
@@ -115,8 +121,15 @@ class _Call:
     """By member, for several nodes: its success."""
     bad: list[tuple[int, Mishap, float]] = attrs.field(factory=list)
     recalled: bool = False
+    asked: bool = False
+    doubted: dict[int, None] = attrs.field(factory=dict)
+    """Members that may have died before a sibling failed: they have not vouched yet."""
     decided: bool = False
     """Node 0 has succeeded where it decides."""
+
+    @property
+    def open(self) -> bool:
+        return any(self.pages) or bool(self.doubted)
 
 
 class SimpleGang:
@@ -202,7 +215,9 @@ class SimpleGang:
         if failed and not call.decided:
             call.bad += failed
         lacks = not call.pages[member] and member not in call.good
-        if not call.decided and (call.bad or lacks):
+        if not call.decided and call.bad:
+            out += self._ask(member, assignment, call)
+        elif not call.decided and lacks:
             out += self._recall(assignment, call)
         return (*out, *self._concluded())
 
@@ -216,15 +231,25 @@ class SimpleGang:
             if page and self._alive[member]
         ]
 
+    def _ask(self, failed: int, assignment: int, call: _Call) -> list[Instruction]:
+        if call.asked:
+            return []
+        call.asked = call.recalled = True
+        living = [member for member, alive in enumerate(self._alive) if alive]
+        call.doubted = {member: None for member in living if member != failed}
+        return [
+            KillRank(member=member, assignment=assignment, vouch=True) for member in call.doubted
+        ]
+
     def _concluded(self) -> list[Instruction]:
         """End what every member has answered; then the gang, if one is dead."""
         out: list[Instruction] = []
         for assignment, call in list(self._calls.items()):
-            if any(call.pages) or (self._losses and not call.decided):
+            if call.open or (self._losses and not call.decided):
                 continue
             del self._calls[assignment]
             out.append(Deliver(assignment=assignment, news=self._conclusion(call)))
-        if self._losses and not self._gone and not any(any(c.pages) for c in self._calls.values()):
+        if self._losses and not self._gone and not any(c.open for c in self._calls.values()):
             self._gone = True
             cause = max(self._losses, key=severity)
             for assignment, call in self._calls.items():
@@ -254,11 +279,20 @@ class SimpleGang:
         out: list[Instruction] = []
         for assignment, call in self._calls.items():
             call.pages[member].clear()
+            call.doubted.pop(member, None)
             if len(self._alive) > 1:
                 out += self._recall(assignment, call)
         if len(self._alive) == 1:
             self._calls.clear()
         return (*out, *self._concluded())
+
+    def vouched(self, member: int, assignment: int, /) -> Sequence[Instruction]:
+        """See `GangSide`."""
+        call = self._calls.get(assignment)
+        if call is None or member not in call.doubted:
+            return ()
+        del call.doubted[member]
+        return self._concluded()
 
     def grace_over(self, assignment: int, /) -> Sequence[Instruction]:
         """See `GangSide`."""
