@@ -178,6 +178,19 @@ async def test_a_drain_is_told_to_the_workers_on_that_node() -> None:
         assert [worker.drains for worker in it.workers] == [[], [30.0, None]]
 
 
+async def test_a_node_that_dies_while_it_drains_outranks_one_that_just_dies() -> None:
+    async with gang("a", "b") as it:
+        first, second = it.workers
+        reading = await it.run(BLOCKS)
+        await it.pool.drain("b", 30.0)
+        first.die(facts={"death_cause": "NODE_DIED"})
+        second.die(facts={"death_cause": "NODE_DIED"})
+        await settle()
+        assert reading.loss is not None
+        assert reading.loss.node == "b"
+        assert reading.loss.facts["node_draining"] is True
+
+
 async def test_a_drain_waits_for_nobody_and_raises_nothing() -> None:
     def stuck(worker: FakeWorker) -> None:
         if worker.index == 1:

@@ -305,6 +305,7 @@ def test_whatever_the_order_of_several_losses_the_worst_one_counts() -> None:
         ({"preempted": True}, Severity.PREEMPTION),
         ({"node_death_reason": "AUTOSCALER_DRAIN_PREEMPTED"}, Severity.PREEMPTION),
         ({"death_cause": "NODE_DIED"}, Severity.NODE_LOST),
+        ({"death_cause": "NODE_DIED", "node_draining": True}, Severity.PREEMPTION),
         ({"death_cause": "OOM"}, Severity.OOM),
         ({"oom_kill": True, "signal": 9}, Severity.OOM),
         ({"signal": 9}, Severity.WORKER_CRASH),

@@ -29,6 +29,7 @@ _WELL_KNOWN = (
     "returncode",
     "signal",
     "preempted",
+    "actor_init_failed",
     "retry_after",
     "status",
     "status_code",

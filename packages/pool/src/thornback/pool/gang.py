@@ -81,6 +81,8 @@ class Gang:
             for member, node in enumerate(nodes)
         ]
         self._dying: dict[int, None] = {}
+        self._draining: set[str] = set()
+        """Nodes of which there was a notice."""
         self._work: dict[int, _Work] = {}
         self._tasks: TaskGroup | None = None
         self._opening = anyio.CancelScope()
@@ -359,7 +361,9 @@ class Gang:
             link.beating = False
 
     async def drain(self, node: str, left_s: float | None) -> None:
-        """Tell the workers on a node that it goes away. Bounded, never raises."""
+        """Tell the workers on a node that it goes away, and keep it in mind for when one of them
+        dies. Bounded, never raises."""
+        self._draining.add(node)
 
         async def tell(link: Link) -> None:
             ask = partial(link.ask, "drain", lambda _: left_s)
@@ -467,6 +471,8 @@ class Gang:
         explained, facts = await link.explain(seen)
         if isinstance(error, CaughtError):
             explained = error
+        if link.node in self._draining:
+            facts = {"node_draining": True, **facts}
         await link.kill(self._params.kill_s)
         loss = Loss(error=explained, node=link.node, phase=phase, facts=facts)
         self._apply(self._roster.died(link.member, loss))

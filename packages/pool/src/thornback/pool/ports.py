@@ -397,7 +397,7 @@ class GangLostError(Exception):
         node: the node it happened on, where known.
         phase: `start`, `ping`, `setup`, `run`, `heartbeat`.
         facts: what the backend knows of the death: `death_cause`, `preempted`, `exit_type`,
-            `node_death_reason`, ...
+            `node_death_reason`, ...; and `node_draining`, where the pool was told of a drain.
     """
 
     def __init__(
