@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -29,11 +30,12 @@ from thornback.executor.plan import RunPlan, Settings
 from thornback.executor.ports import Completion, Json
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers
-from thornback.faults import Classifier, FaultKind, StopReason
+from thornback.faults import Classifier, Fault, FaultKind, StopReason
 from thornback.placement import Allocator
 from thornback.placement.testing import FakeCluster
 from thornback.pool import Assignment, CaughtError, Outcome, SeenBy, WorkerPool
 from thornback.pool.testing import FakeBackend, FakeWorker
+from thornback.scheduler import events as ev
 
 pytestmark = pytest.mark.anyio
 Script = Callable[[FakeWorker, Assignment, int], Outcome | None]
@@ -239,6 +241,59 @@ async def test_cancel_request_ends_the_run_in_order() -> None:
     canceller.world = world
     await world.run()
     assert world.state() == "cancelled"
+
+
+class Listening(Driver):
+    """Keeps what the scheduler is told."""
+
+    def _event(self, posted: Any) -> Any:
+        event = super()._event(posted)
+        if isinstance(event, ev.RankFailed | ev.GangLost):
+            vars(self).setdefault("faults", []).append(event.fault)
+        return event
+
+
+async def faults_of_a_cancelled_run(
+    dies: Callable[[FakeWorker, int], None], *, kill: bool
+) -> list[Fault]:
+    """Cancel a run while its only rank runs, and let what the recall reaches die of it."""
+
+    def recalled(worker: FakeWorker, payload: Any) -> None:
+        dies(worker, payload[0])
+
+    def start(worker: FakeWorker, assignment: Assignment, rank: int) -> None:
+        worker.overrides["recall"] = partial(recalled, worker)
+        world.driver.cancel("enough", kill=kill)
+
+    world = World(Job("j", [Stage("a", work, ranks=1)]), start, kind=Listening)
+    await world.run()
+    assert world.state() == "cancelled"
+    faults: list[Fault] = vars(world.driver).get("faults", [])
+    assert faults, "nothing failed"
+    assert kill is not bool(world.driver.certifier.chronicle.attempts), "no failure of ours is told"
+    return faults
+
+
+def rank_dies(worker: FakeWorker, number: int) -> None:
+    worker.finish(number, died(0))
+
+
+def worker_dies(worker: FakeWorker, number: int) -> None:
+    worker.die(facts={"death_cause": "WORKER_DIED"})
+
+
+@pytest.mark.parametrize("dies", [rank_dies, worker_dies])
+async def test_what_dies_of_our_own_kill_counts_as_cancelled(
+    dies: Callable[[FakeWorker, int], None],
+) -> None:
+    for fault in await faults_of_a_cancelled_run(dies, kill=True):
+        assert (fault.kind, fault.facts["cancelled_by_us"]) == (FaultKind.CANCELLED, True)
+
+
+async def test_what_dies_after_a_recall_that_kills_nothing_has_failed() -> None:
+    (fault,) = await faults_of_a_cancelled_run(rank_dies, kill=False)
+    assert fault.kind is FaultKind.WORKER_CRASH
+    assert "cancelled_by_us" not in fault.facts
 
 
 async def test_observer_that_raises_is_not_called_again_and_harms_nothing(

@@ -35,6 +35,8 @@ class LiveAssignment:
     """The workers have it: from now on it can be recalled."""
     ended: anyio.Event = attrs.field(factory=anyio.Event)
     """Its last report is in the inbox, or will never come."""
+    killed: bool = False
+    """We have recalled it with a kill: what goes wrong from then on is our own doing."""
 
 
 def no_logs(gang: int, log_path: str, /) -> str:
@@ -42,8 +44,17 @@ def no_logs(gang: int, log_path: str, /) -> str:
     return ""
 
 
-def fault_of(classifier: Classifier, outcome: Outcome, *, only_node: bool) -> Fault:
-    """Classify a failed outcome; `only_node`: there is no other node to try it on."""
+def fault_of(
+    classifier: Classifier, outcome: Outcome, *, only_node: bool, killed: bool = False
+) -> Fault:
+    """Classify a failed outcome.
+
+    Args:
+        classifier: that knows the rules.
+        outcome: what the workers reported.
+        only_node: there is no other node to try it on.
+        killed: we had recalled its assignment with a kill.
+    """
     error: BaseException | ErrorData = outcome.error or RuntimeError("failed without an error")
     facts: dict[str, Attribute] = {
         "origin": outcome.seen_by.value,
@@ -52,6 +63,8 @@ def fault_of(classifier: Classifier, outcome: Outcome, *, only_node: bool) -> Fa
         "node": outcome.node,
         "only_node": only_node,
     }
+    if killed:
+        facts["cancelled_by_us"] = True
     if outcome.error is not None:
         told = ("signal", "exit_code", "oom_kill", "memory_limit_exceeded")
         facts |= {k: v for k, v in outcome.error.attributes.items() if k in told}

@@ -172,6 +172,8 @@ class Driver:
                 case cmd.Dispatch():
                     self._dispatch(command, group)
                 case cmd.Recall():
+                    if (live := self._assignments.get(command.assignment)) is not None:
+                        live.killed = live.killed or command.kill
                     group.start_soon(self._recall, command)
                 case cmd.Record():
                     records.append((command, self._settle(command)))
@@ -262,7 +264,7 @@ class Driver:
         now_ns = self._parts.clock.time_ns()
         good = [outcome for outcome in report.outcomes if outcome.ok]
         for outcome in report.outcomes:
-            fault = None if outcome.ok else self._fault(outcome)
+            fault = None if outcome.ok else self._fault(outcome, live)
             self._tracer.outcome(assignment, outcome, fault, now_ns)
             if outcome.spans:  # told, and not kept until the record
                 outcome = attrs.evolve(outcome, spans=())
@@ -284,8 +286,9 @@ class Driver:
         if report.returned:
             self._inbox.post(ev.RanksReturned(assignment=assignment, ranks=report.returned))
 
-    def _fault(self, outcome: Outcome) -> Fault:
-        return fault_of(self._parts.classifier, outcome, only_node=len(self._nodes) < 2)
+    def _fault(self, outcome: Outcome, live: LiveAssignment) -> Fault:
+        only_node, killed = len(self._nodes) < 2, live.killed
+        return fault_of(self._parts.classifier, outcome, only_node=only_node, killed=killed)
 
     def _keep_checkpoint(self, live: LiveAssignment, checkpoint: Checkpoint) -> None:
         """Keep it for the rank's next attempt, unless the assignment holds the rank no more."""
@@ -346,6 +349,8 @@ class Driver:
             return posted
         # Ray calls a node preempted only if it finds it dead after the deadline of its drain.
         facts = {**posted.facts, "node_draining": self._drains.knows(posted.node)}
+        if any(live.killed for live, _ in self._held_by(posted.gang)):
+            facts["cancelled_by_us"] = True  # nobody judges it, but it is recorded
         fault = self._parts.classifier.classify(posted.error, facts)
         return ev.GangLost(gang=posted.gang, fault=fault, node=posted.node)
 

@@ -180,6 +180,8 @@ class Classifier:
                 code. Others that rules ask for: `phase`, `exit_code`, `signal`, `oom_kill`,
                 `memory_limit_exceeded`, `preempted`, `death_cause`, `exit_type`,
                 `node_death_reason`, `node_draining`, `cancelled_by_us`. All are kept in the fault.
+                The last one is said by who has asked for the end of what failed: so does this
+                project's executor of what fails after it had to be killed.
         """
         try:
             return self._explain(error, dict(facts or {}), brief=True).fault
