@@ -241,3 +241,5 @@ def test_the_log_of_a_rank_that_is_given_up_is_named(screen: Screen) -> None:
     screen.display.failed(attrs.evolve(kept, retried=False))
     _, where = screen.lines()
     assert where.strip() == "its log: /state/logs/000001/2-r.log, bytes 10 to 25"
+    screen.display.failed(attrs.evolve(kept, retried=False, log_slice=(10, 2**53 - 1)))
+    assert screen.lines()[-1].strip() == "its log: /state/logs/000001/2-r.log, from byte 10 on"

@@ -221,6 +221,7 @@ def test_a_slice_of_a_folder_of_pieces(tmp_path: Path) -> None:
     assert read_slice(url, (6, 7)) == b"6"
     assert read_slice(url, (12, 22)) == b"cdekl"
     assert read_slice(url, (16, 18)) == b""
+    assert read_slice(url, (12, 2**53 - 1)) == read_slice(url, (12, 25)), "to the end"
     with pytest.raises(FileNotFoundError):
         read_slice("memory://none/", (0, 5))
 
@@ -229,6 +230,8 @@ def test_of_a_slice_that_is_long_the_end_is_read(tmp_path: Path) -> None:
     file = tmp_path / "log"
     file.write_bytes(b"x" * 10 + b"y" * MAX_BYTES)
     assert read_slice(str(file), (0, 10 + MAX_BYTES)) == b"y" * MAX_BYTES
+    assert read_slice(str(file), (10 + MAX_BYTES - 2, 2**53 - 1)) == b"yy", "to the end"
+    assert read_slice(str(file), (10 + MAX_BYTES + 5, 2**53 - 1)) == b"", "nothing came"
 
 
 # -- the backlog -----------------------------------------------------------------------------------

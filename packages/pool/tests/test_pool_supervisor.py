@@ -181,11 +181,13 @@ async def test_an_old_assignment_hands_back_what_has_not_started(start: Start, g
     assert first == Report(returned=(range(3, 5), range(8, 9)), running=2)
     pid = await gate.begun()
     beat = await supervisor.beat()
-    assert [attrs.evolve(each, ran_s=0.0) for each in beat.running] == [
-        RunningRank(assignment=1, rank=2, attempt=1, pid=pid, ran_s=0.0)
-    ]
+    (running,) = beat.running
+    assert attrs.evolve(running, ran_s=0.0, log_path="") == RunningRank(
+        assignment=1, rank=2, attempt=1, pid=pid, ran_s=0.0
+    )
     gate.open()
     last = await supervisor.wait(1)
+    assert running.log_path == last.outcomes[0].log_path
     assert [outcome.rank for outcome in last.outcomes] == [2]
     assert (last.returned, last.running, last.final) == ((), None, True)
 

@@ -95,8 +95,7 @@ class Display:
         rank that is given up."""
         self._stamped(fault_text(attempt), "yellow" if attempt.retried else "red")
         if attempt.log_url and not attempt.retried:
-            start, end = attempt.log_slice
-            self.line(f"           its log: {attempt.log_url}, bytes {start} to {end}", "red")
+            self.line(f"           its log: {attempt.log_url}, {attempt.log_part}", "red")
 
     def finished(self, report: RunReport) -> None:
         """Print how the run ended."""

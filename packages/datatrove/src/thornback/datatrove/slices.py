@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Mapping
 
@@ -19,7 +20,7 @@ def read_slice(
     Args:
         url: `AttemptReport.log_url`: a file, or a folder of pieces `<offset>.log` (with a slash at
             its end). In a piece from which something was left out, the bounds are not exact.
-        bounds: `AttemptReport.log_slice`.
+        bounds: `AttemptReport.log_slice`; an end behind that of the log stands for the latter.
         storage_options: of the file system.
 
     Raises:
@@ -27,15 +28,19 @@ def read_slice(
         Exception: whatever the store raises.
     """
     start, end = bounds
-    start = max(start, end - MAX_BYTES)
     fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
     if not url.endswith("/"):
         with fs.open(path, "rb") as file:
+            end = min(end, file.seek(0, os.SEEK_END))
+            start = max(start, end - MAX_BYTES)
             file.seek(start)
-            data: bytes = file.read(end - start)
+            data: bytes = file.read(max(0, end - start))
         return data.replace(b"\0", b"")  # holes
     fs.invalidate_cache()
-    pieces = sorted((_offset(name), name) for name in fs.ls(path.rstrip("/"), detail=False))
+    listed = fs.ls(path.rstrip("/"), detail=True)
+    pieces = sorted((_offset(each["name"]), each["name"]) for each in listed)
+    end = min(end, max((_offset(each["name"]) + each["size"] for each in listed), default=0))
+    start = max(start, end - MAX_BYTES)
     found = []
     for position, (offset, name) in enumerate(pieces):
         following = pieces[position + 1][0] if position + 1 < len(pieces) else end

@@ -11,11 +11,11 @@ import attrs
 from thornback.executor.chronicle import Chronicle, why_given_up
 from thornback.executor.plan import RunPlan
 from thornback.executor.ports import Attribute, Classifier, Json, Ranks
-from thornback.executor.report import AttemptReport, GivenUp
+from thornback.executor.report import LOG_END, AttemptReport, GivenUp
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers
 from thornback.faults import ErrorData, Fault, RetryVerdict, StopReason
-from thornback.pool import Outcome
+from thornback.pool import Outcome, RunningRank
 from thornback.scheduler import commands as cmd
 from thornback.scheduler import events as ev
 
@@ -35,6 +35,8 @@ class LiveAssignment:
     """The workers have it: from now on it can be recalled."""
     ended: anyio.Event = attrs.field(factory=anyio.Event)
     """Its last report is in the inbox, or will never come."""
+    seen: dict[str, RunningRank] = attrs.field(factory=dict)
+    """By node: what the last sign of life said of it."""
     killed: bool = False
     """We have recalled it with a kill: what goes wrong from then on is our own doing."""
 
@@ -166,22 +168,36 @@ class Certifier:
             alone = ranks[0].start if sum(map(len, ranks)) == 1 else None
             gone = alone is not None and _gives_up(commands, stage, alone)
             why = reason(stage, alone) if gone and alone is not None else again
-            self._tell(
-                attrs.evolve(
-                    report,
-                    stage=self._plan.stages[stage].name,
-                    rank=alone,
-                    attempt=live.command.attempt,
-                    epoch=live.epoch,
-                    verdict=why,
-                    retried=not gone,
-                    stop=why_given_up(why, verdicts) if gone else None,
-                    lost_ranks=ranks,
-                )
+            told = attrs.evolve(
+                report,
+                stage=self._plan.stages[stage].name,
+                rank=alone,
+                attempt=live.command.attempt,
+                epoch=live.epoch,
+                verdict=why,
+                retried=not gone,
+                stop=why_given_up(why, verdicts) if gone else None,
+                lost_ranks=ranks,
             )
+            self._tell(self._with_log(told, live, event.node))
             self._tracer.assignment_ended(live.command.assignment, ranks, event.fault)
         if not lost:
             self._tell(report)
+
+    def _with_log(
+        self, report: AttemptReport, live: LiveAssignment, node: str | None
+    ) -> AttemptReport:
+        """Add where the process wrote that ran one of the lost ranks on the lost node."""
+        seen = live.seen.get(node or "")
+        if seen is None or not any(seen.rank in piece for piece in report.lost_ranks):
+            return report
+        return attrs.evolve(
+            report,
+            pid=seen.pid,
+            log_path=seen.log_path,
+            log_url=self._log_url(report.gang, seen.log_path),
+            log_slice=(seen.log_start, LOG_END) if seen.log_path else (0, 0),
+        )
 
     def given_up(
         self, command: cmd.Record, reason: str, stop: StopReason | None

@@ -420,10 +420,11 @@ class Driver:
         return self.scheduler.outstanding(assignment)
 
     def saw(self, gang: int, beat: Beat) -> None:
-        """Note how far ranks are; what an assignment does not hold any more does not count."""
+        """Note what runs and how far; what an assignment does not hold any more does not count."""
         for running in beat.running:
             live = self._assignments.get(running.assignment)
             if live is not None and live.command.gang == gang and self._holds(live, running.rank):
+                live.seen[beat.node] = running
                 self._partials.saw(live.command.stage, gang, beat.node, running)
         self._inbox.wake()  # to tell it
 

@@ -11,6 +11,10 @@ import attrs
 from thornback.executor.ports import Json, Ranks
 from thornback.faults import Fault, StopReason
 
+LOG_END = 2**53 - 1
+"""Stands for the end of a log of which nobody knows how long it is: behind that of any, and exact
+in any JSON."""
+
 
 @attrs.frozen(kw_only=True, slots=True)
 class StageProgress:
@@ -72,9 +76,18 @@ class AttemptReport:
     the store is no file system of this machine. It comes a little later than this, and what
     exceeds the bounds is left out. Empty: nowhere."""
     log_slice: tuple[int, int] = (0, 0)
-    """Offsets of this attempt in the log: first byte, and the one after the last."""
+    """Offsets of this attempt in the log: first byte, and the one after the last. The second is
+    larger than any log where the rank died with its worker: to the end."""
     lost_ranks: Ranks = ()
-    """For a lost gang: the ranks it had not reported."""
+    """For a lost gang: the ranks it had not reported. The log is then that of the one among them
+    that ran on the node, where a sign of life had told of it: one comes every few seconds, so of a
+    rank that was lost sooner nobody knows in which log it wrote."""
+
+    @property
+    def log_part(self) -> str:
+        """Which part of the log is of this attempt, for people."""
+        start, end = self.log_slice
+        return f"bytes {start} to {end}" if end < LOG_END else f"from byte {start} on"
 
     def as_json(self) -> dict[str, Json]:
         """Return the certificate as JSON, as the journal keeps it: long texts are cut."""

@@ -284,6 +284,10 @@ class RunningRank:
     """Seconds since its start."""
     progress: tuple[float, float | None] | None = None
     """(done, total or None), as the rank told last; None: it told nothing."""
+    log_path: str = ""
+    """Of the log of its process, on the node; empty: there is none."""
+    log_start: int = 0
+    """Offset in the log of the first byte that it can have written."""
 
 
 @attrs.frozen(kw_only=True, slots=True)

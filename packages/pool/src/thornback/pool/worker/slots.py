@@ -135,6 +135,8 @@ class Slot:
             pid=self._process.pid,
             ran_s=max(0.0, asyncio.get_running_loop().time() - feed.began),
             progress=feed.progress,
+            log_path=self._process.log.path,
+            log_start=self._process.log_end,
         )
 
     def check(self) -> None:
