@@ -57,6 +57,16 @@ def test_gangs_of_several_slots_make_way_for_a_higher_priority() -> None:
     assert game.scheduler.counts(2).running == 4
 
 
+def test_a_stage_that_has_a_gang_gets_more_of_them_all_the_same() -> None:
+    """Neither does it starve then, nor who has made way."""
+    game = contended(slots=2, urgent=4, low_s=9.0)
+    own = next(n for n, gang in game.referee.gangs.items() if gang.state == "opening")
+    assert stages(game.ready(own), own) == [2, 2]
+    game.tick(5.0)
+    assert stages(end_all(game, 1, 9.0), 1) == [2, 2]
+    assert stages(end_all(game, 2, 9.0), 2) == [1, 1]
+
+
 def test_short_ranks_in_advance_come_back_for_a_higher_priority() -> None:
     game = contended(slots=1, urgent=1, low_s=0.3)
     before = len(held(game, 1)) + len(held(game, 2))
