@@ -44,6 +44,19 @@ def test_the_text_has_a_row_for_each_world_and_a_mean(capsys: pytest.CaptureFixt
     assert "succeeded" in lines[0]
 
 
+def test_a_share_of_the_nodes_is_preempted_per_hour(capsys: pytest.CaptureFixture[str]) -> None:
+    """40 minutes on 10 nodes: 100 % an hour are some 7 of them, 10 % one or none."""
+    lost = []
+    for share_of in ("100%", "10%"):
+        world = ["simulate", "--ranks", "400", "--nodes", "10", "--rank-s", "60", "--json"]
+        assert main([*world, "--preempted-per-hour", share_of]) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert row["makespan_s"] > 2000
+        lost.append(row["gangs_lost"])
+    assert 3 <= lost[0] <= 12, lost
+    assert lost[1] <= 2, lost
+
+
 def test_a_row_tells_each_figure_and_the_mean_row_their_means() -> None:
     def row(seed: int, lost: int, busy_s: float) -> Row:
         stats = RunStats(

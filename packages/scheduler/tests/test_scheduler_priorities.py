@@ -109,6 +109,29 @@ def test_stages_of_equal_priority_keep_their_gangs() -> None:
     assert yielding.lane.stage.number == 1
 
 
+def test_the_lowest_priority_makes_way_first_and_the_next_for_what_is_missing() -> None:
+    busy = {"max_gangs": 1, "slots": 2, "shape": 1}
+    game = play(
+        plan(1),
+        plan(50, priority=1, **busy),
+        plan(50, **busy),
+        plan(3, priority=2, slots=2, shape=1),
+        plan(5, priority=2, slots=2, shape=1),
+        parents=[[], [], [], [0], [0]],
+    )
+    game.start()
+    order = {game.scheduler._board.gangs[n].lane.stage.number: n for n in game.referee.gangs}
+    for gang in range(3):
+        game.ready(gang)
+    for stage in (1, 2):
+        game.succeed(held(game, order[stage])[0], busy_s=9.0)
+    game.succeed(held(game, order[0])[0])
+    game.record()
+    game.tick(5.0)
+    made_way = {g.number: g.yields_to for g in game.scheduler._board.gangs.values() if g.yields_to}
+    assert {n: lane.stage.number for n, lane in made_way.items()} == {order[2]: 3, order[1]: 4}
+
+
 def test_a_gang_works_on_when_the_higher_priority_is_served_otherwise() -> None:
     game = contended(slots=2, urgent=2, low_s=9.0)
     game.tick(5.0)
