@@ -206,6 +206,20 @@ def test_the_queue_gives_each_rank_once_and_respects_limits(
     assert queue.take(3) == ((), NO_LIMIT)
 
 
+def test_what_is_given_back_joins_only_ranks_with_its_own_limit() -> None:
+    queue = ReadyRanges()
+    queue.append(range(6, 9))
+    queue.give_back([range(2, 4), range(4, 6)], 2)
+    assert queue.pieces() == [(2, 6, 2), (6, 9, NO_LIMIT)]
+    queue.give_back([range(1, 2)], NO_LIMIT)
+    assert queue.pieces() == [(1, 2, NO_LIMIT), (2, 6, 2), (6, 9, NO_LIMIT)]
+
+
+def test_empty_ranges_are_left_out() -> None:
+    assert normalised([range(3, 3), range(7, 9), range(1, 2)]) == (range(1, 2), range(7, 9))
+    assert normalised((range(3, 3),)) == ()
+
+
 def test_neighbours_merge_so_that_trickling_work_costs_no_memory() -> None:
     queue = ReadyRanges()
     for rank in range(1000):
@@ -229,6 +243,17 @@ def test_pace_grows_by_doubling_and_falls_at_once() -> None:
     assert pace.size(10, 10) == 1
     pace.learn(3600.0, 1, 0)
     assert pace.size(10_000, 1) == 1
+
+
+def test_a_small_last_share_does_not_make_the_next_batches_small() -> None:
+    pace = Pace(SchedulerParams())
+    for size in (1, 2, 4, 8):
+        pace.learn(size * 0.01, size, size)
+    assert pace.size(10_000, 1) == 16
+    pace.learn(0.02, 2, 2)
+    assert pace.size(10_000, 1) == 16, "two were all there were, not all that may be tried"
+    pace.learn(0.01, 1, 0)
+    assert pace.size(10_000, 1) == 16, "that assignment has not ended"
 
 
 def test_suspicion_takes_half_at_most_expires_and_doubles() -> None:
