@@ -35,6 +35,26 @@ def test_misuse_is_refused_and_changes_nothing() -> None:
     assert dag.finished(0, [range(5, 2), range(2)], True).ready == ((1, range(2)),)
 
 
+def test_one_range_alone_is_refused_as_well_and_changes_nothing() -> None:
+    """In the middle of a stage, where the ordinary call takes a shorter way."""
+    dag = Dag([Node(10), Node(1, (0,))])
+    dag.start()
+    assert dag.finished(0, [range(2, 4)], True).ready == ()
+    for ranks, message in [
+        (range(-3, -1), "beyond the ranks"),
+        (range(9, 11), "beyond the ranks"),
+        (range(0, 4, 2), "step 1"),  # as many ranks as two of these have not ended
+    ]:
+        with pytest.raises(GraphError, match=message):
+            dag.finished(0, [ranks], True)
+        dag.check_invariants()
+    assert dag.finished(0, [range(2, 4)], True).ready == (), "told again"
+    dag.check_invariants()
+    assert dag.finished(0, [range(0, 2)], True).ready == ()
+    dag.check_invariants()
+    assert dag.finished(0, [range(4, 10)], True).ready == ((1, range(1)),)
+
+
 def test_a_skipped_rank_cannot_end() -> None:
     dag = Dag([Node(1), Node(3, (0,))])
     dag.start()
