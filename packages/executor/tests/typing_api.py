@@ -382,7 +382,7 @@ journals: JournalFactory = Remembers()
 readable: ReadsResults = Remembers()
 platform: Platform = Nowhere()
 live: LiveRun = Seen()
-local: Platform = LocalPlatform(cpus=2)
+local: Platform = LocalPlatform(cpus=2, pool=PoolParams(beat_every_s=1))
 ray: Platform = RayPlatform(address="host:6379", local_cpus=2)
 quick: Platform = RayPlatform(
     pool=PoolParams(silence_s=5), placement=AllocatorParams(infeasible_after_s=1)

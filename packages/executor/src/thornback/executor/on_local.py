@@ -11,7 +11,7 @@ from opentelemetry.trace import TracerProvider
 from thornback.executor.ports import Connection
 from thornback.placement import Allocator
 from thornback.placement.on_local import LocalCluster
-from thornback.pool import Blobs, PoolObserver, WorkerPool
+from thornback.pool import Blobs, PoolObserver, PoolParams, WorkerPool
 from thornback.pool.on_local import LocalBackend
 
 __all__ = ["LocalPlatform"]
@@ -23,6 +23,8 @@ class LocalPlatform:
 
     cpus: float | None = None
     """Logical CPUs to hand out; None: what the machine has."""
+    pool: PoolParams = attrs.field(factory=PoolParams)
+    """Bounds and rhythms of the workers."""
 
     def prepare(self) -> None:
         """Nothing to do."""
@@ -35,6 +37,8 @@ class LocalPlatform:
         it is cancelled."""
         cluster = LocalCluster(cpus=self.cpus)
         leases = Allocator(cluster, tracer=tracers.get_tracer("thornback.placement"))
-        workers = WorkerPool(LocalBackend(), blobs, tracer_provider=tracers, observer=observer)
+        workers = WorkerPool(
+            LocalBackend(), blobs, params=self.pool, tracer_provider=tracers, observer=observer
+        )
         async with leases, workers:
             yield Connection(name="this machine", leases=leases, workers=workers)
