@@ -68,6 +68,18 @@ def test_a_rank_that_waits_for_its_time_does_not_wait_for_a_gang() -> None:
     assert kinds(recorder, 1)[-1] is K.WAITS
 
 
+def test_a_rank_whose_delay_is_over_waits_for_a_gang() -> None:
+    recorder = recorder_of(2, soon=SOON)
+    fail(recorder, "soon")
+    (gang,) = opened(recorder.handle(GangLost(gang=0, fault="preempted"), 0.1))
+    recorder.handle(GangLost(gang=gang, fault="waited"), 0.2)
+    recorder.handle(Ticked(), 0.6)
+    *_, ready, waits = recorder.story(0, 0)
+    assert (ready.kind, ready.text) == (K.READY, "may run again: its delay is over")
+    assert (waits.kind, waits.at_s) == (K.WAITS, 0.6)
+    assert waits.text.startswith("waits for a gang: a gang could not be opened or was lost")
+
+
 def test_why_a_rank_waits_is_told_once_though_the_time_goes_down() -> None:
     recorder = recorder_of(1)
     (gang,) = opened(recorder.handle(GangLost(gang=0, fault="preempted"), 0.0))

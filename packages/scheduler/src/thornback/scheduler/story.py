@@ -102,21 +102,23 @@ def story(record: Record[F], stage: int, rank: int) -> tuple[Moment, ...]:
     if not 0 <= rank < size:
         raise UsageError(f"Stage {stage} has no rank {rank}; its ranks are 0..{size - 1}.")
     teller: _Teller[F] = _Teller(record, stage, rank)
-    for entry, reason in _with_reasons(record, stage, teller):
-        teller.take(entry, reason)
+    for entry, state, reason in _with_reasons(record, stage, rank):
+        teller.take(entry, state, reason)
     return tuple(teller.moments)
 
 
 def _with_reasons(
-    record: Record[F], stage: int, teller: _Teller[F]
-) -> Iterator[tuple[Entry[F], str | None]]:
-    """Yield every entry, and why the ready ranks of the stage had no gang after it."""
+    record: Record[F], stage: int, rank: int
+) -> Iterator[tuple[Entry[F], RankState | None, str | None]]:
+    """Yield every entry, with the state of the rank after it, and why the ready ranks of its stage
+    had no gang then; of a record without its beginning neither is known."""
     if record.dropped:
-        yield from ((entry, None) for entry in record.entries)
+        yield from ((entry, None, None) for entry in record.entries)
         return
     rerun = Rerun(record)
     for entry in rerun:
-        yield entry, rerun.scheduler.waiting_reason(stage)
+        scheduler = rerun.scheduler
+        yield entry, scheduler.state(stage, rank), scheduler.waiting_reason(stage)
 
 
 def _holds(ranks: Iterable[range], rank: int) -> bool:
@@ -149,8 +151,8 @@ class _Teller(Generic[F]):
         self._reason = ""
         """Told last."""
 
-    def take(self, entry: Entry[F], reason: str | None) -> None:
-        """Take in an entry. `reason`: why the stage's ready ranks have no gang after it."""
+    def take(self, entry: Entry[F], state: RankState | None, reason: str | None) -> None:
+        """Take in an entry, and how the rank and its stage are after it, as far as known."""
         if self._start is None:
             self._start = entry.at
         self._now = max(self._now, entry.at - self._start)
@@ -163,6 +165,9 @@ class _Teller(Generic[F]):
             self._command(command)
         if isinstance(entry.event, RunStarted) and self._state is RankState.BLOCKED:
             self._tell(MomentKind.WAITS, "waits for the ranks that it depends on")
+        if self._state is RankState.BACKOFF and state is RankState.READY:
+            self._become(RankState.READY)
+            self._tell(MomentKind.READY, "may run again: its delay is over")
         if self._state is RankState.READY and reason is not None:
             self._waits(f"waits for a gang: {reason}")
 
