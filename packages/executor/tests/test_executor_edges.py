@@ -231,19 +231,25 @@ async def test_results_that_are_too_many_are_told_while_their_stage_still_runs(
     handover.check(3)
 
 
+class Counted(FakeJournal):
+    """Has one text for each stage, and counts how often it is asked for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.reads = 0
+        self._text = text
+
+    async def results(self, stage: str, /) -> Mapping[int, str]:
+        self.reads += 1
+        return {0: self._text}
+
+
 @pytest.mark.anyio
 async def test_results_that_are_too_many_are_read_once_and_not_for_every_rank(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Counted(FakeJournal):
-        reads = 0
-
-        async def results(self, stage: str, /) -> Mapping[int, str]:
-            self.reads += 1
-            return {0: "x" * 11}
-
     monkeypatch.setattr(blobs, "MAX_INPUT_BYTES", 10)
-    journal = Counted()
+    journal = Counted("x" * 11)
     ask = blobs.RunBlobs(two_stages(), journal)
     for _ in range(3):
         with pytest.raises(blobs.InputTooLarge, match="are 11 bytes or more"):
@@ -255,15 +261,8 @@ async def test_results_that_are_too_many_are_read_once_and_not_for_every_rank(
 async def test_results_of_many_stages_are_kept_within_a_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Counted(FakeJournal):
-        reads = 0
-
-        async def results(self, stage: str, /) -> Mapping[int, str]:
-            self.reads += 1
-            return {0: "x" * 9}
-
     monkeypatch.setattr(blobs, "MAX_KEPT_BYTES", 25)
-    journal = Counted()
+    journal = Counted("x" * 9)
     ask = blobs.RunBlobs(two_stages(), journal)
     for number in (0, 1, 1, 2, 1, 0):
         assert await ask(f"results:{number}") == b"[xxxxxxxxx]"
