@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Mapping
 from typing import Any, cast
 
+import attrs
 import pytest
 
 from thornback.executor import After, Job, RankContext, Stage, UsageError, Within, blobs
@@ -267,3 +268,74 @@ async def test_results_of_many_stages_are_kept_within_a_bound(
     for number in (0, 1, 1, 2, 1, 0):
         assert await ask(f"results:{number}") == b"[xxxxxxxxx]"
     assert journal.reads == 4, "the first of three had to go"
+
+
+class Remembered(WaitingTexts):
+    """Tells what was put into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranks: list[int] = []
+
+    def put(self, queue: int, texts: Mapping[int, str]) -> None:
+        self.ranks += texts
+        super().put(queue, texts)
+
+
+@pytest.mark.anyio
+async def test_nothing_is_kept_for_a_rank_that_was_settled_before_its_result_came() -> None:
+    plan, state = two_stages(), FakeState()
+    identity: Identity = identity_of(plan.job)
+    first = FakeJournal(state)
+    await first.open(identity, on_mismatch="refuse")
+    await first.commit([Completion(stage="b", ranks=(range(0, 1),), state="done")])
+    await first.close()
+    journal, waiting = FakeJournal(state), Remembered()
+    handover = Handover(plan, journal, await journal.open(identity, on_mismatch="refuse"), waiting)
+    handover.drop(1, (range(1, 2),))  # skipped, for another rank that it comes after
+    handover.note([done(0, "10"), done(1, "11"), done(2, "12")])
+    assert waiting.ranks == [2]
+    assert await handover.of(1, (range(0, 4),)) == [{}, {}, {"a": "12"}, {}]
+
+
+class DropsWhileRead(FakeJournal):
+    """A rank is settled while the results are read that it would have been handed."""
+
+    handover: Handover
+
+    async def results(self, stage: str, /) -> Mapping[int, str]:
+        found = await super().results(stage)
+        self.handover.drop(1, (range(0, 1),))
+        return found
+
+
+@pytest.mark.anyio
+async def test_what_is_settled_while_an_earlier_runs_results_are_read_is_not_kept() -> None:
+    plan, state = two_stages(), FakeState()
+    identity: Identity = identity_of(plan.job)
+    first = FakeJournal(state)
+    await first.open(identity, on_mismatch="refuse")
+    await first.commit([done(0, "10"), done(1, "11")])
+    await first.close()
+    journal, waiting = DropsWhileRead(state), Remembered()
+    opened = await journal.open(identity, on_mismatch="refuse")
+    journal.handover = Handover(plan, journal, opened, waiting)
+    assert await journal.handover.of(1, (range(1, 2),)) == [{"a": "11"}]
+    assert waiting.ranks == [1]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("retry_failed", [True, False])
+async def test_a_rank_that_stays_failed_is_handed_nothing(retry_failed: bool) -> None:
+    job, state = two_stages().job, FakeState()
+    plan = RunPlan(job, attrs.evolve(SETTINGS, retry_failed=retry_failed))
+    first = FakeJournal(state)
+    await first.open(identity_of(job), on_mismatch="refuse")
+    failed = Completion(stage="b", ranks=(range(0, 1),), state="failed", certificate={})
+    await first.commit([done(0, "10"), failed])
+    await first.close()
+    journal, waiting = FakeJournal(state), Remembered()
+    opened = await journal.open(identity_of(job), on_mismatch="refuse")
+    handover = Handover(plan, journal, opened, waiting)
+    await handover.of(1, (range(1, 2),))
+    assert waiting.ranks == ([0] if retry_failed else [])

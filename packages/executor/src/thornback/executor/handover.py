@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TypeAlias
 
 import anyio
+import anyio.lowlevel
 
 from thornback.executor.blobs import RunBlobs
 from thornback.executor.plan import RunPlan
@@ -15,6 +17,7 @@ from thornback.executor.ports import Completion, Journal, Opened, Ranks
 from thornback.executor.waiting import WaitingTexts
 
 logger = logging.getLogger(__name__)
+_READ_AT_ONCE = 1_000
 Texts: TypeAlias = Mapping[str, str]
 """By name of the stage before: the JSON text of its rank; left out where that has no result."""
 
@@ -42,6 +45,9 @@ class Handover:
         edges = [(child, own) for child, parents in plan.own_parents.items() for own in parents]
         self._queues = {edge: number for number, edge in enumerate(edges)}
         """By (stage, stage before)."""
+        self._settled = {child: self._settled_before(child) for child in plan.own_parents}
+        """By stage and rank, not 0: it wants nothing any more. Its results may still come: of a
+        rank that was skipped for another one before it, or has seen this one fail."""
         self._whole = {name: 0 for parents in plan.whole_parents.values() for name in parents}
         """Characters that this run has recorded of the results that are read as a whole."""
         self._reading = anyio.Lock()
@@ -49,9 +55,9 @@ class Handover:
     def note(self, records: Iterable[Completion]) -> None:
         """Keep the results of ranks that are durable now."""
         for record in records:
-            for (_, parent), queue in self._queues.items():
+            for (child, parent), queue in self._queues.items():
                 if parent == record.stage:
-                    self._waiting.put(queue, record.results)
+                    self._put(queue, child, record.results)
             if record.stage in self._whole:
                 self._count(record.stage, sum(map(len, record.results.values())))
 
@@ -97,9 +103,10 @@ class Handover:
         ]
 
     def drop(self, number: int, ranks: Ranks) -> None:
-        """Forget what was for ranks that are settled."""
+        """Forget what was for ranks that are settled, and what will come for them."""
         child = self._plan.stages[number].name
         for parent in self._plan.own_parents.get(child, ()):
+            _mark(self._settled[child], ranks)
             self._waiting.drop(self._queues[child, parent], ranks)
 
     def close(self) -> None:
@@ -111,21 +118,29 @@ class Handover:
             if parent not in self._earlier:
                 return
             recorded = await self._journal.results(parent)
-            for (child, before), queue in self._queues.items():
-                if before == parent:
-                    wanted = self._wanted(child, parent)
-                    texts = {rank: text for rank, text in recorded.items() if wanted[rank]}
-                    self._waiting.put(queue, texts)
+            earlier = bytearray(self._plan.stages[self._plan.index[parent]].world_size)
+            _mark(earlier, self._opened.done[parent])  # what this run records is noted as it comes
+            texts = iter([(rank, text) for rank, text in recorded.items() if earlier[rank]])
+            while some := dict(islice(texts, _READ_AT_ONCE)):
+                for (child, before), queue in self._queues.items():
+                    if before == parent:
+                        self._put(queue, child, some)
+                await anyio.lowlevel.checkpoint()  # there may be gigabytes of them, for the disk
             self._earlier.remove(parent)
 
-    def _wanted(self, child: str, parent: str) -> bytearray:
-        """Return, by rank, whether an earlier run recorded it and none the one that reads it: what
-        this run records is noted as it comes."""
-        wanted = bytearray(self._plan.stages[self._plan.index[parent]].world_size)
-        for ranks, mark in (
-            (self._opened.done[parent], b"\1"),
-            (self._opened.done.get(child, ()), b"\0"),
-        ):
-            for piece in ranks:
-                wanted[piece.start : piece.stop] = mark * len(piece)
-        return wanted
+    def _put(self, queue: int, child: str, texts: Mapping[int, str]) -> None:
+        settled = self._settled[child]
+        self._waiting.put(queue, {rank: text for rank, text in texts.items() if not settled[rank]})
+
+    def _settled_before(self, stage: str) -> bytearray:
+        """Return the ranks of a stage that this run does not run."""
+        settled = bytearray(self._plan.stages[self._plan.index[stage]].world_size)
+        _mark(settled, self._opened.done.get(stage, ()))
+        if not self._plan.settings.retry_failed:
+            _mark(settled, self._opened.failed.get(stage, ()))
+        return settled
+
+
+def _mark(flags: bytearray, ranks: Ranks) -> None:
+    for piece in ranks:
+        flags[piece.start : piece.stop] = b"\1" * len(piece)
