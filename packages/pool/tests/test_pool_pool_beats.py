@@ -26,6 +26,7 @@ from thornback.pool.testing import (
     ManualClock,
     assignment,
     fake_blobs,
+    fake_script,
     reported,
     settle,
 )
@@ -79,8 +80,10 @@ class Running:
 
 
 @asynccontextmanager
-async def running(*nodes: str, params: PoolParams | None = None) -> AsyncIterator[Running]:
-    backend, clock, reading = FakeBackend(), ManualClock(), Reading()
+async def running(
+    *nodes: str, params: PoolParams | None = None, backend: FakeBackend | None = None
+) -> AsyncIterator[Running]:
+    backend, clock, reading = backend or FakeBackend(), ManualClock(), Reading()
     with anyio.fail_after(10):
         async with (
             anyio.create_task_group() as group,
@@ -326,3 +329,44 @@ async def test_a_peer_that_says_nothing_more_after_its_part_is_waited_for_until_
         assert it.reading.lost_by() == "thornback.pool.WorkerSilent"
         assert it.reading.loss is not None
         assert it.reading.loss.node == "a"
+
+
+@attrs.define(slots=True, eq=False)
+class DeafToRecalls(FakeWorker):
+    """Answers everything, but no recall."""
+
+    async def call(self, method: str, payload: object, /) -> object:
+        if method == "recall":
+            self.calls.append((method, payload))
+            await anyio.sleep_forever()
+        return await super().call(method, payload)
+
+
+class DeafBackend(FakeBackend):
+    async def start(
+        self, node: str, index: int, nodes: int, handle: object, spec: WorkerSpec, /
+    ) -> FakeWorker:
+        """Make a worker."""
+        pid = 1000 + len(self.workers)
+        made = DeafToRecalls(node, index, nodes, handle, spec, pid, fake_script)
+        self.workers.append(made)
+        return made
+
+
+@pytest.mark.parametrize("has_ended", [True, False])
+async def test_a_peer_that_gives_signs_of_life_and_answers_no_recall_is_waited_for_in_bounds(
+    has_ended: bool,
+) -> None:
+    async with running("a", "b", backend=DeafBackend()) as it:
+        first, second = it.workers
+        if has_ended:
+            first.finish(1, Outcome(rank=0, ok=True))
+            await settle()
+        second.finish(1, Outcome(rank=0, ok=False, error=RESET))
+        await it.clock.advance(74.0)
+        assert not it.reading.ended, "a cut, or silence, would have been noticed by now"
+        await it.clock.advance(2.0)
+        assert it.reading.lost_by() == "thornback.pool.RecallTimedOut"
+        assert it.reading.loss is not None
+        assert it.reading.loss.node == "a"
+        assert first.kills == 1

@@ -304,14 +304,23 @@ class Gang:
             work.recalled = True
 
     async def _recall(self, link: Link, work: _Work, kill: bool, vouch: bool) -> None:
-        number = work.assignment.assignment
+        number, params = work.assignment.assignment, self._params
+        ask = partial(self._ask, link, "recall", lambda _: (number, kill))
         await work.issued[link.member].wait()
-        await self._ask(link, "recall", lambda _: (number, kill))
+        if not kill:
+            await ask()
+            return
+        # Who is cut off or silent is found out sooner; who just ignores it holds up a verdict.
+        limit_s = params.silence_s + params.recall_s
+        try:
+            await within(self._clock, limit_s, ask)
+        except Expired:
+            error = losses.recall_timed_out(number, limit_s)
+            await self._declare_dead(link, error, "recall")
+            return
         if vouch:
             self._apply(self._roster.vouched(link.member, number))
-        if not kill:
-            return
-        limit_s = self._params.recall_s
+        limit_s = params.recall_s
         try:
             await within(self._clock, limit_s, work.ended.wait)
         except Expired:

@@ -31,7 +31,8 @@ class PoolParams:
     """
     recall_s: float = 15.0
     """After a recall with a kill, for which the supervisor may take 10 s: a worker that still has
-    not reported is killed."""
+    not reported is killed. So is one that gives signs of life, but has not answered the recall
+    itself for so long after `silence_s`."""
     ask_s: float = 5.0
     """For the answers to `WorkerPool.beat` and `WorkerPool.drain`."""
     death_s: float = 10.0
