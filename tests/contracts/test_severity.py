@@ -3,6 +3,7 @@ import: what one calls a preemption, the other does not take for a lost node."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -99,6 +100,14 @@ CHAINS: tuple[Make, ...] = (
     lambda: BaseExceptionGroup("two", [ValueError(), _caused(LookupError(), EOFError())]),
     lambda: BaseExceptionGroup("none", [ValueError(), lookalike("ActorUnavailableError")]),
     lambda: lookalike_task_error(ValueError("no")),
+    lambda: lookalike_task_error(MemoryError()),
+    lambda: lookalike_task_error(ConnectionResetError(104, "by peer")),
+    lambda: lookalike_task_error(lookalike("ActorDiedError")),
+    lambda: _caused(lookalike_task_error(ValueError("no")), EOFError()),
+    lambda: _caused(TimeoutError("no answer"), EOFError()),
+    lambda: _caused(OSError(errno.EMFILE, "too many files"), EOFError()),
+    lambda: _caused(OSError(errno.EHOSTUNREACH, "no route"), ConnectionResetError(104, "")),
+    lambda: _caused(OSError(errno.EBADF, "bad file"), EOFError()),
     lambda: OSError(28, "no space"),
     lambda: ConnectionResetError(104, "by peer"),
     lambda: ConnectionRefusedError(111, "by peer"),
@@ -137,6 +146,16 @@ def test_they_agree_on_every_class_that_a_rule_names(facts: Facts) -> None:
         error = lookalike(name)
         for seen_by in SeenBy:
             assert_agreement(lambda error=error: error, facts, seen_by)  # type: ignore[misc]  # mypy has no type for a lambda with a default
+
+
+def test_what_a_rule_knows_stands_for_itself_whatever_it_was_caused_by() -> None:
+    for name in NAMES:
+        if name.endswith("RayTaskError"):
+            continue  # Ray raises it only together with the class of what it carries
+        for cause in (EOFError(), MemoryError(), lookalike("NodeDiedError")):
+            error = _caused(lookalike(name), cause)
+            for seen_by in SeenBy:
+                assert_agreement(lambda error=error: error, {}, seen_by)  # type: ignore[misc]  # as above
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -9,6 +9,7 @@ that may import both holds that they agree.
 from __future__ import annotations
 
 import enum
+import errno
 from collections.abc import Iterator, Mapping
 
 import attrs
@@ -43,10 +44,9 @@ _PREEMPTED = (3, "AUTOSCALER_DRAIN_PREEMPTED")
 _SIGKILL = 9
 _ACTOR = "ray.exceptions.RayActorError"
 _TASK = "ray.exceptions.RayTaskError"
-"""The worker's own code raised: it lives, whatever the exception in it says of others."""
+"""The worker's own code raised what is in it. It lives, whatever that says of other workers."""
 
 _BEFORE_DEATHS = {
-    _TASK: _S.OTHER,
     "ray.exceptions.OutOfMemoryError": _S.OOM,
     "ray.exceptions.TaskCancelledError": _S.OTHER,
     "ray.serve.exceptions.RequestCancelledError": _S.OTHER,
@@ -87,8 +87,29 @@ _OUTSIDE = {
     "ray.exceptions.AsyncioActorExit": _S.WORKER_CRASH,
     "ray.exceptions.RayError": _S.OTHER,
     "thornback.pool.WorkerDied": _S.WORKER_CRASH,
+    **dict.fromkeys(
+        (
+            "thornback.pool.WorkerSilent",
+            "thornback.pool.WorkerStartTimedOut",
+            "thornback.pool.RecallTimedOut",
+            "thornback.pool.GangClosed",
+            "thornback.pool.WorkerMisbehaved",
+            "thornback.pool.GangNotOpen",
+            "thornback.placement.PlacementRemoved",
+            "ray.data.exceptions.RayDataUserCodeException",
+            "ray.data.exceptions.ExecutionTimeoutError",
+            "ray.data.exceptions.SystemException",
+            "ray.serve.exceptions.BackPressureError",
+            "ray.serve.exceptions.DeploymentUnavailableError",
+            "ray.serve.exceptions.ReplicaUnavailableError",
+            "ray.serve.exceptions.RayServeException",
+            "ray.serve.exceptions.gRPCStatusError",
+        ),
+        _S.OTHER,
+    ),
 }
-"""Classes, seen by the pool."""
+"""Classes, seen by the pool. Those that are OTHER stand for themselves: their causes do not
+count."""
 _ANYWHERE = {
     "thornback.pool.RankProcessDied": _S.WORKER_CRASH,
     "builtins.MemoryError": _S.OOM,
@@ -100,8 +121,34 @@ _ANYWHERE = {
     "trio.BrokenResourceError": _S.WORKER_CRASH,
     "concurrent.futures._base.BrokenExecutor": _S.WORKER_CRASH,
     "anyio.BrokenWorkerProcess": _S.WORKER_CRASH,
+    **dict.fromkeys(
+        (
+            "thornback.pool.RankTimedOut",
+            "asyncio.exceptions.CancelledError",
+            "concurrent.futures._base.CancelledError",
+            "trio.Cancelled",
+            "builtins.KeyboardInterrupt",
+            "socket.gaierror",
+            "builtins.TimeoutError",
+            "multiprocessing.context.TimeoutError",
+            "subprocess.TimeoutExpired",
+            "trio.TooSlowError",
+            "builtins.ImportError",
+            "builtins.FileNotFoundError",
+            "builtins.PermissionError",
+            "_pickle.PickleError",
+            "pickle.PickleError",
+        ),
+        _S.OTHER,
+    ),
 }
-"""Classes, seen by the pool or the supervisor."""
+"""Classes, seen by the pool or the supervisor; as above."""
+_OF_THE_NODE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV),
+    *(errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS),
+    *(errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN),
+)
+"""What an `OSError` says of its node, whatever else it was caused by."""
 
 
 def severity_of(
@@ -134,13 +181,19 @@ def _opinions(
     error: CaughtError, known: Mapping[str, Attribute], seen_by: SeenBy
 ) -> Iterator[Severity | None]:
     """Give what each rule says, in their order; None: nothing."""
-    yield _by_facts(known, nested=_TASK in error.type_names)
+    nested = _TASK in error.type_names
+    yield _by_facts(known, nested=nested)
     if seen_by is SeenBy.WORKER:
         yield _by_monitor(known)
+    if seen_by is SeenBy.WORKER and not nested:
         yield _by_name(error, _BEFORE_DEATHS)
         yield _by_death(error, known)
         yield _by_name(error, _OUTSIDE)
+    if "builtins.OSError" in error.type_names and known.get("errno") in _OF_THE_NODE:
+        yield Severity.OTHER
     yield _by_name(error, _ANYWHERE)
+    if nested:
+        yield Severity.OTHER
 
 
 def _by_facts(known: Mapping[str, Attribute], *, nested: bool) -> Severity | None:
