@@ -139,7 +139,7 @@ class Stage:
     """Caps the retries of a rank for every kind of fault at once; None: the default table.
     'unbounded': what is retried at all (with `retries` or rule sets, also errors of its own code)
     is retried for ever, but for poison, for what runs out of all memory, and for a stage in which
-    nothing gets through any more."""
+    nothing gets through any more, unless it is its own code that raises: that has no end then."""
     max_gangs: int | None = attrs.field(default=None, kw_only=True)
     """Gangs at the same time; None: as many as fit (or what the executor says)."""
     max_failed: float = attrs.field(default=0, kw_only=True)
