@@ -4,6 +4,7 @@ kept is never taken for nothing."""
 from __future__ import annotations
 
 import resource
+import sqlite3
 import sys
 
 import pytest
@@ -84,3 +85,21 @@ def test_a_python_without_sqlite_refuses_only_what_memory_has_no_room_for(
     with pytest.raises(NotKept, match="sqlite3"):
         waiting.get(0, (range(2),))
     waiting.close()
+
+
+def test_a_file_that_cannot_be_made_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def noted(name: str) -> sqlite3.Connection:
+        made.append(connect(name))
+        return made[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", noted)
+    waiting = WaitingTexts(0, max_file_bytes=0)
+    waiting.put(0, {0: "first"})
+    with pytest.raises(NotKept, match="full"):
+        waiting.get(0, one(0))
+    (file,) = made
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        file.execute("SELECT 1")

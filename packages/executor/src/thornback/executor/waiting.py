@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from thornback.executor.ports import Ranks
@@ -155,15 +156,17 @@ def _cost(text: str) -> int:
 def _open_file(max_bytes: int) -> sqlite3.Connection:
     import sqlite3  # only where it is needed: some builds of Python lack it
 
-    file = sqlite3.connect("")  # unnamed: SQLite removes it itself
-    # Nothing of it has to survive a crash. What does not fit into the cache goes to the disk.
-    for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}"):
-        file.execute(f"PRAGMA {setting}")
-    (page_bytes,) = file.execute("PRAGMA page_size").fetchone()
-    file.execute(f"PRAGMA max_page_count={max(2, max_bytes // page_bytes)}")
-    file.execute(
-        "CREATE TABLE texts (queue INTEGER, rank INTEGER, text TEXT, PRIMARY KEY (queue, rank))"
-    )
+    with ExitStack() as undo:
+        file = undo.enter_context(closing(sqlite3.connect("")))  # unnamed: SQLite removes it itself
+        # Nothing of it has to survive a crash. What does not fit into the cache goes to the disk.
+        for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}"):
+            file.execute(f"PRAGMA {setting}")
+        (page_bytes,) = file.execute("PRAGMA page_size").fetchone()
+        file.execute(f"PRAGMA max_page_count={max(2, max_bytes // page_bytes)}")
+        file.execute(
+            "CREATE TABLE texts (queue INTEGER, rank INTEGER, text TEXT, PRIMARY KEY (queue, rank))"
+        )
+        undo.pop_all()
     return file
 
 
