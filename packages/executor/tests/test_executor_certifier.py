@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import attrs
 import pytest
 from opentelemetry.trace import NoOpTracer
 
@@ -95,6 +96,23 @@ def test_a_rank_lost_with_its_gang_has_the_word_of_its_own_verdict(certifier: Ce
         (None, True),
         (StopReason.BUDGET, False),
     ]
+
+
+def test_ranks_lost_together_and_the_last_of_many_openings_stop_with_their_stage(
+    certifier: Certifier,
+) -> None:
+    command = attrs.evolve(LIVE, ranks=(range(2, 5),))
+    live = LiveAssignment(command, "000001.000000007")
+    event = ev.GangLost(gang=1, fault=FAULT, node="n")
+    all_of_them = attrs.evolve(FAILED, ranks=(range(0, 9),))
+    lost = [(live, command.ranks)]
+    certifier.gang_lost(event, [AGAIN], [all_of_them], lost, lambda stage, rank: NO_PROGRESS)
+    certifier.gang_lost(event, [AGAIN], [all_of_them], [], lambda stage, rank: NO_PROGRESS)
+    for attempt in certifier.chronicle.attempts:
+        assert (attempt.stop, attempt.verdict) == (StopReason.NO_PROGRESS, NO_PROGRESS)
+        assert not attempt.retried
+    certifier.gang_lost(event, [AGAIN], [], lost, lambda stage, rank: "")
+    assert certifier.chronicle.attempts[-1].retried
 
 
 def test_what_is_skipped_was_not_given_up(plan: RunPlan, certifier: Certifier) -> None:

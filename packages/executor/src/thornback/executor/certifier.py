@@ -166,8 +166,9 @@ class Certifier:
         for live, ranks in lost:
             stage = live.command.stage
             alone = ranks[0].start if sum(map(len, ranks)) == 1 else None
-            gone = alone is not None and _gives_up(commands, stage, alone)
-            why = reason(stage, alone) if gone and alone is not None else again
+            # Of several all are given up, with their stage, or none.
+            gone = bool(ranks) and _gives_up(commands, stage, ranks[0].start)
+            why = reason(stage, ranks[0].start) if gone else again
             told = attrs.evolve(
                 report,
                 stage=self._plan.stages[stage].name,
@@ -182,7 +183,7 @@ class Certifier:
             self._tell(self._with_log(told, live, event.node))
             self._tracer.assignment_ended(live.command.assignment, ranks, event.fault)
         if not lost:
-            self._tell(report)
+            self._tell(_opening(report, verdicts, commands, reason))
 
     def _with_log(
         self, report: AttemptReport, live: LiveAssignment, node: str | None
@@ -225,6 +226,22 @@ class Certifier:
     def _tell(self, attempt: AttemptReport) -> None:
         self.chronicle.add(attempt)
         self._watchers.tell(lambda observer: observer.failed(attempt))
+
+
+def _opening(
+    report: AttemptReport,
+    verdicts: Sequence[RetryVerdict],
+    commands: Sequence[cmd.Command],
+    reason: Reason,
+) -> AttemptReport:
+    """Return the certificate of a gang that held nothing. Its loss may end what waits for it though
+    the policy would ask again."""
+    for command in commands if report.retried else ():
+        if isinstance(command, cmd.Record) and command.state is cmd.RecordState.FAILED:
+            why = reason(command.stage, command.ranks[0].start)
+            stop = why_given_up(why, verdicts)
+            return attrs.evolve(report, verdict=why, retried=False, stop=stop)
+    return report
 
 
 def _gives_up(commands: Sequence[cmd.Command], stage: int, rank: int) -> bool:
