@@ -25,7 +25,8 @@ class Certificate:
     ranks: Ranks
     state: Ended
     why: Mapping[str, Json]
-    """`reason`, and `last`: `AttemptReport.as_json` of the last failed attempt, or null."""
+    """`reason`; `stop`: the same as a word, or null (what earlier releases recorded is without it);
+    `last`: `AttemptReport.as_json` of the last failed attempt, or null."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
