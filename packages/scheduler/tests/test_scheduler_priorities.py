@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from thornback.scheduler import SchedulerParams
 from thornback.scheduler.commands import Command, Dispatch, Recall
-from thornback.scheduler.testing import Play, dispatches, opened, plan, play
+from thornback.scheduler.events import NodeDraining
+from thornback.scheduler.testing import (
+    Play,
+    closed,
+    dispatches,
+    opened,
+    plan,
+    play,
+)
 
 
 def contended(*, slots: int, urgent: int, low_s: float, max_gangs: int | None = None) -> Play[str]:
@@ -32,6 +40,16 @@ def contended(*, slots: int, urgent: int, low_s: float, max_gangs: int | None = 
 
 def held(game: Play[str], gang: int) -> list[int]:
     return list(game.referee.gangs[gang].live)
+
+
+def opened_by(game: Play[str], stage: int) -> list[int]:
+    """The gangs that a stage has, opening ones too."""
+    gangs = game.scheduler._board.gangs.values()
+    return [gang.number for gang in gangs if gang.lane.stage.number == stage]
+
+
+def yielding(game: Play[str]) -> list[int]:
+    return [gang.number for gang in game.scheduler._board.gangs.values() if gang.yields_to]
 
 
 def end_all(game: Play[str], gang: int, busy_s: float = 1.0) -> list[Command]:
@@ -183,3 +201,61 @@ def test_a_rank_told_to_try_elsewhere_takes_over_an_idle_gang_elsewhere() -> Non
     commands = game.fail(number, rank, "elsewhere", node="bad")
     (again,) = [c for c in commands if isinstance(c, Dispatch)]
     assert (again.gang, again.ranks[0].start) == (2, rank)
+
+
+def test_a_gang_that_the_yield_rule_gave_is_not_taken_back_whoever_had_it() -> None:
+    """Three priorities: the middle one gets the gang that the lowest had won, and keeps it too."""
+    game = play(
+        plan(500),
+        plan(500, priority=2),
+        plan(1, shape=1),
+        plan(500, priority=1),
+        parents=[[], [], [], [2]],
+    )
+    game.start()
+    first, second = opened_by(game, 1)[:2]
+    for gang in (first, second):
+        game.ready(gang)
+        assert stages(end_all(game, gang, 9.0), gang) == [1]
+    game.tick(60.0)
+    (won,) = yielding(game)
+    assert stages(end_all(game, won, 9.0), won) == [0]
+    assert stages(end_all(game, won, 9.0), won) == [0]
+    (starter,) = opened_by(game, 2)
+    game.ready(starter)
+    end_all(game, starter)
+    game.record()
+    game.tick(60.0)
+    assert won in yielding(game)
+    assert stages(end_all(game, won, 9.0), won) == [3]
+    assert stages(end_all(game, won, 9.0), won) == [3], "the highest does not take it at once"
+
+
+def test_a_gang_that_must_go_soon_makes_way_for_nobody_who_has_one() -> None:
+    """It cannot be handed over, and nobody starves: so it ends its time at work, and the pending
+    gangs of other shapes stay."""
+    game = play(
+        plan(1),
+        plan(500, max_gangs=2, slots=2, shape=1),
+        plan(40, priority=1, slots=2, shape=1),
+        plan(50, shape=2),
+        parents=[[], [], [0], []],
+    )
+    game.start()
+    low, others = opened_by(game, 1), opened_by(game, 3)
+    game.ready(0)
+    for gang in low:
+        game.ready(gang, "doomed")
+        end_all(game, gang, 9.0)
+    game.ready(others[0])
+    end_all(game, 0)
+    game.record()
+    game.close()
+    game.ready(opened_by(game, 2)[0], "stays")
+    game.tick(5.0)
+    assert yielding(game) == low
+    game.send(NodeDraining(node="doomed", left_s=100.0))
+    assert not yielding(game)
+    commands = end_all(game, low[0], 9.0)
+    assert not closed(commands)
+    assert set(stages(commands, low[0])) == {1}

@@ -178,9 +178,8 @@ def _give_up_idle(board: Board[F], lane: Lane[F], starving: list[Lane[F]]) -> No
 
 def _make_others_yield(board: Board[F], lane: Lane[F]) -> None:
     """A lane that has starved for long makes the lowest-priority one give up a gang."""
-    assert lane.starved_at is not None
     params = board.params
-    if board.now < max(lane.starved_at + params.yield_after_s, lane.next_yield_at):
+    if board.now < lane.next_yield_at or not _has_starved(board, lane):
         return
     gang = _victim(lane, board)
     pause_s = params.yield_after_s
@@ -188,6 +187,12 @@ def _make_others_yield(board: Board[F], lane: Lane[F]) -> None:
         board.make_way(gang, lane)
         pause_s = max(pause_s, params.yield_openings * (gang.ready_at - gang.asked_at))
     lane.next_yield_at = board.now + pause_s
+
+
+def _has_starved(board: Board[F], lane: Lane[F]) -> bool:
+    """Whether the yield rule holds for a lane: it has been without a gang for so long."""
+    since = lane.starved_at
+    return since is not None and board.now >= since + board.params.yield_after_s
 
 
 def _victim(lane: Lane[F], board: Board[F]) -> Gang[F] | None:
@@ -211,18 +216,21 @@ def _carry_out_yields(board: Board[F], lane: Lane[F]) -> None:
         elif gang.live:
             continue
         elif lane.shape is to.shape and gang.drain_by is None:
+            won = not to.outranks(lane) or _has_starved(board, to)
             board.hand_over(gang, to)
-            gang.kept = not to.outranks(lane)
+            gang.kept = won
         else:
             board.close(gang)
             _hold_back_others(board, to)
 
 
 def _is_wanted(gang: Gang[F], to: Lane[F]) -> bool:
-    """Whether the lane still waits for this gang."""
+    """Whether the lane still waits for this gang. On a node that goes away it is of no use but to
+    a lane that starves: it can only be closed, to make room."""
     if not (to.may_gain or to.stage is gang.lane.stage):
         return False
-    takes_precedence = to.shape is gang.lane.shape and to.outranks(gang.lane)
+    can_have_it = to.shape is gang.lane.shape and gang.drain_by is None
+    takes_precedence = can_have_it and to.outranks(gang.lane)
     return to.starves or (takes_precedence and to.waiting > 0 and not to.free)
 
 
