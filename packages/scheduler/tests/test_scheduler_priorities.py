@@ -6,13 +6,17 @@ from thornback.scheduler import SchedulerParams
 from thornback.scheduler.commands import Command, Dispatch, Recall
 from thornback.scheduler.events import NodeDraining
 from thornback.scheduler.testing import (
+    FakeVerdict,
     Play,
+    ScriptedPolicy,
     closed,
     dispatches,
     opened,
     plan,
     play,
 )
+
+ELSEWHERE = ScriptedPolicy({"elsewhere": FakeVerdict(avoid_node=True), "later": FakeVerdict()})
 
 
 def contended(*, slots: int, urgent: int, low_s: float, max_gangs: int | None = None) -> Play[str]:
@@ -231,6 +235,46 @@ def test_a_gang_that_the_yield_rule_gave_is_not_taken_back_whoever_had_it() -> N
     assert stages(end_all(game, won, 9.0), won) == [3], "the highest does not take it at once"
 
 
+def test_nobody_makes_way_for_a_rank_that_must_not_run_there() -> None:
+    """It would wait there, as the gang that it failed in does; and work queued in advance would be
+    recalled for nothing, again and again."""
+    game = play(plan(500, max_gangs=2), plan(2, priority=1, policy=ELSEWHERE))
+    game.start()
+    good, bad = opened_by(game, 1)[:2]
+    game.ready(good, "good")
+    game.ready(bad, "bad")
+    low = opened_by(game, 0)
+    for gang in low:
+        game.ready(gang, "bad")
+        end_all(game, gang, 0.3)
+    (number,) = held(game, bad)
+    game.fail(number, game.scheduler.outstanding(number)[0].start, "elsewhere", node="bad")
+    assert not [c for c in game.tick(6.0) if isinstance(c, Recall)], "one gang is idle already"
+    game.lost(bad, "later", "bad")
+    assert not [c for c in game.tick(3.0) if isinstance(c, Recall)], "and none is any use"
+    assert not yielding(game)
+
+
+def test_a_gang_elsewhere_makes_way_for_a_rank_that_must_not_run_where_it_failed() -> None:
+    game = play(
+        plan(500, max_gangs=2, slots=2),
+        plan(4, priority=1, policy=ELSEWHERE, slots=2),
+    )
+    game.start()
+    own, other = opened_by(game, 1)[:2]
+    game.ready(own, "good")
+    game.ready(other, "bad")
+    for gang, node in zip(opened_by(game, 0), ("bad", "good"), strict=True):
+        game.ready(gang, node)
+        for number in held(game, gang):
+            game.succeed(number, busy_s=9.0)
+    for number in held(game, other):
+        game.fail(number, game.scheduler.outstanding(number)[0].start, "elsewhere", node="bad")
+    game.lost(other, "later", "bad")
+    game.tick(6.0)
+    assert [game.scheduler._board.gangs[gang].nodes for gang in yielding(game)] == [("good",)]
+
+
 def test_a_gang_that_must_go_soon_makes_way_for_nobody_who_has_one() -> None:
     """It cannot be handed over, and nobody starves: so it ends its time at work, and the pending
     gangs of other shapes stay."""
@@ -259,3 +303,28 @@ def test_a_gang_that_must_go_soon_makes_way_for_nobody_who_has_one() -> None:
     commands = end_all(game, low[0], 9.0)
     assert not closed(commands)
     assert set(stages(commands, low[0])) == {1}
+
+
+def test_a_gang_works_on_at_once_when_one_that_is_idle_serves_the_higher_priority() -> None:
+    """And not only with the next event, which may be hours away."""
+    game = play(
+        plan(1),
+        plan(500, max_gangs=1, slots=2, shape=1),
+        plan(2, max_gangs=1, slots=2, shape=1),
+        plan(2, priority=1, slots=2, shape=1),
+        parents=[[], [], [], [0]],
+    )
+    game.start()
+    (low,), (other,) = opened_by(game, 1), opened_by(game, 2)
+    for gang in (0, low, other):
+        game.ready(gang)
+    game.succeed(held(game, low)[0], busy_s=9.0)
+    end_all(game, 0)
+    game.record()
+    game.close()
+    game.tick(5.0)
+    assert yielding(game) == [low]
+    game.succeed(held(game, low)[0], busy_s=9.0)
+    commands = end_all(game, other, 9.0)
+    assert stages(commands, other) == [3, 3]
+    assert stages(commands, low) == [1], "its free slot"

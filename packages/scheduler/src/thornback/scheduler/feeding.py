@@ -24,20 +24,10 @@ def feed(board: Board[F]) -> None:
     if board.slow is not None:
         return
     for lane in board.active:
-        while lane.ready.count or lane.alone:
-            gang = _free_gang(board, lane) if lane.free else None
-            if gang is None and len(board.active) > 1:
-                gang = _borrowed(board, lane)
-            if gang is None:
-                if len(board.active) > 1:
-                    _have_others_make_way(board, lane)
-                break
-            rank = _retried_for(board, lane, gang) if lane.alone else None
-            if rank is not None:
-                lane.alone.remove(rank)
-                board.dispatch(lane, gang, one(rank), NO_LIMIT)
-            else:
-                board.dispatch(lane, gang, *lane.ready.take(_size(lane)))
+        _feed_idle(board, lane)
+    if board.yielding and _keep_on_unneeded(board):
+        for lane in board.active:
+            _feed_idle(board, lane)
     for lane in board.active:
         if lane.draining and lane.waiting:
             _feed_draining(board, lane)
@@ -45,18 +35,49 @@ def feed(board: Board[F]) -> None:
             _queue_ahead(board, lane)
 
 
+def _feed_idle(board: Board[F], lane: Lane[F]) -> None:
+    """Fill the idle slots of a lane, and of gangs that it can get."""
+    while lane.ready.count or lane.alone:
+        gang = _free_gang(board, lane) if lane.free else None
+        if gang is None and len(board.active) > 1:
+            gang = _borrowed(board, lane)
+        if gang is None:
+            if len(board.active) > 1:
+                _have_others_make_way(board, lane)
+            return
+        rank = _retried_for(board, lane, gang) if lane.alone else None
+        if rank is not None:
+            lane.alone.remove(rank)
+            board.dispatch(lane, gang, one(rank), NO_LIMIT)
+        else:
+            board.dispatch(lane, gang, *lane.ready.take(_size(lane)))
+
+
+def _keep_on_unneeded(board: Board[F]) -> bool:
+    """Let gangs go on that make way for a lane in which nothing waits any more; return whether
+    there was one. The next event may be as far away as the end of the longest rank."""
+    lanes = [lane for lane in board.active if lane.yielding]
+    gangs = [gang for lane in lanes for gang in lane.yielding.values()]
+    unneeded = [gang for gang in gangs if gang.yields_to and not gang.yields_to.waiting]
+    for gang in unneeded:
+        board.keep_on(gang)
+    return bool(unneeded)
+
+
 def _free_gang(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
     """Return a gang of the lane with an idle slot that something ready may use."""
-    for gang in lane.free.values():
-        if lane.ready.count or _retried_for(board, lane, gang) is not None:
-            return gang
-    return None
+    return next((gang for gang in lane.free.values() if _may_use(board, lane, gang)), None)
+
+
+def _may_use(board: Board[F], lane: Lane[F], gang: Gang[F]) -> bool:
+    """Whether something that is ready may run in this gang."""
+    return lane.ready.count > 0 or _retried_for(board, lane, gang) is not None
 
 
 def _borrowed(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
     """Take over an idle gang of equal shape that something ready may use."""
     for gang in _spare(board, lane):
-        if lane.ready.count or _retried_for(board, lane, gang) is not None:
+        if _may_use(board, lane, gang):
             board.hand_over(gang, lane)
             return gang
     return None
@@ -81,9 +102,12 @@ def _have_others_make_way(board: Board[F], lane: Lane[F]) -> None:
     """Have gangs of less priority end what they run, to be taken over then: as many as the lane can
     fill. Without this a gang of many slots, or of short ranks in advance, would never be idle.
 
-    Not while new ones of its shape may be there in a moment, and not before a gang has done
-    anything for its lane: so nothing is only handed to and fro.
+    Not while new ones of its shape may be there in a moment, not before a gang has done anything
+    for its lane, and not while the lane has a slot that nothing of it may use: so nothing is only
+    handed to and fro.
     """
+    if lane.free:
+        return
     lanes = [other for other in reversed(board.active) if other.shape is lane.shape]
     room = len(lane.opening) + lane.stage.room
     wanted = min(lane.waiting // lane.slots, room) - lane.coming
@@ -95,7 +119,11 @@ def _have_others_make_way(board: Board[F], lane: Lane[F]) -> None:
         return
     for other in lanes:
         if lane.outranks(other):
-            able = (gang for gang in other.usable.values() if gang.finished and not gang.kept)
+            able = (
+                gang
+                for gang in other.usable.values()
+                if gang.finished and not gang.kept and _may_use(board, lane, gang)
+            )
             for gang in list(islice(able, wanted)):
                 board.make_way(gang, lane)
                 wanted -= 1
