@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
+
 from thornback.scheduler import SchedulerParams
 from thornback.scheduler.commands import Dispatch, OpenGang, Recall, ShapeKey
 from thornback.scheduler.events import NodeDraining
@@ -168,6 +172,18 @@ def test_work_on_a_draining_node_takes_half_of_the_time_that_is_left() -> None:
     assert dispatches(game.succeed(1, busy_s=3.0)) == [(0, 2, one(2))]
     game.now = 5.0
     assert closed(game.succeed(2, busy_s=3.0)) == [0]
+
+
+@pytest.mark.parametrize(("left_s", "busy_s"), [(1e300, 1e-300), (math.inf, 1.0), (9.0, 0.0)])
+def test_what_fits_on_a_draining_node_may_be_without_bounds(left_s: float, busy_s: float) -> None:
+    game = play(plan(9, max_gangs=1))
+    game.start()
+    game.ready(0, "a")
+    game.succeed(0, busy_s=busy_s)
+    game.send(NodeDraining(node="a", left_s=left_s))
+    held = list(game.referee.gangs[0].live)
+    commands = [c for number in held for c in game.succeed(number, busy_s=busy_s)]
+    assert [gang for gang, _, _ in dispatches(commands)] == [0]
 
 
 # -- yielding --------------------------------------------------------------------------------------

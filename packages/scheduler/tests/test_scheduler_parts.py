@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Iterable
 
@@ -220,6 +221,13 @@ def test_empty_ranges_are_left_out() -> None:
     assert normalised((range(3, 3),)) == ()
 
 
+@pytest.mark.parametrize("ranks", [(range(0, 9, 2),), (range(1), range(4, 2, -1))])
+def test_ranges_with_gaps_are_refused(ranks: tuple[range, ...]) -> None:
+    """They would count for the ranks between, of which nobody has said anything."""
+    with pytest.raises(UsageError, match="step 1"):
+        normalised(ranks)
+
+
 def test_neighbours_merge_so_that_trickling_work_costs_no_memory() -> None:
     queue = ReadyRanges()
     for rank in range(1000):
@@ -243,6 +251,16 @@ def test_pace_grows_by_doubling_and_falls_at_once() -> None:
     assert pace.size(10, 10) == 1
     pace.learn(3600.0, 1, 0)
     assert pace.size(10_000, 1) == 1
+
+
+@pytest.mark.parametrize("busy_s", [math.inf, -math.inf, math.nan])
+def test_seconds_that_are_no_number_teach_nothing(busy_s: float) -> None:
+    pace = Pace(SchedulerParams())
+    pace.learn(busy_s, 1, 1)
+    assert pace.mean_s is None
+    pace.learn(0.25, 1, 1)
+    pace.learn(busy_s, 1, 1)
+    assert (pace.mean_s, pace.size(1000, 1)) == (0.25, 2)
 
 
 def test_a_small_last_share_does_not_make_the_next_batches_small() -> None:

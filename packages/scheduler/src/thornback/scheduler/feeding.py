@@ -178,7 +178,7 @@ def _feed_draining(board: Board[F], lane: Lane[F]) -> None:
     for gang in list(lane.draining.values()):
         while len(gang.live) < lane.slots and gang.yields_to is None and lane.ready.count:
             left_s = ((gang.drain_by or 0.0) - board.now) * board.params.drain_share
-            fits = int(left_s / mean_s) if mean_s > 0 else (NO_LIMIT if left_s > 0 else 0)
-            if fits < 1:
+            if left_s < mean_s or left_s <= 0:
                 break
+            fits = NO_LIMIT if left_s > mean_s * NO_LIMIT else int(left_s / mean_s)
             board.dispatch(lane, gang, *lane.ready.take(min(fits, _size(lane))))

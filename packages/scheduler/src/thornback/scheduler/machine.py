@@ -142,7 +142,8 @@ class Scheduler(Generic[F]):
         in monotonic seconds; an earlier one than before counts as no time passed.
 
         Raises:
-            UsageError: `RunStarted` or `Recorded` with a stage or ranks that are not there.
+            UsageError: `RunStarted` or `Recorded` with a stage or ranks that are not there; ranges
+                of another step than 1.
             InvalidTransition: a gang or an assignment that was never asked for, or a `GangClosed`
                 without its `CloseGang`.
 

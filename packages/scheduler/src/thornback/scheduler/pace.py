@@ -29,16 +29,18 @@ class Pace:
 
     def learn(self, busy_s: float, ranks: int, whole: int) -> None:
         """Learn from a report of so many ranks. With it an assignment of `whole` ranks has ended,
-        so that twice as many may be tried; 0: none has."""
-        sample, mean_s = (busy_s / ranks if busy_s > 0 else 0.0), self.mean_s
-        mean_s = sample if mean_s is None else mean_s + self._weight * (sample - mean_s)
-        self.mean_s = mean_s
-        if mean_s > self._target_s:
-            self._wanted = 1
-        elif mean_s * self._max_batch <= self._target_s:
-            self._wanted = self._max_batch
-        else:
-            self._wanted = int(self._target_s / mean_s)
+        so that twice as many may be tried; 0: none has. Seconds that are not finite teach nothing:
+        one such report would stay in the average for good."""
+        if math.isfinite(busy_s):
+            sample, mean_s = (busy_s / ranks if busy_s > 0 else 0.0), self.mean_s
+            mean_s = sample if mean_s is None else mean_s + self._weight * (sample - mean_s)
+            self.mean_s = mean_s
+            if mean_s > self._target_s:
+                self._wanted = 1
+            elif mean_s * self._max_batch <= self._target_s:
+                self._wanted = self._max_batch
+            else:
+                self._wanted = int(self._target_s / mean_s)
         if whole:
             self._trusted = max(2 * whole, min(self._trusted, 2 * self._wanted))
 

@@ -7,17 +7,21 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from thornback.scheduler.events import Ranks
+from thornback.scheduler.states import UsageError
 
 NO_LIMIT = 1 << 62
 """Batch limit of ranks that nobody suspects."""
 
 
 def normalised(ranks: Iterable[range]) -> Ranks:
-    """Return the same ranks as ascending, disjoint, non-empty ranges that do not touch."""
-    if isinstance(ranks, tuple) and len(ranks) == 1 and ranks[0]:  # the ordinary case
-        return ranks
+    """Return the same ranks as ascending, disjoint, non-empty ranges that do not touch. Raises
+    `UsageError` for a range of another step than 1: it would stand for ranks that it has not."""
+    if isinstance(ranks, tuple) and len(ranks) == 1 and ranks[0] and ranks[0].step == 1:
+        return ranks  # the ordinary case
     merged: list[range] = []
     for piece in sorted(ranks, key=lambda piece: piece.start):
+        if piece.step != 1:
+            raise UsageError(f"{piece!r} of ranks; expected ranges of step 1.")
         if not piece:
             continue
         if merged and piece.start <= merged[-1].stop:
