@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
 from thornback.scheduler import SchedulerParams
 from thornback.scheduler.commands import Command, Dispatch, Recall
-from thornback.scheduler.events import NodeDraining
+from thornback.scheduler.events import NodeDraining, RanksSucceeded
+from thornback.scheduler.gangs import Lane
 from thornback.scheduler.testing import (
     FakeVerdict,
     Play,
@@ -178,6 +183,37 @@ def test_a_gang_that_was_handed_over_does_something_before_it_is_taken_back() ->
     game.tick(5.0)
     assert not [g for g in game.scheduler._board.gangs.values() if g.yields_to]
     assert stages(end_all(game, 1), 1) == [2], "at its free moment, like any of one slot"
+
+
+def looks(monkeypatch: pytest.MonkeyPatch, stages: int) -> int:
+    """How often a lane is looked at by an event while so many stages wait for the gangs of one."""
+    game = play(*(plan(9, priority=n % 3, slots=2) for n in range(stages)))
+    game.start()
+    game.ready(0)
+    game.tick(6.0)
+    count = 0
+
+    def counted(answer: Callable[..., object]) -> Callable[..., object]:
+        def look(*args: object) -> object:
+            nonlocal count
+            count += 1
+            return answer(*args)
+
+        return look
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lane, "outranks", counted(Lane.outranks))
+        for name in ("waiting", "may_gain"):
+            part = vars(Lane)[name]
+            patch.setattr(Lane, name, property(counted(part.fget)))
+        game.scheduler.handle(RanksSucceeded(assignment=0, ranks=(range(1),), busy_s=9.0), 7.0)
+    return count
+
+
+def test_stages_that_wait_do_not_all_look_at_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times as many cost ten times as much, not a hundred times."""
+    few, many = looks(monkeypatch, 20), looks(monkeypatch, 200)
+    assert 0 < many <= 12 * few
 
 
 def test_equal_priorities_wait_for_the_yield_rule() -> None:

@@ -166,9 +166,11 @@ def _check_lane(board: Board[F], lane: Lane[F]) -> None:
 def _check_limits(board: Board[F]) -> None:
     for shape in board.shapes.values():
         _need(
-            shape.opening <= board.params.max_opening,
-            f"{shape.opening} gangs of {shape.key} are opening",
+            len(shape.opening) <= board.params.max_opening,
+            f"{len(shape.opening)} gangs of {shape.key} are opening",
         )
+        opening = sorted(number for lane in shape.lanes for number in lane.opening)
+        _need(opening == sorted(shape.opening), f"{shape.key} miscounts its opening gangs")
     for stage in board.stages:
         _need(stage.room >= 0, f"stage {stage.number} has {stage.open_gangs} gangs")
     _need(

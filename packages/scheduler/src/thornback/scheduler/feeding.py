@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import TypeVar
+from typing import Generic, TypeVar
+
+import attrs
 
 from thornback.scheduler.board import Board
-from thornback.scheduler.gangs import Gang, Lane
+from thornback.scheduler.gangs import Gang, Lane, Shape
 from thornback.scheduler.ranges import NO_LIMIT
 from thornback.scheduler.settling import pressure
 from thornback.scheduler.stages import one
@@ -18,16 +20,38 @@ LOOKED_AT = 16
 O(ranks)."""
 
 
+@attrs.define(slots=True, eq=False)
+class _Round(Generic[F]):
+    """The books, and which lanes of a shape had gangs when the feeding began, lowest priority
+    first. In between lanes lose them only, or get them to be filled at once; so with many lanes
+    that wait, not each has to look at all others."""
+
+    board: Board[F]
+    has_others: bool = False
+    idle: dict[Shape[F], list[Lane[F]]] = attrs.field(factory=dict)
+    usable: dict[Shape[F], list[Lane[F]]] = attrs.field(factory=dict)
+
+
+def _new_round(board: Board[F]) -> _Round[F]:
+    new: _Round[F] = _Round(board)
+    if len(board.active) > 1:
+        new.has_others = True
+        for lane in reversed(board.active):
+            if lane.usable:
+                new.usable.setdefault(lane.shape, []).append(lane)
+                if lane.idle:
+                    new.idle.setdefault(lane.shape, []).append(lane)
+    return new
+
+
 def feed(board: Board[F]) -> None:
     """Dispatch what can be dispatched."""
     board.slow = pressure(board) if board.unrecorded else None
     if board.slow is not None:
         return
-    for lane in board.active:
-        _feed_idle(board, lane)
+    _feed_idle(_new_round(board))
     if board.yielding and _keep_on_unneeded(board):
-        for lane in board.active:
-            _feed_idle(board, lane)
+        _feed_idle(_new_round(board))
     for lane in board.active:
         if lane.draining and lane.waiting:
             _feed_draining(board, lane)
@@ -35,22 +59,24 @@ def feed(board: Board[F]) -> None:
             _queue_ahead(board, lane)
 
 
-def _feed_idle(board: Board[F], lane: Lane[F]) -> None:
-    """Fill the idle slots of a lane, and of gangs that it can get."""
-    while lane.ready.count or lane.alone:
-        gang = _free_gang(board, lane) if lane.free else None
-        if gang is None and len(board.active) > 1:
-            gang = _borrowed(board, lane)
-        if gang is None:
-            if len(board.active) > 1:
-                _have_others_make_way(board, lane)
-            return
-        rank = _retried_for(board, lane, gang) if lane.alone else None
-        if rank is not None:
-            lane.alone.remove(rank)
-            board.dispatch(lane, gang, one(rank), NO_LIMIT)
-        else:
-            board.dispatch(lane, gang, *lane.ready.take(_size(lane)))
+def _feed_idle(this: _Round[F]) -> None:
+    """Fill the idle slots of all lanes, and of gangs that they can get from others."""
+    board = this.board
+    for lane in board.active:
+        while lane.ready.count or lane.alone:
+            gang = _free_gang(this, lane) if lane.free else None
+            if gang is None and this.has_others:
+                gang = _borrowed(this, lane)
+            if gang is None:
+                if this.has_others:
+                    _have_others_make_way(this, lane)
+                break
+            rank = _retried_for(this, lane, gang) if lane.alone else None
+            if rank is not None:
+                lane.alone.remove(rank)
+                board.dispatch(lane, gang, one(rank), NO_LIMIT)
+            else:
+                board.dispatch(lane, gang, *lane.ready.take(_size(lane)))
 
 
 def _keep_on_unneeded(board: Board[F]) -> bool:
@@ -64,41 +90,40 @@ def _keep_on_unneeded(board: Board[F]) -> bool:
     return bool(unneeded)
 
 
-def _free_gang(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
+def _free_gang(this: _Round[F], lane: Lane[F]) -> Gang[F] | None:
     """Return a gang of the lane with an idle slot that something ready may use."""
-    return next((gang for gang in lane.free.values() if _may_use(board, lane, gang)), None)
+    return next((gang for gang in lane.free.values() if _may_use(this, lane, gang)), None)
 
 
-def _may_use(board: Board[F], lane: Lane[F], gang: Gang[F]) -> bool:
+def _may_use(this: _Round[F], lane: Lane[F], gang: Gang[F]) -> bool:
     """Whether something that is ready may run in this gang."""
-    return lane.ready.count > 0 or _retried_for(board, lane, gang) is not None
+    return lane.ready.count > 0 or _retried_for(this, lane, gang) is not None
 
 
-def _borrowed(board: Board[F], lane: Lane[F]) -> Gang[F] | None:
+def _borrowed(this: _Round[F], lane: Lane[F]) -> Gang[F] | None:
     """Take over an idle gang of equal shape that something ready may use."""
-    for gang in _spare(board, lane):
-        if _may_use(board, lane, gang):
-            board.hand_over(gang, lane)
+    for gang in _spare(this, lane):
+        if _may_use(this, lane, gang):
+            this.board.hand_over(gang, lane)
             return gang
     return None
 
 
-def _spare(board: Board[F], lane: Lane[F]) -> Iterator[Gang[F]]:
+def _spare(this: _Round[F], lane: Lane[F]) -> Iterator[Gang[F]]:
     """Yield the idle gangs that the lane may take over: of lanes of its shape whose own work is
     done, or has less priority."""
-    if not lane.may_gain:
+    others = this.idle.get(lane.shape)
+    if others is None or not lane.may_gain:
         return
-    for other in reversed(board.active):
-        if other.shape is not lane.shape or other is lane:
-            continue
-        if other.waiting and not lane.outranks(other):
+    for other in others:
+        if other is lane or (other.waiting and not lane.outranks(other)):
             continue
         for gang in other.idle.values():
             if not (other.waiting and gang.kept):
                 yield gang
 
 
-def _have_others_make_way(board: Board[F], lane: Lane[F]) -> None:
+def _have_others_make_way(this: _Round[F], lane: Lane[F]) -> None:
     """Have gangs of less priority end what they run, to be taken over then: as many as the lane can
     fill. Without this a gang of many slots, or of short ranks in advance, would never be idle.
 
@@ -106,27 +131,29 @@ def _have_others_make_way(board: Board[F], lane: Lane[F]) -> None:
     for its lane, and not while the lane has a slot that nothing of it may use: so nothing is only
     handed to and fro.
     """
-    if lane.free:
+    others = this.usable.get(lane.shape)
+    if others is None or lane.free or not lane.outranks(others[0]):
         return
-    lanes = [other for other in reversed(board.active) if other.shape is lane.shape]
-    room = len(lane.opening) + lane.stage.room
-    wanted = min(lane.waiting // lane.slots, room) - lane.coming
-    if wanted < 1 or not any(other.usable and lane.outranks(other) for other in lanes):
+    wanted = min(lane.waiting // lane.slots, len(lane.opening) + lane.stage.room) - lane.coming
+    if wanted < 1 or not (lane.failed_openings or _is_stuck(this.board, lane.shape)):
         return
-    asked_at = [gang.asked_at for other in lanes for gang in other.opening.values()]
-    is_stuck = asked_at and min(asked_at) <= board.now - board.params.linger_s
-    if not (is_stuck or lane.failed_openings):
-        return
-    for other in lanes:
-        if lane.outranks(other):
-            able = (
-                gang
-                for gang in other.usable.values()
-                if gang.finished and not gang.kept and _may_use(board, lane, gang)
-            )
-            for gang in list(islice(able, wanted)):
-                board.make_way(gang, lane)
-                wanted -= 1
+    for other in others:
+        if not lane.outranks(other):
+            return
+        able = (
+            gang
+            for gang in other.usable.values()
+            if gang.finished and not gang.kept and _may_use(this, lane, gang)
+        )
+        for gang in list(islice(able, wanted)):
+            this.board.make_way(gang, lane)
+            wanted -= 1
+
+
+def _is_stuck(board: Board[F], shape: Shape[F]) -> bool:
+    """Whether a gang of the shape is long in coming."""
+    long_ago = board.now - board.params.linger_s
+    return any(gang.asked_at <= long_ago for gang in shape.opening.values())
 
 
 def _size(lane: Lane[F]) -> int:
@@ -135,8 +162,9 @@ def _size(lane: Lane[F]) -> int:
     return lane.stage.pace.size(lane.ready.count, len(lane.usable) * lane.slots)
 
 
-def _retried_for(board: Board[F], lane: Lane[F], gang: Gang[F]) -> int | None:
+def _retried_for(this: _Round[F], lane: Lane[F], gang: Gang[F]) -> int | None:
     """Return a rank that has failed before and may run in this gang."""
+    board = this.board
     for position, rank in enumerate(lane.alone):
         if position == LOOKED_AT:
             return None
@@ -145,15 +173,15 @@ def _retried_for(board: Board[F], lane: Lane[F], gang: Gang[F]) -> int | None:
             return rank
         if board.now - record.ready_at >= board.params.avoid_wait_s:
             return rank
-        if not _elsewhere(board, lane, record.avoid):
+        if not _elsewhere(this, lane, record.avoid):
             return rank
     return None
 
 
-def _elsewhere(board: Board[F], lane: Lane[F], avoid: list[str]) -> bool:
+def _elsewhere(this: _Round[F], lane: Lane[F], avoid: list[str]) -> bool:
     """Whether a gang off these nodes is ready, or may be taken over: else waiting for one would be
     for nothing."""
-    able = chain(lane.usable.values(), _spare(board, lane))
+    able = chain(lane.usable.values(), _spare(this, lane))
     return any(not any(node in avoid for node in gang.nodes) for gang in able)
 
 

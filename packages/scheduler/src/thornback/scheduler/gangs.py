@@ -164,6 +164,7 @@ class Lane(Generic[F]):
         number, live = gang.number, len(gang.live)
         is_ready = gang.state is GangState.READY
         _keep(self.opening, gang, gang.state is GangState.OPENING)
+        _keep(self.shape.opening, gang, gang.state is GangState.OPENING)
         _keep(self.gangs, gang, is_ready)
         _keep(self.draining, gang, is_ready and gang.drain_by is not None)
         _keep(self.yielding, gang, is_ready and gang.yields_to is not None)
@@ -201,6 +202,7 @@ class Lane(Generic[F]):
         """Take a gang out of the lane."""
         for part in (
             self.opening,
+            self.shape.opening,
             self.gangs,
             self.draining,
             self.yielding,
@@ -227,10 +229,5 @@ class Shape(Generic[F]):
     lanes: list[Lane[F]] = attrs.field(factory=list)
     """In the order of priority."""
 
-    @property
-    def opening(self) -> int:
-        """Gangs of this shape that were asked for and not answered."""
-        count = 0
-        for lane in self.lanes:
-            count += len(lane.opening)
-        return count
+    opening: dict[int, Gang[F]] = attrs.field(factory=dict)
+    """Gangs of this shape, of any lane, that were asked for and not answered."""

@@ -34,9 +34,11 @@ def adjust(board: Board[F]) -> None:
         elif _note_starving(board, lane):
             starving.append(lane)
     board.starving = bool(starving)
+    long_ago = board.now - board.params.linger_s
+    in_need = {lane.shape for lane in starving if (lane.starved_at or 0.0) <= long_ago}
     for lane in board.active:  # giving up first: it may make room under `max_gangs`
         if lane.idle or lane.draining:
-            _give_up_idle(board, lane, starving)
+            _give_up_idle(board, lane, in_need)
         if lane.empty_at is not None or (lane.opening and not lane.waiting):
             _give_up_pending(board, lane)
     most, once_more = board.params.max_opening, True
@@ -81,8 +83,8 @@ def why_not_asked(board: Board[F], lane: Lane[F]) -> str | None:
         return f"a gang could not be opened or was lost; asked again in {wait_s:.1f} s"
     if _is_yielding(board, lane):
         return "it has yielded to a stage that had no gang"
-    if lane.shape.opening >= board.params.max_opening:
-        return f"{lane.shape.opening} gangs of its shape are opening already"
+    if len(lane.shape.opening) >= board.params.max_opening:
+        return f"{len(lane.shape.opening)} gangs of its shape are opening already"
     if lane.stage.room < 1:
         return f"the stage has its {lane.stage.plan.max_gangs} gangs in other shapes"
     return None
@@ -110,18 +112,18 @@ def _ask(board: Board[F], lane: Lane[F]) -> bool:
     while missing > 0 and _adopt(board, lane):
         missing -= 1
         adopted = True
-    for _ in range(min(missing, params.max_opening - lane.shape.opening)):
+    for _ in range(min(missing, params.max_opening - len(lane.shape.opening))):
         board.open(lane)
     return adopted
 
 
 def _adopt(board: Board[F], lane: Lane[F]) -> bool:
     """Take over a pending gang of equal shape that its own lane has no work for."""
-    for other in lane.shape.lanes:
-        if other.opening and not other.waiting:
-            board.bind(next(iter(other.opening.values())), lane)
-            return True
-    return False
+    unneeded = [gang for gang in lane.shape.opening.values() if not gang.lane.waiting]
+    if not unneeded:
+        return False
+    board.bind(min(unneeded, key=lambda gang: gang.lane.order), lane)
+    return True
 
 
 # -- giving up -------------------------------------------------------------------------------------
@@ -157,18 +159,13 @@ def _give_up_pending(board: Board[F], lane: Lane[F]) -> None:
             board.close(gang)
 
 
-def _give_up_idle(board: Board[F], lane: Lane[F], starving: list[Lane[F]]) -> None:
+def _give_up_idle(board: Board[F], lane: Lane[F], in_need: set[Shape[F]]) -> None:
     """Close gangs without work that are not wanted any more, or that another shape waits for."""
     for gang in [g for g in lane.draining.values() if not g.live and g.yields_to is None]:
         board.close(gang)
     if lane.waiting or not lane.idle:
         return
-    since = board.now - board.params.linger_s
-    others_wait = any(
-        other.shape is not lane.shape and other.starved_at is not None and other.starved_at <= since
-        for other in starving
-    )
-    keep = 0 if others_wait else most_idle(lane.shape)
+    keep = 0 if in_need - {lane.shape} else most_idle(lane.shape)
     for gang in list(lane.idle.values())[: max(0, len(lane.idle) - keep)]:
         board.close(gang)
 
