@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from thornback.scheduler import SchedulerParams
+from thornback.scheduler import SchedulerParams, opening
 from thornback.scheduler.commands import Command, Dispatch, Recall
 from thornback.scheduler.events import NodeDraining, RanksSucceeded
-from thornback.scheduler.gangs import Lane
+from thornback.scheduler.gangs import Lane, Shape
 from thornback.scheduler.testing import (
     FakeVerdict,
     Play,
@@ -214,6 +214,27 @@ def test_stages_that_wait_do_not_all_look_at_each_other(monkeypatch: pytest.Monk
     """Ten times as many cost ten times as much, not a hundred times."""
     few, many = looks(monkeypatch, 20), looks(monkeypatch, 200)
     assert 0 < many <= 12 * few
+
+
+def test_what_idle_gangs_are_wanted_for_is_counted_once_for_all_stages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    game = play(plan(1), plan(1), plan(1), plan(1), plan(9), parents=[[], [], [], [], [3]])
+    game.start()
+    for gang in range(4):
+        game.ready(gang)
+    for gang in range(3):
+        end_all(game, gang)
+    counted, count = [], opening._most_idle
+
+    def counting(shape: Shape[str]) -> int:
+        counted.append(shape)
+        return count(shape)
+
+    monkeypatch.setattr(opening, "_most_idle", counting)
+    game.tick(1.0)
+    assert [gang.state for gang in game.referee.gangs.values()] == ["ready"] * 4
+    assert len(counted) == 1
 
 
 def test_equal_priorities_wait_for_the_yield_rule() -> None:

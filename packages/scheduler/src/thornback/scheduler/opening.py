@@ -36,11 +36,16 @@ def adjust(board: Board[F]) -> None:
     board.starving = bool(starving)
     long_ago = board.now - board.params.linger_s
     in_need = {lane.shape for lane in starving if (lane.starved_at or 0.0) <= long_ago}
+    most_idle: dict[Shape[F], int] = {}  # the same for all lanes of a shape
     for lane in board.active:  # giving up first: it may make room under `max_gangs`
+        is_empty = lane.empty_at is not None or (lane.opening and not lane.waiting)
+        if (lane.idle or is_empty) and lane.shape not in most_idle:
+            most_idle[lane.shape] = _most_idle(lane.shape)
         if lane.idle or lane.draining:
-            _give_up_idle(board, lane, in_need)
-        if lane.empty_at is not None or (lane.opening and not lane.waiting):
-            _give_up_pending(board, lane)
+            keep = 0 if in_need - {lane.shape} else most_idle.get(lane.shape, 0)
+            _give_up_idle(board, lane, keep)
+        if is_empty:
+            _give_up_pending(board, lane, most_idle[lane.shape])
     most, once_more = board.params.max_opening, True
     while once_more:
         once_more = False
@@ -129,7 +134,7 @@ def _adopt(board: Board[F], lane: Lane[F]) -> bool:
 # -- giving up -------------------------------------------------------------------------------------
 
 
-def most_idle(shape: Shape[F]) -> int:
+def _most_idle(shape: Shape[F]) -> int:
     """Return how many gangs without work can still be wanted."""
     waiting, running = 0, False
     for lane in shape.lanes:
@@ -143,7 +148,7 @@ def most_idle(shape: Shape[F]) -> int:
     return math.ceil(waiting / shape.lanes[0].slots) + int(running)
 
 
-def _give_up_pending(board: Board[F], lane: Lane[F]) -> None:
+def _give_up_pending(board: Board[F], lane: Lane[F], most_idle: int) -> None:
     """Close gangs that are still opening when the work they were asked for is gone."""
     if lane.waiting or not lane.opening:
         lane.empty_at = None
@@ -154,18 +159,18 @@ def _give_up_pending(board: Board[F], lane: Lane[F]) -> None:
     if lane.empty_wake <= board.now < until:
         lane.empty_wake = until
         board.wake(until)
-    if board.now >= until or most_idle(lane.shape) == 0:
+    if board.now >= until or most_idle == 0:
         for gang in list(lane.opening.values()):
             board.close(gang)
 
 
-def _give_up_idle(board: Board[F], lane: Lane[F], in_need: set[Shape[F]]) -> None:
-    """Close gangs without work that are not wanted any more, or that another shape waits for."""
+def _give_up_idle(board: Board[F], lane: Lane[F], keep: int) -> None:
+    """Close gangs without work that are not wanted any more, or that another shape waits for: all
+    but `keep`."""
     for gang in [g for g in lane.draining.values() if not g.live and g.yields_to is None]:
         board.close(gang)
     if lane.waiting or not lane.idle:
         return
-    keep = 0 if in_need - {lane.shape} else most_idle(lane.shape)
     for gang in list(lane.idle.values())[: max(0, len(lane.idle) - keep)]:
         board.close(gang)
 
