@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
-from typing import Generic, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
 
 import attrs
 
@@ -20,28 +21,28 @@ LOOKED_AT = 16
 O(ranks)."""
 
 
-@attrs.define(slots=True, eq=False)
-class _Round(Generic[F]):
-    """The books, and which lanes of a shape had gangs when the feeding began, lowest priority
-    first. In between lanes lose them only, or get them to be filled at once; so with many lanes
-    that wait, not each has to look at all others."""
+@attrs.frozen(slots=True, eq=False)
+class _Others(Generic[F]):
+    """Which lanes of a shape had gangs when the feeding began, lowest priority first. In between
+    lanes lose them only, or get them to be filled at once; so with many lanes that wait, not each
+    has to look at all others."""
 
-    board: Board[F]
-    has_others: bool = False
-    idle: dict[Shape[F], list[Lane[F]]] = attrs.field(factory=dict)
-    usable: dict[Shape[F], list[Lane[F]]] = attrs.field(factory=dict)
+    idle: Mapping[Shape[F], list[Lane[F]]]
+    usable: Mapping[Shape[F], list[Lane[F]]]
 
 
-def _new_round(board: Board[F]) -> _Round[F]:
-    new: _Round[F] = _Round(board)
-    if len(board.active) > 1:
-        new.has_others = True
-        for lane in reversed(board.active):
-            if lane.usable:
-                new.usable.setdefault(lane.shape, []).append(lane)
-                if lane.idle:
-                    new.idle.setdefault(lane.shape, []).append(lane)
-    return new
+NOBODY: _Others[Any] = _Others(MappingProxyType({}), MappingProxyType({}))
+
+
+def _others(board: Board[F]) -> _Others[F]:
+    idle: dict[Shape[F], list[Lane[F]]] = {}
+    usable: dict[Shape[F], list[Lane[F]]] = {}
+    for lane in reversed(board.active):
+        if lane.usable:
+            usable.setdefault(lane.shape, []).append(lane)
+            if lane.idle:
+                idle.setdefault(lane.shape, []).append(lane)
+    return _Others(idle, usable)
 
 
 def feed(board: Board[F]) -> None:
@@ -49,9 +50,9 @@ def feed(board: Board[F]) -> None:
     board.slow = pressure(board) if board.unrecorded else None
     if board.slow is not None:
         return
-    _feed_idle(_new_round(board))
+    _feed_idle(board)
     if board.yielding and _keep_on_unneeded(board):
-        _feed_idle(_new_round(board))
+        _feed_idle(board)
     for lane in board.active:
         if lane.draining and lane.waiting:
             _feed_draining(board, lane)
@@ -59,19 +60,19 @@ def feed(board: Board[F]) -> None:
             _queue_ahead(board, lane)
 
 
-def _feed_idle(this: _Round[F]) -> None:
+def _feed_idle(board: Board[F]) -> None:
     """Fill the idle slots of all lanes, and of gangs that they can get from others."""
-    board = this.board
+    others = _others(board) if len(board.active) > 1 else NOBODY
     for lane in board.active:
         while lane.ready.count or lane.alone:
-            gang = _free_gang(this, lane) if lane.free else None
-            if gang is None and this.has_others:
-                gang = _borrowed(this, lane)
+            gang = _free_gang(board, others, lane) if lane.free else None
+            if gang is None and others.usable:
+                gang = _borrowed(board, others, lane)
             if gang is None:
-                if this.has_others:
-                    _have_others_make_way(this, lane)
+                if others.usable:
+                    _have_others_make_way(board, others, lane)
                 break
-            rank = _retried_for(this, lane, gang) if lane.alone else None
+            rank = _retried_for(board, others, lane, gang) if lane.alone else None
             if rank is not None:
                 lane.alone.remove(rank)
                 board.dispatch(lane, gang, one(rank), NO_LIMIT)
@@ -90,32 +91,30 @@ def _keep_on_unneeded(board: Board[F]) -> bool:
     return bool(unneeded)
 
 
-def _free_gang(this: _Round[F], lane: Lane[F]) -> Gang[F] | None:
+def _free_gang(board: Board[F], others: _Others[F], lane: Lane[F]) -> Gang[F] | None:
     """Return a gang of the lane with an idle slot that something ready may use."""
-    return next((gang for gang in lane.free.values() if _may_use(this, lane, gang)), None)
-
-
-def _may_use(this: _Round[F], lane: Lane[F], gang: Gang[F]) -> bool:
-    """Whether something that is ready may run in this gang."""
-    return lane.ready.count > 0 or _retried_for(this, lane, gang) is not None
-
-
-def _borrowed(this: _Round[F], lane: Lane[F]) -> Gang[F] | None:
-    """Take over an idle gang of equal shape that something ready may use."""
-    for gang in _spare(this, lane):
-        if _may_use(this, lane, gang):
-            this.board.hand_over(gang, lane)
+    for gang in lane.free.values():
+        if lane.ready.count or _retried_for(board, others, lane, gang) is not None:
             return gang
     return None
 
 
-def _spare(this: _Round[F], lane: Lane[F]) -> Iterator[Gang[F]]:
+def _borrowed(board: Board[F], others: _Others[F], lane: Lane[F]) -> Gang[F] | None:
+    """Take over an idle gang of equal shape that something ready may use."""
+    for gang in _spare(board, others, lane):
+        if lane.ready.count or _retried_for(board, others, lane, gang) is not None:
+            board.hand_over(gang, lane)
+            return gang
+    return None
+
+
+def _spare(board: Board[F], others: _Others[F], lane: Lane[F]) -> Iterator[Gang[F]]:
     """Yield the idle gangs that the lane may take over: of lanes of its shape whose own work is
     done, or has less priority."""
-    others = this.idle.get(lane.shape)
-    if others is None or not lane.may_gain:
+    lanes = others.idle.get(lane.shape)
+    if lanes is None or not lane.may_gain:
         return
-    for other in others:
+    for other in lanes:
         if other is lane or (other.waiting and not lane.outranks(other)):
             continue
         for gang in other.idle.values():
@@ -123,7 +122,7 @@ def _spare(this: _Round[F], lane: Lane[F]) -> Iterator[Gang[F]]:
                 yield gang
 
 
-def _have_others_make_way(this: _Round[F], lane: Lane[F]) -> None:
+def _have_others_make_way(board: Board[F], others: _Others[F], lane: Lane[F]) -> None:
     """Have gangs of less priority end what they run, to be taken over then: as many as the lane can
     fill. Without this a gang of many slots, or of short ranks in advance, would never be idle.
 
@@ -131,22 +130,24 @@ def _have_others_make_way(this: _Round[F], lane: Lane[F]) -> None:
     for its lane, and not while the lane has a slot that nothing of it may use: so nothing is only
     handed to and fro.
     """
-    others = this.usable.get(lane.shape)
-    if others is None or lane.free or not lane.outranks(others[0]):
+    lanes = others.usable.get(lane.shape)
+    if lanes is None or lane.free or not lane.outranks(lanes[0]):
         return
     wanted = min(lane.waiting // lane.slots, len(lane.opening) + lane.stage.room) - lane.coming
-    if wanted < 1 or not (lane.failed_openings or _is_stuck(this.board, lane.shape)):
+    if wanted < 1 or not (lane.failed_openings or _is_stuck(board, lane.shape)):
         return
-    for other in others:
+    for other in lanes:
         if not lane.outranks(other):
             return
         able = (
             gang
             for gang in other.usable.values()
-            if gang.finished and not gang.kept and _may_use(this, lane, gang)
+            if gang.finished
+            and not gang.kept
+            and (lane.ready.count or _retried_for(board, others, lane, gang) is not None)
         )
         for gang in list(islice(able, wanted)):
-            this.board.make_way(gang, lane)
+            board.make_way(gang, lane)
             wanted -= 1
 
 
@@ -162,9 +163,8 @@ def _size(lane: Lane[F]) -> int:
     return lane.stage.pace.size(lane.ready.count, len(lane.usable) * lane.slots)
 
 
-def _retried_for(this: _Round[F], lane: Lane[F], gang: Gang[F]) -> int | None:
+def _retried_for(board: Board[F], others: _Others[F], lane: Lane[F], gang: Gang[F]) -> int | None:
     """Return a rank that has failed before and may run in this gang."""
-    board = this.board
     for position, rank in enumerate(lane.alone):
         if position == LOOKED_AT:
             return None
@@ -173,15 +173,15 @@ def _retried_for(this: _Round[F], lane: Lane[F], gang: Gang[F]) -> int | None:
             return rank
         if board.now - record.ready_at >= board.params.avoid_wait_s:
             return rank
-        if not _elsewhere(this, lane, record.avoid):
+        if not _elsewhere(board, others, lane, record.avoid):
             return rank
     return None
 
 
-def _elsewhere(this: _Round[F], lane: Lane[F], avoid: list[str]) -> bool:
+def _elsewhere(board: Board[F], others: _Others[F], lane: Lane[F], avoid: list[str]) -> bool:
     """Whether a gang off these nodes is ready, or may be taken over: else waiting for one would be
     for nothing."""
-    able = chain(lane.usable.values(), _spare(this, lane))
+    able = chain(lane.usable.values(), _spare(board, others, lane))
     return any(not any(node in avoid for node in gang.nodes) for gang in able)
 
 

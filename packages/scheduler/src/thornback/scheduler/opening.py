@@ -27,25 +27,18 @@ def make_yield(board: Board[F]) -> None:
 def adjust(board: Board[F]) -> None:
     """Bring the gangs in line with the work. Comes after `feeding.feed`: what is ready now found no
     slot."""
-    starving = []
+    starving, spare = [], []
     for lane in board.active:
         if lane.usable:
             lane.starved_at = None
         elif _note_starving(board, lane):
             starving.append(lane)
+        is_empty = lane.opening and not lane.waiting
+        if lane.idle or lane.draining or is_empty or lane.empty_at is not None:
+            spare.append(lane)
     board.starving = bool(starving)
-    long_ago = board.now - board.params.linger_s
-    in_need = {lane.shape for lane in starving if (lane.starved_at or 0.0) <= long_ago}
-    most_idle: dict[Shape[F], int] = {}  # the same for all lanes of a shape
-    for lane in board.active:  # giving up first: it may make room under `max_gangs`
-        is_empty = lane.empty_at is not None or (lane.opening and not lane.waiting)
-        if (lane.idle or is_empty) and lane.shape not in most_idle:
-            most_idle[lane.shape] = _most_idle(lane.shape)
-        if lane.idle or lane.draining:
-            keep = 0 if in_need - {lane.shape} else most_idle.get(lane.shape, 0)
-            _give_up_idle(board, lane, keep)
-        if is_empty:
-            _give_up_pending(board, lane, most_idle[lane.shape])
+    if spare:  # giving up first: it may make room under `max_gangs`
+        _give_up(board, spare, starving)
     most, once_more = board.params.max_opening, True
     while once_more:
         once_more = False
@@ -56,6 +49,18 @@ def adjust(board: Board[F]) -> None:
                 once_more = True
     if board.thinned:
         board.retire_lanes()
+
+
+def _give_up(board: Board[F], spare: list[Lane[F]], starving: list[Lane[F]]) -> None:
+    """Close what is not wanted in lanes that may have too many gangs."""
+    long_ago = board.now - board.params.linger_s
+    in_need = {lane.shape for lane in starving if (lane.starved_at or 0.0) <= long_ago}
+    most_idle: dict[Shape[F], int] = {}  # the same for all lanes of a shape
+    for lane in spare:
+        if lane.shape not in most_idle:
+            most_idle[lane.shape] = _most_idle(lane.shape)
+        _give_up_idle(board, lane, 0 if in_need - {lane.shape} else most_idle[lane.shape])
+        _give_up_pending(board, lane, most_idle[lane.shape])
 
 
 def _note_starving(board: Board[F], lane: Lane[F]) -> bool:
