@@ -101,14 +101,14 @@ def _free_gang(board: Board[F], others: _Others[F], lane: Lane[F]) -> Gang[F] | 
 
 def _borrowed(board: Board[F], others: _Others[F], lane: Lane[F]) -> Gang[F] | None:
     """Take over an idle gang of equal shape that something ready may use."""
-    for gang in _spare(board, others, lane):
+    for gang in _spare(others, lane):
         if lane.ready.count or _retried_for(board, others, lane, gang) is not None:
             board.hand_over(gang, lane)
             return gang
     return None
 
 
-def _spare(board: Board[F], others: _Others[F], lane: Lane[F]) -> Iterator[Gang[F]]:
+def _spare(others: _Others[F], lane: Lane[F]) -> Iterator[Gang[F]]:
     """Yield the idle gangs that the lane may take over: of lanes of its shape whose own work is
     done, or has less priority."""
     lanes = others.idle.get(lane.shape)
@@ -173,15 +173,15 @@ def _retried_for(board: Board[F], others: _Others[F], lane: Lane[F], gang: Gang[
             return rank
         if board.now - record.ready_at >= board.params.avoid_wait_s:
             return rank
-        if not _elsewhere(board, others, lane, record.avoid):
+        if not _elsewhere(others, lane, record.avoid):
             return rank
     return None
 
 
-def _elsewhere(board: Board[F], others: _Others[F], lane: Lane[F], avoid: list[str]) -> bool:
+def _elsewhere(others: _Others[F], lane: Lane[F], avoid: list[str]) -> bool:
     """Whether a gang off these nodes is ready, or may be taken over: else waiting for one would be
     for nothing."""
-    able = chain(lane.usable.values(), _spare(board, others, lane))
+    able = chain(lane.usable.values(), _spare(others, lane))
     return any(not any(node in avoid for node in gang.nodes) for gang in able)
 
 
