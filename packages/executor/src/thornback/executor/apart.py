@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 import attrs
@@ -26,7 +26,9 @@ async def apart(function: Callable[[], T], limiter: anyio.CapacityLimiter) -> T:
     """
     results: list[T] = []
     errors: list[BaseException] = []
-    ended, token, borrower = anyio.Event(), current_token(), object()
+    ended, borrower = anyio.Event(), object()
+    loop: Any = current_token().native_token  # asyncio's loop, or trio's token
+    soon = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
 
     def end() -> None:
         limiter.release_on_behalf_of(borrower)
@@ -37,10 +39,10 @@ async def apart(function: Callable[[], T], limiter: anyio.CapacityLimiter) -> T:
             results.append(function())
         except BaseException as error:  # noqa: BLE001  # whatever it is, it belongs to the caller
             errors.append(error)
-        # Semi-private in anyio 4, whose `from_thread.run_sync` waits for an answer: for ever, if
-        # the loop ends just now.
+        # By the loop's own means: `anyio.from_thread.run_sync` waits for an answer, for ever if the
+        # loop ends just now.
         with suppress(RuntimeError):  # it has ended: nobody waits
-            token.backend_class.run_sync_soon(end, (), token.native_token)
+            soon(end)
 
     await limiter.acquire_on_behalf_of(borrower)
     try:

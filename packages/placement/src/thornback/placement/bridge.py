@@ -1,8 +1,7 @@
 """Lets foreign threads run functions in the event loop, without blocking them. The only such place.
 
-Source: anyio 4.16 `abc/_eventloop.py` `run_sync_soon`, which is not part of anyio's documented
-interface: hence one small file. `anyio.from_thread.run_sync` would block the foreign thread until
-    the loop runs.
+By the loop's own means: `anyio.from_thread.run_sync` would block the foreign thread until the loop
+runs, and anyio's `run_sync_soon` is undocumented and there from 4.16 on only.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
-import anyio
 from anyio.lowlevel import current_token
 
 
@@ -19,7 +18,8 @@ class LoopBridge:
     """Made within a running event loop; used from any thread."""
 
     def __init__(self) -> None:
-        self._token = current_token()
+        loop: Any = current_token().native_token  # asyncio's loop, or trio's token
+        self._soon = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
         self._posted: deque[Callable[[], object]] = deque()
         self._armed = False
 
@@ -31,8 +31,8 @@ class LoopBridge:
         self._posted.append(function)
         if not self._armed:
             self._armed = True
-            with suppress(anyio.RunFinishedError):
-                self._token.backend_class.run_sync_soon(self._drain, (), self._token.native_token)
+            with suppress(RuntimeError):
+                self._soon(self._drain)
 
     def _drain(self) -> None:
         # Disarm first: what is posted from here on wakes the loop again.

@@ -148,7 +148,9 @@ class _Bridge:
     Ray's, which must not wait."""
 
     def __init__(self) -> None:
-        self._token = anyio.lowlevel.current_token()
+        # By the loop's own means: anyio has no public call that does not wait for the loop.
+        loop: Any = anyio.lowlevel.current_token().native_token  # asyncio's loop, or trio's token
+        self._soon = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
         self._pending: dict[int, _Pending] = {}
         self._fired: deque[int] = deque()
         self._armed = False
@@ -184,9 +186,7 @@ class _Bridge:
         if not self._armed:
             self._armed = True
             try:
-                # Semi-private in anyio 4, which has no public call for this that does not wait for
-                # the loop.
-                self._token.backend_class.run_sync_soon(self._drain, (), self._token.native_token)
+                self._soon(self._drain)
             except RuntimeError:
                 self._armed = False  # the loop has ended, and so has everybody who waited
 
