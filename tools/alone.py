@@ -141,6 +141,9 @@ class Build:
         """Install the wheel with what it needs."""
         command = ["uv", "pip", "install", "--quiet", "--python", cell.interpreter]
         command += ["--constraint", str(self.pins(cell)), "--find-links", str(self.wheels)]
+        # Else uv takes what an earlier build of the same version had put at the same path.
+        for wheel in self.wheels.glob("thornback*.whl"):
+            command += ["--refresh-package", wheel.name.partition("-")[0].replace("_", "-")]
         run([*command, f"{self.wheel(cell.name)}{extra}"])
 
 
