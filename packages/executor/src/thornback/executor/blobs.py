@@ -60,6 +60,6 @@ class RunBlobs:
             return None
         return InputTooLarge(
             f"the results of stage {stage!r} are {size} bytes or more, at most {MAX_INPUT_BYTES} "
-            "are handed to a later stage: publish files and return their paths, or give "
-            f"After({stage!r}, results=False) where they are not read. What is recorded stays"
+            f"are handed on: return paths of files, or give After({stage!r}, results=False) where "
+            "they are not read. What is recorded stays"
         )

@@ -123,12 +123,12 @@ class WaitingTexts:
                 return dict(self._file.execute(wanted, (queue, piece.start, piece.stop)).fetchall())
             except _failures() as error:
                 self._give_up(error)
+        # The mend first: texts for people show some 200 characters of it.
         raise NotKept(
-            f"results that wait for the stages after theirs are more than {self._max_bytes >> 20} "
-            f"MiB, and what exceeds that could not be kept in a temporary file ({self._broken}): "
-            f"give it room by TMPDIR (up to {self._max_file_bytes >> 30} GiB), return less, or "
-            "give After(..., results=False) where they are not read. Everything that was recorded "
-            "stays: run again to go on"
+            f"no room for results that wait: give TMPDIR up to {self._max_file_bytes >> 30} GiB, "
+            "or After(..., results=False), and run again to go on: what is recorded stays. They "
+            f"are more than {self._max_bytes >> 20} MiB, and the temporary file for the rest "
+            f"failed: {self._broken}"
         )
 
     def _delete(self, queue: int, piece: range) -> None:
