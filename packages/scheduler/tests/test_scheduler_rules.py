@@ -121,6 +121,7 @@ def test_a_rank_that_failed_earlier_skips_what_comes_after() -> None:
         (2, one(0), RecordState.SKIPPED),
     ]
     assert game.scheduler.reason(2, 0) == "skipped: rank 0 of stage 0 failed"
+    assert game.scheduler.reason(0, 0) == "failed in an earlier run"
     (end,) = game.record()
     assert isinstance(end, FinishRun)
     assert end.state is RunState.FAILED

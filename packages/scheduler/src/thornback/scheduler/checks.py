@@ -172,7 +172,7 @@ def _check_limits(board: Board[F]) -> None:
         opening = sorted(number for lane in shape.lanes for number in lane.opening)
         _need(opening == sorted(shape.opening), f"{shape.key} miscounts its opening gangs")
     for stage in board.stages:
-        _need(stage.room >= 0, f"stage {stage.number} has {stage.open_gangs} gangs")
+        _need(stage.room >= 0, f"stage {stage.number} has {-stage.room} gangs too many")
     _need(
         board.next_gang == board.closed + len(board.gangs),
         f"{board.next_gang} gangs were opened, {board.closed} closed, {len(board.gangs)} are known",

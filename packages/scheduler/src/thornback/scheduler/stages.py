@@ -160,16 +160,8 @@ class Stage(Generic[F]):
         return next((why for piece, why in self._reasons.values() if rank in piece), "")
 
     @property
-    def open_gangs(self) -> int:
-        """Gangs that count against `max_gangs`: draining ones do not."""
-        count = 0
-        for lane in self.lanes:
-            count += len(lane.opening) + len(lane.gangs) - len(lane.draining)
-        return count
-
-    @property
     def room(self) -> int:
-        """How many more gangs it may have."""
+        """How many more gangs it may have; draining ones do not count."""
         room = self.plan.max_gangs
         if room is None:
             return 1 << 30
