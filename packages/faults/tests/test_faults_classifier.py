@@ -1,4 +1,7 @@
-"""Which kind, by which rule: a table for every origin, wrappers, groups, chains, and bad input."""
+"""Which kind, by which rule: a table for every origin, wrappers, groups, chains, and bad input.
+
+Long, since most of it is tables.
+"""
 
 from __future__ import annotations
 

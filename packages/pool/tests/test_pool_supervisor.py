@@ -1,4 +1,8 @@
-"""The supervisor: assignments, reports, recalls, set-ups, and the fork server's own death."""
+"""The supervisor: assignments, reports, recalls, set-ups, and the fork server's own death.
+
+Long, since all of it stands on one supervisor with real children, and on how they are told what to
+do.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """What a rank is told and says while it runs, and how its process ends: checkpoints, progress,
-drains, variables, teardown, replacement, tickets ahead."""
+drains, variables, teardown, replacement, tickets ahead.
+
+Long, since all of it stands on one supervisor and on rank functions that wait for its next word.
+"""
 
 from __future__ import annotations
 

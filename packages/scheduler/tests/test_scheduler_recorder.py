@@ -1,4 +1,7 @@
-"""Records: they round-trip, repeat the run exactly, and tell the story of a rank."""
+"""Records: they round-trip, repeat the run exactly, and tell the story of a rank.
+
+Long, since all three are asked of the same plays, which hold every kind of event.
+"""
 
 from __future__ import annotations
 
