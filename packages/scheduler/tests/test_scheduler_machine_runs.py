@@ -335,6 +335,15 @@ TestRuns.settings = settings(
 )
 
 
+def test_the_short_way_comes_to_the_same_as_looking_at_everything(
+    compared: type[Scheduler[str]],
+) -> None:
+    class ComparedRuns(Runs):
+        make = compared
+
+    run_state_machine_as_test(ComparedRuns, settings=TestRuns.settings)
+
+
 # -- planted bugs: the machine must find each ------------------------------------------------------
 
 

@@ -105,9 +105,14 @@ class _Progress:
             return False
         if start < 0 or stop > self.size or piece.step != 1:
             return False
-        if marks.count(HANDED, start, stop) != count:
+        if count == 1:
+            if marks[start] != HANDED:
+                return False
+            marks[start] = DONE
+        elif marks.count(HANDED, start, stop) == count:
+            marks[start:stop] = bytes((DONE,)) * count
+        else:
             return False
-        marks[start:stop] = bytes((DONE,)) * count
         self.ended += count
         return True
 

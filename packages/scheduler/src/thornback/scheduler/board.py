@@ -97,8 +97,9 @@ class Board(Generic[F]):
         """A lane had ready ranks and no usable gang when that was last looked at."""
         self.yielding = False
         """A gang has yielded and is not handed over yet."""
-        self.moved = False
-        """Something has happened, by this event, that gangs or ready ranks follow from."""
+        self.calm = False
+        """When the gangs were last brought in line with the work, there was one lane only, none of
+        its gangs without work or draining, and none of its ready ranks had failed before."""
         self.ended_ranks: deque[tuple[Stage[F], Ranks, bool]] = deque()
         """Ends that the dependencies have not been told yet."""
         self.due_at = NEVER
@@ -243,17 +244,18 @@ class Board(Generic[F]):
 
     def dispatch(self, lane: Lane[F], gang: Gang[F], ranks: Ranks, limit: int) -> None:
         """Hand ready ranks, already taken from their queue, to a gang."""
-        stage, number, size, record = lane.stage, self.next_assignment, 0, None
+        stage = lane.stage
+        size = 0
         for piece in ranks:
             stage.move(piece, READY, DISPATCHED)
             size += len(piece)
-        command = Dispatch(gang=gang.number, assignment=number, stage=stage.number, ranks=ranks)
+        attempt, factor, retried = 1, 1.0, False
         if stage.failures and size == 1:
             record = stage.failures.get(ranks[0].start)
             if record is not None:
-                attempt, factor = record.attempt, record.timeout_factor
-                command = attrs.evolve(command, attempt=attempt, timeout_factor=factor)
-        retried, suspect = record is not None, record is not None or limit < NO_LIMIT
+                attempt, factor, retried = record.attempt, record.timeout_factor, True
+        suspect = retried or limit < NO_LIMIT
+        number = self.next_assignment
         self.next_assignment = number + 1
         self.assignments[number] = gang.live[number] = Assignment(
             number, gang, stage, ranks, size, size, limit, retried, suspect
@@ -261,7 +263,7 @@ class Board(Generic[F]):
         gang.suspects += suspect
         stage.assigned += 1
         lane.loaded(gang)
-        self.out.append(command)
+        self.out.append(Dispatch(gang.number, number, stage.number, ranks, attempt, factor))
 
     def free_slot(self, assignment: Assignment[F]) -> None:
         """Forget an assignment of which nothing is outstanding: its gang can take another."""

@@ -122,7 +122,7 @@ class CloseGang:
         return GangClosed(gang=self.gang, confirmed=confirmed)
 
 
-@attrs.frozen(kw_only=True, slots=True)
+@attrs.define(slots=True, unsafe_hash=True)  # not frozen: see `Record`
 class Dispatch:
     """Run these ranks, in order, in one slot of the gang.
 
@@ -183,7 +183,9 @@ class Recall:
     kill: bool = False
 
 
-@attrs.frozen(kw_only=True, slots=True)
+# Not frozen, though nobody changes it: it is made for every rank, which would take four times as
+# long, and a third of all that a rank costs here.
+@attrs.define(slots=True, unsafe_hash=True)
 class Record:
     """Make the end of these ranks durable. Answer: `Recorded`, or `JournalFailed`, which ends the
     run."""

@@ -157,18 +157,18 @@ class Ticked:
     that was paused must not decide on what is out of date."""
 
 
-Event: TypeAlias = (
+RareEvent: TypeAlias = (
     RunStarted
     | GangReady
     | GangLost[F]
     | GangClosed
-    | RanksSucceeded
     | RankFailed[F]
     | RanksReturned
-    | Recorded
     | JournalFailed[F]
     | NodeDraining
     | CancelRequested
     | Ticked
 )
+"""Those that do not come for every rank."""
+Event: TypeAlias = RareEvent[F] | RanksSucceeded | Recorded
 """Any of them; `Event[F]` for faults of type `F`."""

@@ -60,6 +60,30 @@ def feed(board: Board[F]) -> None:
             _queue_ahead(board, lane)
 
 
+def refill(board: Board[F], gang: Gang[F]) -> bool:
+    """Give the gang its next assignment, where all was calm and nothing has changed but that it has
+    ended one. False, and nothing is done: it is not so simple, look at everything.
+
+    It gets one: it had as many as it may have, and so has every other gang. More than that is left,
+    so that as many gangs are wanted as before.
+    """
+    lane = gang.lane
+    places = lane.slots
+    if _is_fed_ahead(board, lane):
+        places *= 2
+        if lane.queueable:
+            return False
+    if len(gang.live) != places - 1:
+        return False
+    board.slow = pressure(board)
+    ranks = lane.ready.take_plain(_size(lane)) if board.slow is None else ()
+    if not ranks:
+        return False
+    lane.queueable.pop(gang.number, None)  # it came free, and is the last of them now
+    board.dispatch(lane, gang, ranks, NO_LIMIT)
+    return True
+
+
 def _feed_idle(board: Board[F]) -> None:
     """Fill the idle slots of all lanes, and of gangs that they can get from others."""
     others = _others(board) if len(board.active) > 1 else NOBODY
@@ -185,13 +209,18 @@ def _elsewhere(others: _Others[F], lane: Lane[F], avoid: list[str]) -> bool:
     return any(not any(node in avoid for node in gang.nodes) for gang in able)
 
 
+def _is_fed_ahead(board: Board[F], lane: Lane[F]) -> bool:
+    """Whether ranks of the lane are so short that busy slots get some in advance."""
+    mean_s = lane.stage.pace.mean_s
+    return mean_s is not None and mean_s < board.params.reclaim_s and lane.stage.plan.nodes == 1
+
+
 def _queue_ahead(board: Board[F], lane: Lane[F]) -> None:
     """Give busy slots an assignment in advance, so that short ranks do not wait for messages.
 
     Not while ranks wait that must travel alone: the slots would never be idle for them.
     """
-    mean_s = lane.stage.pace.mean_s
-    if mean_s is None or mean_s >= board.params.reclaim_s or lane.stage.plan.nodes > 1:
+    if not _is_fed_ahead(board, lane):
         return
     while lane.queueable and lane.ready.count and lane.ready.first_limit == NO_LIMIT:
         gang = next(iter(lane.queueable.values()))

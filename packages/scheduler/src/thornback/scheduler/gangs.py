@@ -15,11 +15,13 @@ import attrs
 
 from thornback.scheduler.commands import ShapeKey
 from thornback.scheduler.events import Ranks
-from thornback.scheduler.ranges import ReadyRanges, split, total
+from thornback.scheduler.ranges import ReadyRanges, normalised, split, total
 from thornback.scheduler.stages import Stage
 from thornback.scheduler.states import GangMove, GangState, after_gang_move
 
 F = TypeVar("F")
+# Members of an Enum class cost more to look up than to use.
+OPENING, READY = GangState.OPENING, GangState.READY
 
 
 @attrs.define(slots=True, eq=False)
@@ -44,11 +46,12 @@ class Assignment(Generic[F]):
     killed: bool = False
 
     def settle(self, given: Ranks) -> Ranks:
-        """Strike out what is reported; return those that were outstanding."""
+        """Strike out what is reported; return those that were outstanding: `given` itself if these
+        are all that were left. Raises `UsageError` as `normalised` does."""
         if given == self.outstanding:  # the ordinary case: all at once
             self.outstanding, self.left = (), 0
             return given
-        taken, self.outstanding = split(self.outstanding, given)
+        taken, self.outstanding = split(self.outstanding, normalised(given))
         self.left -= total(taken)
         return taken
 
@@ -61,7 +64,7 @@ class Gang(Generic[F]):
     lane: Lane[F]
     asked_at: float
     avoid: tuple[str, ...] = ()
-    state: GangState = GangState.OPENING
+    state: GangState = OPENING
     ready_at: float = 0.0
     nodes: tuple[str, ...] = ()
     live: dict[int, Assignment[F]] = attrs.field(factory=dict)
@@ -81,16 +84,19 @@ class Gang(Generic[F]):
     def move(self, move: GangMove) -> bool:
         """Move; True if that changed anything: else it was a stale event. Raises
         `InvalidTransition`."""
-        target = after_gang_move(self.state, move, f"gang {self.number}, nodes {self.nodes}")
+        target = after_gang_move(self.state, move, self)
         if target is self.state:
             return False
         self.state = target or self.state
         return True
 
+    def __str__(self) -> str:
+        return f"gang {self.number}, nodes {self.nodes}"
+
     @property
     def usable(self) -> bool:
         """Takes any work."""
-        return self.state is GangState.READY and self.drain_by is None and self.yields_to is None
+        return self.state is READY and self.drain_by is None and self.yields_to is None
 
 
 class Lane(Generic[F]):
@@ -161,21 +167,28 @@ class Lane(Generic[F]):
 
     def place(self, gang: Gang[F]) -> None:
         """Put a gang of this lane into the parts it belongs to. O(1)."""
-        number, live = gang.number, len(gang.live)
-        is_ready = gang.state is GangState.READY
-        _keep(self.opening, gang, gang.state is GangState.OPENING)
-        _keep(self.shape.opening, gang, gang.state is GangState.OPENING)
-        _keep(self.gangs, gang, is_ready)
-        _keep(self.draining, gang, is_ready and gang.drain_by is not None)
-        _keep(self.yielding, gang, is_ready and gang.yields_to is not None)
-        _keep(self.usable, gang, gang.usable)
-        _keep(self.free, gang, gang.usable and live < self.slots)
-        _keep(self.idle, gang, gang.usable and not live)
-        may_queue = self.slots <= live < 2 * self.slots and gang.ahead
-        if may_queue and gang.usable and not gang.suspects:
-            self.queueable[number] = gang
-        else:
-            self.queueable.pop(number, None)
+        number = gang.number
+        if gang.state is OPENING:
+            self.opening.setdefault(number, gang)
+            self.shape.opening.setdefault(number, gang)
+            return
+        self.opening.pop(number, None)
+        self.shape.opening.pop(number, None)
+        is_ready, usable, live = gang.state is READY, gang.usable, len(gang.live)
+        may_queue = usable and self.slots <= live < 2 * self.slots and gang.ahead
+        for part, belongs in (
+            (self.gangs, is_ready),
+            (self.draining, is_ready and gang.drain_by is not None),
+            (self.yielding, is_ready and gang.yields_to is not None),
+            (self.usable, usable),
+            (self.free, usable and live < self.slots),
+            (self.idle, usable and not live),
+            (self.queueable, may_queue and not gang.suspects),
+        ):
+            if belongs:
+                part.setdefault(number, gang)
+            else:
+                part.pop(number, None)
 
     def loaded(self, gang: Gang[F]) -> None:
         """Likewise for a gang of which only the assignments have changed: in the path of every
@@ -212,13 +225,6 @@ class Lane(Generic[F]):
             self.queueable,
         ):
             part.pop(gang.number, None)
-
-
-def _keep(part: dict[int, Gang[F]], gang: Gang[F], belongs: bool) -> None:
-    if not belongs:
-        part.pop(gang.number, None)
-    elif gang.number not in part:
-        part[gang.number] = gang
 
 
 @attrs.define(slots=True, eq=False)

@@ -11,6 +11,8 @@ from thornback.scheduler.gangs import Gang, Lane, Shape
 from thornback.scheduler.states import RankState
 
 F = TypeVar("F")
+# Members of an Enum class cost more to look up than to use.
+BLOCKED, RUNNING = RankState.BLOCKED, RankState.RUNNING
 
 
 def make_yield(board: Board[F]) -> None:
@@ -49,18 +51,21 @@ def adjust(board: Board[F]) -> None:
                 once_more = True
     if board.thinned:
         board.retire_lanes()
+    # What it could ask for it has asked for: only another event or a timer makes that more.
+    board.calm = len(board.active) == 1 and not spare and not board.active[0].alone
 
 
 def _give_up(board: Board[F], spare: list[Lane[F]], starving: list[Lane[F]]) -> None:
     """Close what is not wanted in lanes that may have too many gangs."""
     long_ago = board.now - board.params.linger_s
     in_need = {lane.shape for lane in starving if (lane.starved_at or 0.0) <= long_ago}
-    most_idle: dict[Shape[F], int] = {}  # the same for all lanes of a shape
+    found: dict[Shape[F], int] = {}  # the same for all lanes of a shape
     for lane in spare:
-        if lane.shape not in most_idle:
-            most_idle[lane.shape] = _most_idle(lane.shape)
-        _give_up_idle(board, lane, 0 if in_need - {lane.shape} else most_idle[lane.shape])
-        _give_up_pending(board, lane, most_idle[lane.shape])
+        most_idle = found.get(lane.shape)
+        if most_idle is None:
+            most_idle = found[lane.shape] = _most_idle(lane.shape)
+        _give_up_idle(board, lane, 0 if in_need and in_need != {lane.shape} else most_idle)
+        _give_up_pending(board, lane, most_idle)
 
 
 def _note_starving(board: Board[F], lane: Lane[F]) -> bool:
@@ -129,6 +134,8 @@ def _ask(board: Board[F], lane: Lane[F]) -> bool:
 
 def _adopt(board: Board[F], lane: Lane[F]) -> bool:
     """Take over a pending gang of equal shape that its own lane has no work for."""
+    if len(lane.shape.lanes) == 1:
+        return False
     unneeded = [gang for gang in lane.shape.opening.values() if not gang.lane.waiting]
     if not unneeded:
         return False
@@ -145,8 +152,8 @@ def _most_idle(shape: Shape[F]) -> int:
     for lane in shape.lanes:
         waiting += lane.waiting + lane.backoff
         if shape.key.memory_bytes is None and lane.stage.stopped is None:
-            outstanding = lane.stage.in_state[RankState.RUNNING]
-            waiting += lane.stage.in_state[RankState.BLOCKED]
+            outstanding = lane.stage.in_state[RUNNING]
+            waiting += lane.stage.in_state[BLOCKED]
             waiting += max(0, outstanding - lane.stage.assigned)  # not started: may be handed back
             running |= outstanding > 0
     # A rank that runs may come back while its gang does not: one spare for all of them.
@@ -172,8 +179,9 @@ def _give_up_pending(board: Board[F], lane: Lane[F], most_idle: int) -> None:
 def _give_up_idle(board: Board[F], lane: Lane[F], keep: int) -> None:
     """Close gangs without work that are not wanted any more, or that another shape waits for: all
     but `keep`."""
-    for gang in [g for g in lane.draining.values() if not g.live and g.yields_to is None]:
-        board.close(gang)
+    if lane.draining:
+        for gang in [g for g in lane.draining.values() if not g.live and g.yields_to is None]:
+            board.close(gang)
     if lane.waiting or not lane.idle:
         return
     for gang in list(lane.idle.values())[: max(0, len(lane.idle) - keep)]:

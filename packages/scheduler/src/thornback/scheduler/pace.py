@@ -9,6 +9,8 @@ import math
 
 from thornback.scheduler.params import SchedulerParams
 
+INFINITE = math.inf
+
 
 class Pace:
     """Seconds per rank of a stage, and the size of its next assignment.
@@ -31,9 +33,10 @@ class Pace:
         """Learn from a report of so many ranks. With it an assignment of `whole` ranks has ended,
         so that twice as many may be tried; 0: none has. Seconds that are not finite teach nothing:
         one such report would stay in the average for good."""
-        if math.isfinite(busy_s):
-            sample, mean_s = (busy_s / ranks if busy_s > 0 else 0.0), self.mean_s
-            mean_s = sample if mean_s is None else mean_s + self._weight * (sample - mean_s)
+        if -INFINITE < busy_s < INFINITE:
+            mean_s, before_s = (busy_s / ranks if busy_s > 0 else 0.0), self.mean_s
+            if before_s is not None:
+                mean_s = before_s + self._weight * (mean_s - before_s)
             self.mean_s = mean_s
             if mean_s > self._target_s:
                 self._wanted = 1
@@ -42,11 +45,12 @@ class Pace:
             else:
                 self._wanted = int(self._target_s / mean_s)
         if whole:
-            self._trusted = max(2 * whole, min(self._trusted, 2 * self._wanted))
+            most = 2 * self._wanted
+            self._trusted = 2 * whole if most == 2 else max(2 * whole, min(self._trusted, most))
 
     def size(self, ready: int, open_slots: int) -> int:
         """Return how many ranks the next assignment shall have, at least 1."""
-        most = min(self._wanted, self._trusted)
-        if most == 1:
+        if self._wanted == 1:
             return 1
+        most = min(self._wanted, self._trusted)
         return max(1, min(most, math.ceil(ready / (2 * max(1, open_slots)))))

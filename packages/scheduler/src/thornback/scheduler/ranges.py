@@ -92,15 +92,24 @@ class ReadyRanges:
                     continue
             self._pieces.appendleft((piece.start, piece.stop, limit))
 
+    def take_plain(self, size: int) -> Ranks:
+        """Take so many ranks of the first piece, if it is unlimited and has more than these; else
+        take nothing."""
+        if self._pieces:
+            start, stop, limit = self._pieces[0]
+            end = start + size
+            if end < stop and limit == NO_LIMIT:
+                self._pieces[0] = (end, stop, limit)
+                self.count -= size
+                return (range(start, end),)
+        return ()
+
     def take(self, most: int) -> tuple[Ranks, int]:
         """Take up to `most` ranks, never more than a limit among them; return them and the least
         limit."""
-        if self._pieces:  # the ordinary case: of one piece
-            start, stop, own = self._pieces[0]
-            if own == NO_LIMIT and stop - start > most:
-                self._pieces[0] = (start + most, stop, own)
-                self.count -= most
-                return (range(start, start + most),), own
+        plain = self.take_plain(most)
+        if plain:
+            return plain, NO_LIMIT
         taken: list[range] = []
         size, limit = 0, NO_LIMIT
         while self._pieces:

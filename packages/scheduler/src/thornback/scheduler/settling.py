@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from thornback.scheduler.board import Board
 from thornback.scheduler.commands import Record, RecordState
-from thornback.scheduler.events import Ranks, RunStarted
+from thornback.scheduler.events import Ranks, Recorded, RunStarted
 from thornback.scheduler.gangs import Assignment
 from thornback.scheduler.ports import Delta
 from thornback.scheduler.ranges import NO_LIMIT, normalised, split
@@ -56,8 +56,7 @@ def _known(
         if not 0 <= number < len(board.stages):
             raise UsageError(f"RunStarted.{what}: there is no stage {number}.")
         stage = board.stages[number]
-        stage.inside(ranks, f"RunStarted.{what}")
-        known.append((stage, normalised(ranks)))
+        known.append((stage, stage.own(ranks, f"RunStarted.{what}")))
     return known
 
 
@@ -65,13 +64,11 @@ def follow(board: Board[F], delta: Delta) -> None:
     """Carry out what the dependencies say. Ranks that an earlier run has settled stay as they
     are."""
     for number, ranks in delta.ready:
-        board.moved = True
         stage = board.stages[number]
         for state, piece in list(stage.runs(ranks)):
             if state is RankState.BLOCKED:
                 _release(board, stage, piece)
     for number, ranks, (root_stage, root_rank) in delta.skipped:
-        board.moved = True
         stage = board.stages[number]
         for state, piece in list(stage.runs(ranks)):
             if state is RankState.BLOCKED:
@@ -92,10 +89,16 @@ def _release(board: Board[F], stage: Stage[F], piece: range) -> None:
 def tell(board: Board[F]) -> None:
     """Tell the dependencies of every end, and of the ends that follow, without recursion."""
     while board.ended_ranks:
-        stage, ranks, ok = board.ended_ranks.popleft()
-        delta = board.dependencies.finished(stage.number, ranks, ok)
-        if delta.ready or delta.skipped:
-            follow(board, delta)
+        _tell(board, *board.ended_ranks.popleft())
+
+
+def _tell(board: Board[F], stage: Stage[F], ranks: Ranks, ok: bool) -> bool:
+    """Tell the dependencies, and carry out what they say; return whether they said anything."""
+    delta = board.dependencies.finished(stage.number, ranks, ok)
+    if not (delta.ready or delta.skipped):
+        return False
+    follow(board, delta)
+    return True
 
 
 def _record(
@@ -104,45 +107,50 @@ def _record(
     board.out.append(Record(stage=stage.number, ranks=ranks, assignment=number, state=state))
 
 
-def succeed(board: Board[F], assignment: Assignment[F], ranks: Ranks) -> None:
-    """Take over results: from now on they wait for the journal only."""
+def succeed(board: Board[F], assignment: Assignment[F], ranks: Ranks, count: int) -> None:
+    """Take over results of so many ranks: from now on they wait for the journal only."""
     stage = assignment.stage
     for piece in ranks:
         stage.move(piece, RUNNING, SUCCEEDED)
-        board.recording += len(piece)
+    board.recording += count
     if assignment.retried:
         stage.failures.pop(ranks[0].start, None)
     stage.streak.end()
     board.unrecorded.append((board.now, stage, ranks))
-    number = assignment.number
-    board.out.append(Record(stage=stage.number, ranks=ranks, assignment=number, state=HAS_RESULT))
+    board.out.append(Record(stage.number, ranks, assignment.number, HAS_RESULT))
 
 
-def recorded(board: Board[F], stage: Stage[F], ranks: Ranks) -> None:
-    """Make durable what was RECORDING; for the other ends it is a receipt, and repeated a no-op."""
-    stage.inside(ranks, "Recorded")
-    ranks = normalised(ranks)
+def recorded(board: Board[F], event: Recorded) -> bool:
+    """Make durable what was RECORDING; for the other ends it is a receipt, and repeated a no-op.
+    Return whether that has released or skipped others."""
+    if not 0 <= event.stage < len(board.stages):
+        raise UsageError(f"Recorded: there is no stage {event.stage}.")
+    stage = board.stages[event.stage]
+    ranks = stage.own(event.ranks, "Recorded")
     waited = stage.those_in(RECORDING, ranks)
     for piece in waited:
         stage.move(piece, RECORDING, RECORDED)
         board.recording -= len(piece)
     if waited is not ranks:
         stage.receipt(ranks)
-    if waited:
-        board.ended_ranks.append((stage, waited, True))
     unrecorded = board.unrecorded
-    while unrecorded and not unrecorded[0][1].any_in(RECORDING, unrecorded[0][2]):
+    while unrecorded:
+        _, owner, oldest = unrecorded[0]
+        if owner.any_in(RECORDING, oldest):
+            break
         unrecorded.popleft()
+    return bool(waited) and _tell(board, stage, waited, True)
 
 
 def pressure(board: Board[F]) -> str | None:
     """Return why nothing is dispatched until the journal has caught up; None: it keeps up."""
-    params, waiting = board.params, board.recording
-    if waiting > params.max_unrecorded:
-        return f"back-pressure: {waiting} ranks are not recorded yet"
-    age_s = board.now - board.unrecorded[0][0] if waiting else 0.0
-    if age_s > params.max_unrecorded_s:
-        return f"back-pressure: a result has waited {age_s:.0f} s for the journal"
+    waiting = board.recording
+    if waiting:
+        if waiting > board.params.max_unrecorded:
+            return f"back-pressure: {waiting} ranks are not recorded yet"
+        age_s = board.now - board.unrecorded[0][0]
+        if age_s > board.params.max_unrecorded_s:
+            return f"back-pressure: a result has waited {age_s:.0f} s for the journal"
     return None
 
 

@@ -11,10 +11,11 @@ import attrs
 from thornback.scheduler.events import Ranks
 from thornback.scheduler.pace import Pace
 from thornback.scheduler.params import SchedulerParams, StageCounts, StagePlan
+from thornback.scheduler.ranges import normalised
 from thornback.scheduler.states import (
-    BYTE_AFTER,
     OWED,
     OWING,
+    RANK_BYTES,
     RECEIVED,
     RankMove,
     RankState,
@@ -72,25 +73,24 @@ class Stage(Generic[F]):
 
     def move(self, piece: range, source: RankState, move: RankMove) -> None:
         """Move ranks that are all in one state. Raises `InvalidTransition`."""
-        byte, states, start, size = (
-            BYTE_AFTER[source].get(move),
-            self.states,
-            piece.start,
-            len(piece),
-        )
-        if byte is None:
-            raise self._refusal(piece, source, move)
-        if size == 1 and states[start] == source:  # the ordinary case
+        try:
+            before, after, byte = RANK_BYTES[source][move]
+        except KeyError:
+            raise self._refusal(piece, source, move) from None
+        states = self.states
+        start = piece.start
+        size = len(piece)
+        if size == 1 and states[start] == before:  # the ordinary case
             states[start] = byte
-        elif states.count(source, start, piece.stop) == size:
+        elif states.count(before, start, piece.stop) == size:
             states[start : piece.stop] = bytes((byte,)) * size
         else:
             raise self._refusal(piece, source, move)
-        if byte >= OWED:
-            byte -= OWED
+        in_state = self.in_state
+        in_state[before] -= size
+        in_state[after] += size
+        if byte != after:
             self.owed += size
-        self.in_state[source] -= size
-        self.in_state[byte] += size
 
     def _refusal(self, piece: range, source: RankState, move: RankMove) -> UsageError:
         """Return what is wrong, or raise it. Raises `InvalidTransition`."""
@@ -104,8 +104,10 @@ class Stage(Generic[F]):
 
     def any_in(self, state: RankState, ranks: Ranks) -> bool:
         """Return whether one of these ranks is in that state, and no receipt is owed."""
-        for piece in ranks:  # noqa: SIM110  # in the path of every event
-            if self.states.count(state, piece.start, piece.stop):
+        states = self.states
+        for piece in ranks:
+            start = piece.start  # most are known by their first
+            if states[start] == state or states.count(state, start, piece.stop):
                 return True
         return False
 
@@ -138,14 +140,16 @@ class Stage(Generic[F]):
             self.states[piece.start : piece.stop] = part.translate(RECEIVED)
             self.owed -= sum(map(part.count, OWING))
 
-    def inside(self, ranks: Sequence[range], what: str) -> None:
-        """Refuse ranks that the stage does not have. Raises `UsageError`."""
+    def own(self, ranks: Ranks, what: str) -> Ranks:
+        """Return the ranks normalised. Raises `UsageError` for ranks that the stage does not
+        have."""
         for piece in ranks:
-            if piece.step != 1 or piece.start < 0 or piece.stop > self.plan.world_size:
+            if piece.step != 1 or piece.start < 0 or piece.stop > len(self.states):
                 raise UsageError(
                     f"{what}: {piece!r} of stage {self.number}; expected ranges of step 1 within "
-                    f"0..{self.plan.world_size - 1}."
+                    f"0..{len(self.states) - 1}."
                 )
+        return ranks if len(ranks) == 1 and ranks[0] else normalised(ranks)
 
     def note(self, ranks: Sequence[range], reason: str) -> None:
         """Remember why these ranks ended badly."""

@@ -156,11 +156,14 @@ OWED = 0x80
 """Flag on the byte of a FAILED or SKIPPED rank: the journal's receipt is still owed."""
 RECEIPTED = frozenset({RankMove.GIVEN_UP, RankMove.ROOT_FAILED})
 """Moves that are recorded, and end at once."""
-BYTE_AFTER: Mapping[RankState, Mapping[RankMove, int]] = {
-    state: {move: target | (OWED if move in RECEIPTED else 0) for move, target in moves.items()}
+RANK_BYTES: Mapping[RankState, Mapping[RankMove, tuple[int, int, int]]] = {
+    state: {
+        move: (int(state), int(target), target | (OWED if move in RECEIPTED else 0))
+        for move, target in moves.items()
+    }
     for state, moves in RANK_MOVES.items()
 }
-"""`RANK_MOVES` as the bytes that are kept."""
+"""`RANK_MOVES` as numbers: the state before, the one after, and the byte that is kept then."""
 OWING = (RankState.FAILED | OWED, RankState.SKIPPED | OWED)
 RECEIVED = bytes(byte & ~OWED for byte in range(0x100))
 """Translates a byte to the one after its receipt."""
@@ -168,6 +171,8 @@ RECEIVED = bytes(byte & ~OWED for byte in range(0x100))
 
 class GangState(enum.Enum):
     """How far a gang is, as far as the scheduler knows."""
+
+    __hash__ = object.__hash__  # as above
 
     OPENING = "opening"
     """`OpenGang` was sent and not answered."""
@@ -179,6 +184,8 @@ class GangState(enum.Enum):
 
 class GangMove(enum.Enum):
     """What happens to a gang."""
+
+    __hash__ = object.__hash__  # as above
 
     ANSWERED = "GangReady"
     LOST = "GangLost"
@@ -218,9 +225,10 @@ def after_rank_move(state: RankState, move: RankMove, story: str) -> RankState:
     return target
 
 
-def after_gang_move(state: GangState, move: GangMove, story: str) -> GangState | None:
-    """Return the state after the move; None: gone. Raises `InvalidTransition`."""
+def after_gang_move(state: GangState, move: GangMove, who: object) -> GangState | None:
+    """Return the state after the move; None: gone. Raises `InvalidTransition`, which tells who it
+    is."""
     moves = GANG_MOVES[state]
     if move not in moves:
-        raise InvalidTransition(state.name, move.value, story)
+        raise InvalidTransition(state.name, move.value, str(who))
     return moves[move]
