@@ -246,7 +246,15 @@ def _is_wanted(gang: Gang[F], to: Lane[F]) -> bool:
         return False
     can_have_it = to.shape is gang.lane.shape and gang.drain_by is None
     takes_precedence = can_have_it and to.outranks(gang.lane)
-    return to.starves or (takes_precedence and to.waiting > 0 and not to.free)
+    return to.starves or (takes_precedence and _wants_slots(to))
+
+
+def _wants_slots(lane: Lane[F]) -> bool:
+    """Whether more is ready than the idle slots of the lane take: these are filled next. To let a
+    gang go on because of them would fill it again, and another would begin to make way."""
+    if lane.waiting <= len(lane.free):
+        return False
+    return lane.waiting > sum(lane.slots - len(gang.live) for gang in lane.free.values())
 
 
 def _hold_back_others(board: Board[F], to: Lane[F]) -> None:
