@@ -156,6 +156,30 @@ def test_who_has_fewer_ranks_than_a_gang_has_slots_waits_for_the_yield_rule() ->
     finish(game, room=2)
 
 
+def test_who_has_waited_long_keeps_one_of_its_own_instead_of_an_exchange() -> None:
+    """By the yield rule it would get one from those for whom its own make way."""
+    game = contended(low(3, slots=2), urgent(12, slots=2))
+    first, second, third = gangs_of(game, LOW)
+    own = gangs_of(game, URGENT)[:2]
+    for gang in own:
+        game.ready(gang)
+        end_one(game, gang)
+    game.record()
+    game.lost(third, "preempted")
+    game.tick(5.0)
+    assert yielding(game) == [first, second]
+    end_one(game, first)
+    game.record()
+    assert given(game.tick(60.0)) == []
+    assert yielding(game) == [first]
+    assert given(end_one(game, second)) == [(second, LOW)]
+    game.record()
+    game.tick(60.0)
+    assert yielding(game) == [first], "nor is it made to make way again"
+    assert given(end_one(game, first)) == [(first, URGENT)] * 2
+    finish(game, room=4)
+
+
 def test_what_is_too_little_for_a_gang_waits_for_a_slot_of_its_own_stage() -> None:
     """It has a gang: so the yield rule does not hold, and none is emptied for one rank."""
     game = contended(low(2, slots=3), urgent(4, slots=3))

@@ -198,7 +198,11 @@ def _make_others_yield(board: Board[F], lane: Lane[F]) -> None:
         return
     gang = _victim(lane, board)
     pause_s = params.yield_after_s
-    if gang is not None:
+    own = _on_the_way_to(gang.lane, lane) if gang is not None else None
+    if own is not None:
+        board.keep_on(own)
+        own.kept = True
+    elif gang is not None:
         board.make_way(gang, lane)
         pause_s = max(pause_s, params.yield_openings * (gang.ready_at - gang.asked_at))
     lane.next_yield_at = board.now + pause_s
@@ -208,6 +212,14 @@ def _has_starved(board: Board[F], lane: Lane[F]) -> bool:
     """Whether the yield rule holds for a lane: it has been without a gang for so long."""
     since = lane.starved_at
     return since is not None and board.now >= since + board.params.yield_after_s
+
+
+def _on_the_way_to(victim: Lane[F], lane: Lane[F]) -> Gang[F] | None:
+    """Return the lane's own gang that makes way for the one that is to give one up, and has most
+    left to run: to keep that one does as much as to exchange two, and empties none."""
+    own = [gang for gang in lane.yielding.values() if gang.yields_to is victim]
+    able = [gang for gang in own if gang.drain_by is None]
+    return max(able, key=lambda gang: len(gang.live), default=None)
 
 
 def _victim(lane: Lane[F], board: Board[F]) -> Gang[F] | None:
