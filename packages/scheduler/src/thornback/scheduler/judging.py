@@ -9,7 +9,8 @@ likewise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
 from thornback.scheduler.board import Board
@@ -24,10 +25,12 @@ from thornback.scheduler.settling import (
     take_back,
 )
 from thornback.scheduler.stages import FailedRank, Stage, one
-from thornback.scheduler.states import GangMove, GangState, RankState
+from thornback.scheduler.states import GangMove, GangState, RankState, UsageError
 
 F = TypeVar("F")
 GiveBack: TypeAlias = Callable[[Assignment[F], bool], None]
+FAULT_SHOWN = 200
+"""Characters of a fault in an error: some bring the last lines of a log."""
 
 
 def rank_failed(board: Board[F], assignment: Assignment[F], event: RankFailed[F]) -> None:
@@ -47,6 +50,26 @@ def rank_failed(board: Board[F], assignment: Assignment[F], event: RankFailed[F]
         _stop_without_progress(board, stage, verdict)
 
 
+def _decided(stage: Stage[F], fault: F, history: Sequence[tuple[F, str]], draw: float) -> Verdict:
+    """Ask the policy. Raises `UsageError` for numbers that make no sense: a delay that is not
+    finite would be a timer that never comes, and the run would wait for it for good."""
+    verdict = stage.plan.policy.decide(fault, history, draw)
+    delay_s, factor, memory = verdict.delay_s, verdict.timeout_factor, verdict.memory_bytes
+    if not 0.0 <= delay_s < math.inf:
+        wrong = f"delay_s={delay_s!r}; expected finite seconds, at least 0"
+    elif not 0.0 < factor < math.inf:
+        wrong = f"timeout_factor={factor!r}; expected a finite number above 0"
+    elif memory is not None and memory < 1:
+        wrong = f"memory_bytes={memory!r}; expected at least 1, or None"
+    else:
+        return verdict
+    raise UsageError(
+        f"The retry policy of stage {stage.number} says {wrong}. "
+        "thornback.scheduler.testing.check_retry_policy checks a policy. "
+        f"The fault: {str(fault)[:FAULT_SHOWN]}"
+    )
+
+
 def _judge(
     board: Board[F],
     stage: Stage[F],
@@ -59,7 +82,7 @@ def _judge(
     """Ask the policy about one rank and do what it says."""
     record = stage.failures.get(rank) or FailedRank()
     draw = board.draw(stage.number, rank, record.attempt)
-    verdict = stage.plan.policy.decide(fault, tuple(record.history), draw)
+    verdict = _decided(stage, fault, tuple(record.history), draw)
     if not verdict.retry or (stage.stopped is not None and board.ending is None):
         reason = verdict.reason if not verdict.retry else f"{stage.stopped} ({verdict.reason})"
         stage.failures.pop(rank, None)
@@ -91,7 +114,7 @@ def gang_lost(board: Board[F], gang: Gang[F], event: GangLost[F], give_back: Giv
         return
     stage = gang.lane.stage
     draw = board.draw(stage.number, -1, gang.number)
-    verdict = stage.plan.policy.decide(event.fault, (), draw)
+    verdict = _decided(stage, event.fault, (), draw)
     if verdict.blames_node and event.node:
         board.suspicion.blame(event.node, board.now)
     if was_ready:

@@ -21,8 +21,8 @@ class Verdict(Protocol):
 
     @property
     def delay_s(self) -> float:
-        """Seconds to wait before that; 0: at once. For a gang also without `retry`: until the next
-        one is asked for."""
+        """Seconds to wait before that, finite; 0: at once. For a gang also without `retry`: until
+        the next one is asked for."""
         ...
 
     @property
@@ -54,13 +54,14 @@ class Verdict(Protocol):
 
     @property
     def memory_bytes(self) -> int | None:
-        """Try this rank in a gang with that many bytes for it; None: with as much as
+        """Try this rank in a gang with that many bytes for it, at least 1; None: with as much as
         before."""
         ...
 
     @property
     def timeout_factor(self) -> float:
-        """Multiply the time-out that the rank began with by this: `Dispatch.timeout_factor`."""
+        """Multiply the time-out that the rank began with by this, finite and above 0:
+        `Dispatch.timeout_factor`."""
         ...
 
     @property
@@ -72,7 +73,8 @@ class Verdict(Protocol):
 class RetryPolicy(Protocol[F_contra]):
     """Decides about a fault. Pure: the same arguments give the same verdict.
 
-    `testing.check_retry_policy` checks one.
+    A verdict with a number that makes no sense is refused: `Scheduler.handle` raises `UsageError`.
+    `testing.check_retry_policy` finds that out, and more, before a run does.
     """
 
     def decide(

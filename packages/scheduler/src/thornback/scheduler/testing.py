@@ -5,6 +5,7 @@ Nothing here imports a test framework. Faults are plain strings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
@@ -402,8 +403,9 @@ def check_retry_policy(policy: RetryPolicy[F], faults: Sequence[F]) -> None:
                 verdict, again = (policy.decide(fault, history, draw) for _ in range(2))
                 for name in attrs.fields_dict(FakeVerdict):
                     assert getattr(verdict, name) == getattr(again, name), f"{fault}: {name} varies"
-                assert verdict.delay_s >= 0, f"{fault}: delay {verdict.delay_s}"
-                assert verdict.timeout_factor > 0, f"{fault}: factor {verdict.timeout_factor}"
+                assert 0 <= verdict.delay_s < math.inf, f"{fault}: delay {verdict.delay_s}"
+                factor = verdict.timeout_factor
+                assert 0 < factor < math.inf, f"{fault}: factor {factor}"
                 assert verdict.memory_bytes is None or verdict.memory_bytes > 0, f"{fault}: memory"
                 assert verdict.reason, f"{fault}: no reason"
 
