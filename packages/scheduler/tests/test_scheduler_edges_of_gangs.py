@@ -186,6 +186,20 @@ def test_what_fits_on_a_draining_node_may_be_without_bounds(left_s: float, busy_
     assert [gang for gang, _, _ in dispatches(commands)] == [0]
 
 
+def test_a_batch_on_a_draining_node_is_no_larger_than_what_fits() -> None:
+    game = play(plan(999, max_gangs=1))
+    game.start()
+    game.ready(0, "a")
+    for assignment in range(4):
+        size = len(game.scheduler.outstanding(assignment)[0])
+        game.succeed(assignment, busy_s=0.125 * size)
+    game.send(NodeDraining(node="a", left_s=9.0))
+    game.now += 8.1
+    for assignment in (4, 5):
+        commands = game.succeed(assignment, busy_s=0.5)
+    assert [len(ranks[0]) for _, _, ranks in dispatches(commands)] == [3], "in 0.45 s, of 4"
+
+
 # -- yielding --------------------------------------------------------------------------------------
 
 

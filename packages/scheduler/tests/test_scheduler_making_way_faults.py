@@ -98,18 +98,22 @@ def test_among_gangs_with_more_memory_the_lower_priority_makes_way_too() -> None
 # -- nodes and gangs that go away ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_a_gang_on_a_node_that_goes_away_is_closed_when_free_for_who_has_none(nodes: int) -> None:
-    game = contended(low(2, nodes=nodes), urgent(1, nodes=nodes))
+@pytest.mark.parametrize(("nodes", "slots"), [(1, 1), (2, 1), (1, 3)])
+def test_a_gang_on_a_node_that_goes_away_is_closed_when_free_for_who_has_none(
+    nodes: int, slots: int
+) -> None:
+    """It gets no more work, and the next makes way when it is gone: not in its place."""
+    game = contended(low(2, nodes=nodes, slots=slots), urgent(slots, nodes=nodes, slots=slots))
     first, second = gangs_of(game, LOW)
     game.tick(5.0)
     assert yielding(game) == [first]
     game.send(NodeDraining(node=f"{first}{'ab'[nodes - 1]}", left_s=100.0))
-    assert yielding(game) == [first]
-    commands = end_one(game, first)
-    assert closed(commands) == [first]
-    assert given(commands) == []
-    assert given(end_one(game, second)) == [(second, URGENT)], "it may still be handed over"
+    for left in reversed(range(slots)):
+        assert yielding(game) == [first]
+        commands = end_one(game, first)
+        assert given(commands) == []
+        assert closed(commands) == ([] if left else [first])
+    assert yielding(game) == [second]
     finish(game, room=2)
 
 
@@ -126,6 +130,25 @@ def test_a_gang_whose_node_goes_away_works_on_when_the_other_stage_has_one() -> 
     assert yielding(game) == [second]
     assert given(end_one(game, first)) == [(first, LOW)], "what it can finish"
     finish(game, room=3)
+
+
+def test_who_has_waited_long_does_not_keep_a_gang_whose_node_goes_away() -> None:
+    """That notice may come at the very moment."""
+    game = contended(low(3, slots=2), urgent(12, slots=2))
+    first, second, third = gangs_of(game, LOW)
+    own = gangs_of(game, URGENT)[:2]
+    for gang in own:
+        game.ready(gang)
+        end_one(game, gang)
+    game.record()
+    game.lost(third, "preempted")
+    game.tick(5.0)
+    end_one(game, first)
+    game.record()
+    game.send(NodeDraining(node=f"{second}a", left_s=100.0), after_s=60.0)
+    assert yielding(game) == []
+    assert given(end_one(game, first)) == [(first, LOW)]
+    finish(game, room=4)
 
 
 def test_when_a_gang_is_lost_on_its_way_the_next_makes_way() -> None:

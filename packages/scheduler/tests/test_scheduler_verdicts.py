@@ -1,4 +1,5 @@
-"""Verdicts that make no sense are refused where they come in: nothing waits for them for good."""
+"""What is done with a verdict: those that make no sense are refused where they come in, so that
+nothing waits for them for good; and some change nothing any more."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from thornback.scheduler.events import GangLost, RunStarted
+from thornback.scheduler import SchedulerParams
+from thornback.scheduler.commands import RunState
+from thornback.scheduler.events import CancelRequested, GangLost, RunStarted
 from thornback.scheduler.recorded import read_record
 from thornback.scheduler.recorder import Recorder
 from thornback.scheduler.replaying import replay
@@ -127,3 +130,42 @@ def test_what_was_refused_is_recorded_and_refused_again() -> None:
     (*_, last) = recorder.record().entries
     assert last.error.startswith("UsageError: The retry policy of stage 0 says delay_s=nan;")
     assert replay(read_record(iter(file.getvalue().splitlines(keepends=True)))) is None
+
+
+# -- verdicts that change nothing ------------------------------------------------------------------
+
+
+def test_nobody_is_judged_for_a_gang_that_is_lost_when_the_run_is_cancelled() -> None:
+    policy = ScriptedPolicy({"broken": FakeVerdict()})
+    game = play(plan(2, max_gangs=1, policy=policy))
+    game.start()
+    game.ready(0)
+    game.send(CancelRequested(reason="enough", kill=False))
+    game.lost(0, "broken")
+    game.close()
+    assert policy.asked == []
+    assert game.scheduler.counts(0).ready == 2
+    assert game.referee.finish is not None
+    assert game.referee.finish.state is RunState.CANCELLED
+
+
+def test_a_cancelled_stage_is_not_stopped_for_want_of_progress() -> None:
+    """It would fail what the next run may do."""
+    params = SchedulerParams(no_progress_faults=1)
+    game = play(plan(2, max_gangs=1, policy=Odd()), params=params)
+    game.start()
+    game.ready(0)
+    game.send(CancelRequested(reason="enough", kill=False))
+    game.fail(0, 0, "broken")
+    assert (game.scheduler.counts(0).ready, game.scheduler.counts(0).failed) == (2, 0)
+
+
+def test_a_gang_that_could_not_be_opened_free_of_charge_is_asked_for_for_ever() -> None:
+    params = SchedulerParams(no_progress_losses=2)
+    game = play(plan(1, policy=Odd(charged=False)), params=params)
+    game.start()
+    for gang in range(9):
+        while gang not in game.referee.gangs:
+            game.tick()
+        game.lost(gang, "broken")
+    assert game.scheduler.counts(0).ready == 1

@@ -264,9 +264,10 @@ def _is_wanted(gang: Gang[F], to: Lane[F]) -> bool:
 def _wants_slots(lane: Lane[F]) -> bool:
     """Whether more is ready than the idle slots of the lane take: these are filled next. To let a
     gang go on because of them would fill it again, and another would begin to make way."""
-    if lane.waiting <= len(lane.free):
-        return False
-    return lane.waiting > sum(lane.slots - len(gang.live) for gang in lane.free.values())
+    most = len(lane.free) * lane.slots
+    return lane.waiting > most or lane.waiting > sum(
+        lane.slots - len(gang.live) for gang in lane.free.values()
+    )
 
 
 def _hold_back_others(board: Board[F], to: Lane[F]) -> None:
