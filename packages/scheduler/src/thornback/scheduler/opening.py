@@ -59,13 +59,15 @@ def _give_up(board: Board[F], spare: list[Lane[F]], starving: list[Lane[F]]) -> 
     """Close what is not wanted in lanes that may have too many gangs."""
     long_ago = board.now - board.params.linger_s
     in_need = {lane.shape for lane in starving if (lane.starved_at or 0.0) <= long_ago}
-    found: dict[Shape[F], int] = {}  # the same for all lanes of a shape
+    most_idle: dict[Shape[F], int] = {}  # for all lanes of a shape together
+    left: dict[Shape[F], int] = {}
     for lane in spare:
-        most_idle = found.get(lane.shape)
-        if most_idle is None:
-            most_idle = found[lane.shape] = _most_idle(lane.shape)
-        _give_up_idle(board, lane, 0 if in_need and in_need != {lane.shape} else most_idle)
-        _give_up_pending(board, lane, most_idle)
+        shape = lane.shape
+        if shape not in most_idle:
+            most_idle[shape] = left[shape] = _most_idle(shape)
+        _give_up_idle(board, lane, 0 if in_need and in_need != {shape} else left[shape])
+        left[shape] = max(0, left[shape] - len(lane.idle))
+        _give_up_pending(board, lane, most_idle[shape])
 
 
 def _note_starving(board: Board[F], lane: Lane[F]) -> bool:
