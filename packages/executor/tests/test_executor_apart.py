@@ -49,9 +49,29 @@ class Store:
 
 anyio.run(main, backend=sys.argv[1])
 """
+WAITING = """
+import anyio, sys, threading
+from thornback.executor.waiting import NotKept, WaitingTexts
+
+def hang():
+    threading.Event().wait()
+
+async def main():
+    waiting = WaitingTexts(0, timeout_s=0.05, open_rows=hang)
+    waiting.put(0, {0: "abc"})
+    try:
+        await waiting.get(0, (range(1),))
+    except NotKept:
+        print("lost 3")
+    waiting.close()
+
+anyio.run(main, backend=sys.argv[1])
+"""
 
 
-@pytest.mark.parametrize("program", [LOGS, JOURNAL], ids=["logs", "journal"])
+@pytest.mark.parametrize(
+    "program", [LOGS, JOURNAL, WAITING], ids=["logs", "journal", "results that wait"]
+)
 def test_a_store_that_hangs_does_not_keep_the_process(anyio_backend: str, program: str) -> None:
     command = [sys.executable, "-c", program, anyio_backend]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)

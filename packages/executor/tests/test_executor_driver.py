@@ -13,13 +13,16 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from packages.executor.tests.disks import GatedRows
 from thornback.executor import (
+    After,
     AttemptReport,
     ExecutorParams,
     Job,
     RankContext,
     Stage,
     StageProgress,
+    handover,
 )
 from thornback.executor.blobs import RunBlobs
 from thornback.executor.clock import SystemClock
@@ -29,6 +32,7 @@ from thornback.executor.journal.testing import FakeJournal, FakeState
 from thornback.executor.plan import RunPlan, Settings
 from thornback.executor.ports import Completion, Json
 from thornback.executor.tracing import RunTracer
+from thornback.executor.waiting import WaitingTexts
 from thornback.executor.watching import Watchers
 from thornback.faults import Classifier, Fault, FaultKind, StopReason
 from thornback.placement import Allocator
@@ -78,6 +82,7 @@ class World:
     )
     pool: type[WorkerPool] = WorkerPool
     kind: type[Driver] = Driver
+    params: ExecutorParams = attrs.field(factory=lambda: ExecutorParams(close_s=2.0, release_s=2.0))
     backend: FakeBackend = attrs.field(init=False)
     driver: Driver = attrs.field(init=False)
     recorded: dict[str, dict[int, str]] = attrs.field(factory=dict)
@@ -107,7 +112,7 @@ class World:
                     opened,
                     tracer=tracer,
                     watchers=Watchers(self.observers),
-                    params=ExecutorParams(close_s=2.0, release_s=2.0),
+                    params=self.params,
                 )
                 try:
                     await self.driver.run()
@@ -420,3 +425,80 @@ async def test_why_a_rank_is_given_up_is_a_word_in_report_and_record(
     paper = given_up["last"]
     assert isinstance(paper, dict)
     assert (paper["stop"], paper["verdict"]) == (stop.value, given_up["reason"])
+
+
+def tight(monkeypatch: pytest.MonkeyPatch, disk: GatedRows, **options: int) -> None:
+    """Have results that wait put on this disk at once."""
+    made = partial(WaitingTexts, 0, open_rows=lambda: disk, **options)
+    monkeypatch.setattr(handover, "WaitingTexts", made)
+
+
+def chain(*others: Stage) -> Job:
+    own = After("a", kind="one_to_one")
+    return Job("j", [Stage("a", work, ranks=3), Stage("b", work, ranks=3, after=own), *others])
+
+
+async def test_a_disk_that_hangs_fails_only_what_is_in_it_and_holds_up_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = GatedRows()
+    tight(monkeypatch, disk)
+    world = World(chain(Stage("c", work, ranks=20)))
+    world.params = attrs.evolve(world.params, disk_s=0.1)
+    driver = await world.run()
+    assert [world.counts(stage) for stage in range(3)] == [(3, 0, 0), (0, 3, 0), (20, 0, 0)]
+    messages = {attempt.fault.message for attempt in driver.certifier.chronicle.attempts}
+    assert len(messages) == 1
+    assert "no answer for 0.1 s" in messages.pop()
+    assert disk.calls == []
+    disk.let.set()
+
+
+async def test_a_run_is_cancelled_while_the_disk_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = GatedRows()
+    tight(monkeypatch, disk)
+    world = World(chain())
+    world.params = attrs.evolve(world.params, close_s=0.05)
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.run)
+        while not disk.hangs.is_set():
+            await anyio.lowlevel.checkpoint()
+        world.driver.cancel("enough", kill=True)
+    assert world.state() == "cancelled"
+    assert disk.calls == []
+    disk.let.set()
+    assert disk.closed.wait(20)
+    assert disk.calls == ["write", "close"]
+
+
+async def test_a_cancel_that_kills_nothing_has_ranks_wait_for_the_disk_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = GatedRows()
+    tight(monkeypatch, disk)
+    world = World(chain())
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.run)
+        while not disk.hangs.is_set():
+            await anyio.lowlevel.checkpoint()
+        world.driver.cancel("enough", kill=False)
+        await anyio.wait_all_tasks_blocked()
+        assert world.driver.end is None
+        disk.let.set()
+    assert world.state() == "cancelled"
+
+
+async def test_a_disk_that_is_slower_than_the_results_has_the_run_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = GatedRows()
+    tight(monkeypatch, disk, max_on_way_bytes=0)
+    world = World(chain())
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.run)
+        while not disk.hangs.is_set():
+            await anyio.lowlevel.checkpoint()
+        disk.let.set()
+    assert [world.counts(stage) for stage in range(2)] == [(3, 0, 0), (3, 0, 0)]
+    assert disk.closed.wait(20)
+    assert {"write", "read", "close"} <= set(disk.calls)

@@ -8,9 +8,11 @@ import pickle
 from collections.abc import Mapping
 from typing import Any, cast
 
+import anyio
 import attrs
 import pytest
 
+from packages.executor.tests.disks import GatedRows
 from thornback.executor import After, Job, RankContext, Stage, UsageError, Within, blobs
 from thornback.executor.handover import Handover
 from thornback.executor.job import identity_of
@@ -160,7 +162,7 @@ async def test_results_are_kept_until_the_rank_that_wants_them_is_settled() -> N
     plan, journal = two_stages(), FakeJournal()
     opened = await journal.open(identity_of(plan.job), on_mismatch="refuse")
     handover = Handover(plan, journal, opened)
-    handover.note([done(0, "10"), done(2, "12")])
+    await handover.note([done(0, "10"), done(2, "12")])
     assert await handover.of(2, (range(1),)) == ()
     ranks = (range(0, 1), range(2, 4))
     assert await handover.of(1, ranks) == [{"a": "10"}, {"a": "12"}, {}]
@@ -194,10 +196,10 @@ async def test_what_memory_has_no_room_for_is_handed_all_the_same_or_refused() -
     plan, journal = two_stages(), FakeJournal()
     opened = await journal.open(identity_of(plan.job), on_mismatch="refuse")
     spilled = Handover(plan, journal, opened, WaitingTexts(0))
-    spilled.note([done(0, "10"), done(2, "12")])
+    await spilled.note([done(0, "10"), done(2, "12")])
     assert await spilled.of(1, (range(0, 3),)) == [{"a": "10"}, {}, {"a": "12"}]
     lost = Handover(plan, journal, opened, WaitingTexts(0, max_file_bytes=0))
-    lost.note([done(0, '"' + "x" * 60_000 + '"')])
+    await lost.note([done(0, '"' + "x" * 60_000 + '"')])
     with pytest.raises(NotKept):
         await lost.of(1, (range(0, 1),))
     for each in (spilled, lost):
@@ -218,11 +220,11 @@ async def test_results_that_are_too_many_are_told_while_their_stage_still_runs(
     plan, journal = RunPlan(Job("j", stages), SETTINGS), FakeJournal()
     opened = await journal.open(identity_of(plan.job), on_mismatch="refuse")
     handover = Handover(plan, journal, opened)
-    handover.note([done(0, "12345"), done(1, "67890")])
+    await handover.note([done(0, "12345"), done(1, "67890")])
     assert not caplog.messages
     handover.check(1)
-    handover.note([done(2, "1")])
-    handover.note([done(3, "1")])
+    await handover.note([done(2, "1")])
+    await handover.note([done(3, "1")])
     (told,) = caplog.messages
     assert "'reads', 'also' will be refused" in told
     assert "After('a', results=False)" in told
@@ -273,8 +275,11 @@ async def test_results_of_many_stages_are_kept_within_a_bound(
 class Remembered(WaitingTexts):
     """Tells what was put into it."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, disk: GatedRows | None = None) -> None:
+        if disk is None:
+            super().__init__()
+        else:
+            super().__init__(0, max_on_way_bytes=0, open_rows=lambda: disk)
         self.ranks: list[int] = []
 
     def put(self, queue: int, texts: Mapping[int, str]) -> None:
@@ -293,7 +298,7 @@ async def test_nothing_is_kept_for_a_rank_that_was_settled_before_its_result_cam
     journal, waiting = FakeJournal(state), Remembered()
     handover = Handover(plan, journal, await journal.open(identity, on_mismatch="refuse"), waiting)
     handover.drop(1, (range(1, 2),))  # skipped, for another rank that it comes after
-    handover.note([done(0, "10"), done(1, "11"), done(2, "12")])
+    await handover.note([done(0, "10"), done(1, "11"), done(2, "12")])
     assert waiting.ranks == [2]
     assert await handover.of(1, (range(0, 4),)) == [{}, {}, {"a": "12"}, {}]
 
@@ -322,6 +327,56 @@ async def test_what_is_settled_while_an_earlier_runs_results_are_read_is_not_kep
     journal.handover = Handover(plan, journal, opened, waiting)
     assert await journal.handover.of(1, (range(1, 2),)) == [{"a": "11"}]
     assert waiting.ranks == [1]
+
+
+@pytest.mark.anyio
+async def test_what_is_recorded_waits_for_a_disk_that_is_slower() -> None:
+    plan, journal, disk = two_stages(), FakeJournal(), GatedRows()
+    opened = await journal.open(identity_of(plan.job), on_mismatch="refuse")
+    waiting = WaitingTexts(0, max_on_way_bytes=0, open_rows=lambda: disk)
+    handover, noted = Handover(plan, journal, opened, waiting), list[int]()
+
+    async def note(rank: int) -> None:
+        await handover.note([done(rank, "1")])
+        noted.append(rank)
+
+    await note(0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(note, 1)
+        await anyio.wait_all_tasks_blocked()
+        assert noted == [0]
+        handover.drop(1, (range(1, 2),))  # skipped meanwhile: nothing is kept for it
+        disk.let.set()
+    assert noted == [0, 1]
+    assert await handover.of(1, (range(0, 4),)) == [{"a": "1"}, {}, {}, {}]
+    handover.close()
+
+
+@pytest.mark.anyio
+async def test_what_an_earlier_run_recorded_waits_for_a_disk_that_is_slower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("thornback.executor.handover._READ_AT_ONCE", 1)
+    plan, state, disk = two_stages(), FakeState(), GatedRows()
+    first = FakeJournal(state)
+    await first.open(identity_of(plan.job), on_mismatch="refuse")
+    await first.commit([done(rank, "1") for rank in range(4)])
+    await first.close()
+    journal = FakeJournal(state)
+    opened = await journal.open(identity_of(plan.job), on_mismatch="refuse")
+    waiting = Remembered(disk)
+    handover, handed = Handover(plan, journal, opened, waiting), list[object]()
+
+    async def of() -> None:
+        handed.extend(await handover.of(1, (range(0, 4),)))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(of)
+        await anyio.wait_all_tasks_blocked()
+        assert waiting.ranks == [0]
+        disk.let.set()
+    assert handed == [{"a": "1"}] * 4
+    handover.close()
 
 
 @pytest.mark.anyio

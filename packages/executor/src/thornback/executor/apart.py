@@ -27,8 +27,7 @@ async def apart(function: Callable[[], T], limiter: anyio.CapacityLimiter) -> T:
     results: list[T] = []
     errors: list[BaseException] = []
     ended, borrower = anyio.Event(), object()
-    loop: Any = current_token().native_token  # asyncio's loop, or trio's token
-    soon = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
+    soon = poster()
 
     def end() -> None:
         limiter.release_on_behalf_of(borrower)
@@ -39,10 +38,7 @@ async def apart(function: Callable[[], T], limiter: anyio.CapacityLimiter) -> T:
             results.append(function())
         except BaseException as error:  # noqa: BLE001  # whatever it is, it belongs to the caller
             errors.append(error)
-        # By the loop's own means: `anyio.from_thread.run_sync` waits for an answer, for ever if the
-        # loop ends just now.
-        with suppress(RuntimeError):  # it has ended: nobody waits
-            soon(end)
+        soon(end)
 
     await limiter.acquire_on_behalf_of(borrower)
     try:
@@ -54,6 +50,22 @@ async def apart(function: Callable[[], T], limiter: anyio.CapacityLimiter) -> T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def poster() -> Callable[[Callable[[], None]], None]:
+    """Return what has a function called in this loop, from any thread.
+
+    By the loop's own means: `anyio.from_thread.run_sync` waits for an answer, for ever if the loop
+    ends just now.
+    """
+    loop: Any = current_token().native_token  # asyncio's loop, or trio's token
+    soon = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
+
+    def post(function: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # it has ended: nobody waits
+            soon(function)
+
+    return post
 
 
 def in_order(

@@ -31,6 +31,8 @@ class LiveAssignment:
     epoch: str
     outcomes: dict[int, Outcome] = attrs.field(factory=dict)
     """Reported, and not yet handled by the scheduler."""
+    preparing: anyio.CancelScope | None = None
+    """Around what may have to be waited for before that."""
     handed: anyio.Event = attrs.field(factory=anyio.Event)
     """The workers have it: from now on it can be recalled."""
     ended: anyio.Event = attrs.field(factory=anyio.Event)

@@ -102,7 +102,7 @@ class Driver:
         self._assignments: dict[int, LiveAssignment] = {}
         self._records = RecordDesk(plan, self.certifier, opened.term)
         self._checkpoints = CheckpointKeeper()
-        self._handover = Handover(plan, parts.journal, opened)
+        self._handover = Handover(plan, parts.journal, opened, disk_s=params.disk_s)
         self._partials = Partials()
         self._counts = Counts(plan, self.scheduler, self._partials, opened)
         self._drains = DrainTeller(parts.workers, parts.clock, params.drain_s)
@@ -213,7 +213,15 @@ class Driver:
         try:
             self._handover.check(command.stage)
             restored = self._checkpoints.of(command.stage, command.ranks)
-            handed = await self._handover.of(command.stage, command.ranks)
+            with anyio.CancelScope() as live.preparing:
+                if live.killed:
+                    live.preparing.cancel()
+                handed = await self._handover.of(command.stage, command.ranks)
+            if live.preparing.cancelled_caught:
+                returned = ev.RanksReturned(assignment=command.assignment, ranks=command.ranks)
+                self._inbox.post(returned)
+                self._tracer.assignment_ended(command.assignment)
+                return
             work = self._plan.assignment(command, live.epoch, traceparent, restored, handed)
             reports = self._parts.workers.run(command.gang, work)
             live.handed.set()
@@ -303,6 +311,8 @@ class Driver:
         live = self._assignments.get(command.assignment)
         if live is None:
             return
+        if command.kill and live.preparing is not None and not live.handed.is_set():
+            live.preparing.cancel()  # a disk that hangs must not hold up a cancel
         try:
             with anyio.move_on_after(self._params.close_s):
                 await live.handed.wait()  # on trio a task may overtake the one started before it
@@ -333,7 +343,7 @@ class Driver:
             fault = self._parts.classifier.classify(error, facts)
             self._inbox.post(ev.JournalFailed(fault=fault))
             return
-        self._handover.note(completions)  # before what comes after them is dispatched
+        await self._handover.note(completions)  # before what comes after them is dispatched
         for command, _ in records:
             self._inbox.post(ev.Recorded(stage=command.stage, ranks=command.ranks))
 

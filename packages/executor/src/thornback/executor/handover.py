@@ -14,7 +14,7 @@ import anyio.lowlevel
 from thornback.executor.blobs import RunBlobs
 from thornback.executor.plan import RunPlan
 from thornback.executor.ports import Completion, Journal, Opened, Ranks
-from thornback.executor.waiting import WaitingTexts
+from thornback.executor.waiting import TIMEOUT_S, WaitingTexts
 
 logger = logging.getLogger(__name__)
 _READ_AT_ONCE = 1_000
@@ -32,16 +32,23 @@ class Handover:
         journal: to read from.
         opened: what it knew when it was opened.
         waiting: keeps the texts; None: one with the usual bounds.
+        disk_s: for that one, how long its disk may take.
     """
 
     def __init__(
-        self, plan: RunPlan, journal: Journal, opened: Opened, waiting: WaitingTexts | None = None
+        self,
+        plan: RunPlan,
+        journal: Journal,
+        opened: Opened,
+        waiting: WaitingTexts | None = None,
+        *,
+        disk_s: float = TIMEOUT_S,
     ) -> None:
         self._plan = plan
         self._journal = journal
         self._opened = opened
         self._earlier = [name for name, ranks in opened.done.items() if ranks]
-        self._waiting = waiting or WaitingTexts()
+        self._waiting = waiting or WaitingTexts(timeout_s=disk_s)
         edges = [(child, own) for child, parents in plan.own_parents.items() for own in parents]
         self._queues = {edge: number for number, edge in enumerate(edges)}
         """By (stage, stage before)."""
@@ -52,8 +59,13 @@ class Handover:
         """Characters that this run has recorded of the results that are read as a whole."""
         self._reading = anyio.Lock()
 
-    def note(self, records: Iterable[Completion]) -> None:
-        """Keep the results of ranks that are durable now."""
+    async def note(self, records: Iterable[Completion]) -> None:
+        """Keep the results of ranks that are durable now. Waits only for a disk that is slower than
+        they come; never raises.
+
+        Cancellation: none of them is kept.
+        """
+        await self._waiting.room()
         for record in records:
             for (child, parent), queue in self._queues.items():
                 if parent == record.stage:
@@ -95,7 +107,9 @@ class Handover:
         for parent in parents:
             if parent in self._earlier:
                 await self._read(parent)
-        found = {each: self._waiting.get(self._queues[child, each], ranks) for each in parents}
+        found = {
+            each: await self._waiting.get(self._queues[child, each], ranks) for each in parents
+        }
         return [
             {parent: texts[rank] for parent, texts in found.items() if rank in texts}
             for piece in ranks
@@ -110,7 +124,7 @@ class Handover:
             self._waiting.drop(self._queues[child, parent], ranks)
 
     def close(self) -> None:
-        """Give back what is kept."""
+        """Give back what is kept; waits for nothing."""
         self._waiting.close()
 
     async def _read(self, parent: str) -> None:
@@ -122,10 +136,11 @@ class Handover:
             _mark(earlier, self._opened.done[parent])  # what this run records is noted as it comes
             texts = iter([(rank, text) for rank, text in recorded.items() if earlier[rank]])
             while some := dict(islice(texts, _READ_AT_ONCE)):
+                await self._waiting.room()
                 for (child, before), queue in self._queues.items():
                     if before == parent:
                         self._put(queue, child, some)
-                await anyio.lowlevel.checkpoint()  # there may be gigabytes of them, for the disk
+                await anyio.lowlevel.checkpoint()  # there may be a million of them
             self._earlier.remove(parent)
 
     def _put(self, queue: int, child: str, texts: Mapping[int, str]) -> None:

@@ -24,6 +24,9 @@ class ExecutorParams:
     """For the workers of a node to be told that it drains; later it is of little use to them."""
     progress_s: float = 0.2
     """At most one progress call to observers in this time."""
+    disk_s: float = 60.0
+    """For the disk of this machine to take, or to give, some results that wait for later ranks; a
+    network disk that fails over takes tens of seconds."""
     cancel_s: float = 60.0
     """For everything to be closed when the driver itself is cancelled or fails."""
     logs_s: float = 15.0
