@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Literal
 
 import attrs
@@ -283,3 +284,21 @@ def test_results_of_other_stages_are_not_held() -> None:
         ledger.add(Completion(stage=stage, ranks=(range(1),), state="done", results={0: "1"}))
     folded = ledger.freeze()
     assert (folded["a"].results, folded["b"].results) == ({}, {0: "1"})
+
+
+def test_a_base_takes_its_own_size_in_memory_and_a_line_besides() -> None:
+    header = Header(kind="base", term=1, n=0, identity=Identity(job="j", stages=()))
+    results = {rank: f"{rank}{'x' * 500}" for rank in range(20_000)}
+    known = {"a": StageRecords(done=(range(20_000),), results=results)}
+    tracemalloc.start()
+    try:
+        data = encode(header, base_lines(known))
+        written = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        _, found = decode(data, header)
+        assert sum(len(record.results) for record in found) == 20_000
+        read = tracemalloc.get_traced_memory()[1] - len(data)
+    finally:
+        tracemalloc.stop()
+    assert written < 1.5 * len(data)
+    assert read < 0.5 * len(data)

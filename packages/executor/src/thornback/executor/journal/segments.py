@@ -9,8 +9,10 @@ can read a state.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, Literal, TypeVar
 
 import attrs
@@ -43,8 +45,10 @@ class Header:
     """Only in a base."""
 
 
-def encode(header: Header, lines: Sequence[bytes]) -> bytes:
-    """Return the bytes of an object with these lines, each made by `encode_record`."""
+def encode(header: Header, lines: Iterable[bytes]) -> bytes:
+    """Return the bytes of an object with these lines, each made by `encode_record`. One line at a
+    time is in memory besides: a base may be a good part of what there is.
+    """
     first = {
         "format": FORMAT,
         "version": VERSION,
@@ -55,9 +59,13 @@ def encode(header: Header, lines: Sequence[bytes]) -> bytes:
     }
     if header.identity is not None:
         first["identity"] = attrs.asdict(header.identity)
-    body = b"".join((_line(first), *lines))
-    last = {"count": len(lines) + 1, "sha256": hashlib.sha256(body).hexdigest()}
-    return body + _line(last)
+    count, digest, data = 0, hashlib.sha256(), io.BytesIO()
+    for line in chain((_line(first),), lines):
+        count += 1
+        digest.update(line)
+        data.write(line)
+    data.write(_line({"count": count, "sha256": digest.hexdigest()}))
+    return data.getvalue()
 
 
 def decode(data: bytes, header: Header) -> tuple[Header, Iterator[Completion]]:
@@ -66,16 +74,16 @@ def decode(data: bytes, header: Header) -> tuple[Header, Iterator[Completion]]:
     Raises:
         Torn: it is not that object, or not all of it.
     """
-    lines = _checked_lines(data)
+    lines = _lines(data, _checked(data))
     try:
-        found = _header(json.loads(lines[0]))
+        found = _header(json.loads(next(lines)))
     except (ValueError, KeyError, TypeError) as error:
         raise Torn(f"its first line is not a header: {error!r}") from error
     if (found.kind, found.term, found.n) != (header.kind, header.term, header.n):
         raise Torn(f"it is {found.kind} {found.n} of term {found.term}, under another name")
     if (found.kind == "base") != (found.identity is not None):
         raise Torn("a base has an identity, and only a base")
-    return found, (_record(json.loads(line)) for line in lines[1:])
+    return found, (_record(json.loads(line)) for line in lines)
 
 
 def encode_record(record: Completion) -> bytes:
@@ -114,11 +122,11 @@ def encode_record(record: Completion) -> bytes:
         ) from error
 
 
-def base_lines(records: Mapping[str, StageRecords]) -> list[bytes]:
-    """Return the lines of a base. Ranges are merged; epochs and outputs (promoted by then) are left
+def base_lines(records: Mapping[str, StageRecords]) -> Iterator[bytes]:
+    """Yield the lines of a base. Ranges are merged; epochs and outputs (promoted by then) are left
     out.
     """
-    return [encode_record(record) for name in records for record in merged(name, records[name])]
+    return (encode_record(record) for name in records for record in merged(name, records[name]))
 
 
 def merged(stage: str, records: StageRecords) -> Iterator[Completion]:
@@ -147,22 +155,30 @@ def _line(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
-def _checked_lines(data: bytes) -> list[bytes]:
+def _checked(data: bytes) -> int:
+    """Return where the last line begins, once it fits what is before it. Nothing is copied."""
     if not data.endswith(b"\n"):
         raise Torn("it does not end with a whole line" if data else "it is empty")
-    body, _, footer = data[:-1].rpartition(b"\n")
-    body += b"\n"
+    end = data.rfind(b"\n", 0, len(data) - 1) + 1
     try:
-        last = json.loads(footer)
+        last = json.loads(data[end:])
         count, digest = last["count"], last["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise Torn("its last line is not a count and a checksum") from error
-    lines = body[:-1].split(b"\n")
-    if digest != hashlib.sha256(body).hexdigest():
+    if not end or digest != hashlib.sha256(memoryview(data)[:end]).hexdigest():
         raise Torn("its checksum does not fit its content")
-    if count != len(lines):
-        raise Torn(f"it has {len(lines)} lines, its last line says {count}")
-    return lines
+    lines = data.count(b"\n", 0, end)
+    if count != lines:
+        raise Torn(f"it has {lines} lines, its last line says {count}")
+    return end
+
+
+def _lines(data: bytes, end: int) -> Iterator[bytes]:
+    start = 0
+    while start < end:
+        stop = data.index(b"\n", start, end)
+        yield data[start:stop]
+        start = stop + 1
 
 
 def _header(fields: Mapping[str, Any]) -> Header:
