@@ -69,6 +69,7 @@ def test_report_observers_and_record_agree_on_why_a_rank_was_given_up(
     (ended,) = report.given_up
     assert ended.stop is stop, ended.reason
     assert told.attempts[-1].stop is stop
+    assert ended.last == told.attempts[-1]
     assert all(each.stop is None for each in told.attempts[:-1])
     (paper,) = read_run(url).certificates["a"]
     assert paper.why["stop"] == stop.value

@@ -9,7 +9,7 @@ import attrs
 import pytest
 from opentelemetry.trace import NoOpTracer
 
-from thornback.executor import Job, RankContext, Stage
+from thornback.executor import AttemptReport, Job, RankContext, Stage
 from thornback.executor.certifier import Certifier, LiveAssignment, no_logs
 from thornback.executor.chronicle import why_given_up
 from thornback.executor.plan import RunPlan, Settings
@@ -113,6 +113,29 @@ def test_ranks_lost_together_and_the_last_of_many_openings_stop_with_their_stage
         assert not attempt.retried
     certifier.gang_lost(event, [AGAIN], [], lost, lambda stage, rank: "")
     assert certifier.chronicle.attempts[-1].retried
+
+
+def test_ranks_given_up_while_their_gang_opens_name_its_loss_and_no_other(
+    plan: RunPlan, certifier: Certifier
+) -> None:
+    desk = RecordDesk(plan, certifier, 1)
+    event = ev.GangLost(gang=1, fault=FAULT, node="n")
+    all_of_them = attrs.evolve(FAILED, ranks=(range(0, 9),))
+
+    def given_up(reason: str) -> AttemptReport | None:
+        desk.ended(all_of_them, reason, [AGAIN])
+        return certifier.chronicle.given_up[-1].last
+
+    assert given_up(NO_PROGRESS) is None
+    certifier.gang_lost(event, [AGAIN], [], [], lambda stage, rank: "")
+    assert given_up(AGAIN.reason) is None, "that gang was asked for again"
+    certifier.gang_lost(event, [AGAIN], [all_of_them], [], lambda stage, rank: NO_PROGRESS)
+    assert given_up(NO_PROGRESS) == certifier.chronicle.attempts[-1]
+    assert given_up("another reason") is None
+    live = LiveAssignment(LIVE, "000001.000000007", outcomes={3: Outcome(rank=3, ok=False)})
+    failed = ev.RankFailed(assignment=7, rank=3, fault=FAULT, node="n")
+    certifier.rank_failed(failed, AGAIN, [FAILED], live, lambda stage, rank: NO_PROGRESS)
+    assert given_up(NO_PROGRESS) is None, "that was another rank's"
 
 
 def test_what_is_skipped_was_not_given_up(plan: RunPlan, certifier: Certifier) -> None:

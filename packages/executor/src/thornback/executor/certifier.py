@@ -215,6 +215,7 @@ class Certifier:
         stage = self._plan.stages[command.stage].name
         last = self.chronicle.take_last(stage, command.ranks[0].start)
         if command.state is cmd.RecordState.FAILED:
+            last = last or _loss_behind(reason, self.chronicle.last_of(stage))
             self.chronicle.give_up(
                 GivenUp(stage=stage, ranks=command.ranks, reason=reason, stop=stop, last=last)
             )
@@ -244,6 +245,14 @@ def _opening(
             stop = why_given_up(why, verdicts)
             return attrs.evolve(report, verdict=why, retried=False, stop=stop)
     return report
+
+
+def _loss_behind(reason: str, last: AttemptReport | None) -> AttemptReport | None:
+    """Return the last failure of a stage if it is the loss of a gang which ended ranks for this
+    reason: those that had not begun have no failed attempt of their own."""
+    if last is None or last.rank is not None or last.retried or last.verdict != reason:
+        return None
+    return last
 
 
 def _gives_up(commands: Sequence[cmd.Command], stage: int, rank: int) -> bool:

@@ -108,7 +108,8 @@ def _failures(report: RunReport) -> list[RankFailure]:
     """Return one failure per stage and cause."""
     causes: dict[tuple[str, str], list[GivenUp]] = {}
     for ended in report.given_up:
-        cause = ended.reason if ended.last is None else str(ended.last.fault)
+        last = ended.last
+        cause = ended.reason if last is None or last.rank is None else str(last.fault)
         causes.setdefault((ended.stage, cause), []).append(ended)
     return [
         RankFailure(

@@ -128,7 +128,8 @@ class GivenUp:
     """The same as a word that stays the same; None: of several records together, which may
     differ."""
     last: AttemptReport | None = None
-    """The last failed attempt of the first of them; None: they were given up without one."""
+    """The last failed attempt of the first of them; where it has none, the loss of the gang that
+    ended them (its `rank` is None); None: they were given up without either."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
