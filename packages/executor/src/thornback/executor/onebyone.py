@@ -113,7 +113,7 @@ class OneByOne:
                 return
             looks = looks + 1 if made == self.made else 0
             made = self.made
-        if not self._ended:
+        if not self._ended and not answered.is_set():
             raise TimeoutError(f"no answer for {timeout_s:g} s")
 
     def _work(self) -> None:
