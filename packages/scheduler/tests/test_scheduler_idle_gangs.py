@@ -63,3 +63,16 @@ def test_however_often_work_comes_and_goes_one_timer_is_set_for_pending_gangs() 
     for number in held(game, 0)[:40]:
         game.give_back(number, *game.scheduler.outstanding(number))
     assert len(game.scheduler._board._timers) <= before + 1
+
+
+def test_a_gang_without_work_is_closed_at_the_very_time_at_which_another_shape_is_in_need() -> None:
+    """By numbers with which 4.7 + 5.0 - 5.0 is less than 4.7."""
+    game = play(plan(2), plan(1, shape=1))
+    game.now = 4.7
+    asked = opened(game.start())
+    for gang in asked[:2]:
+        game.ready(gang)
+    assert closed(game.succeed(held(game, asked[0])[0])) == [], "for the rank that still runs"
+    game.record()
+    assert game.scheduler.wake_at == 4.7 + 5.0
+    assert closed(game.tick()) == [asked[0]]

@@ -26,6 +26,22 @@ from thornback.scheduler.testing import plan, play
 PRESSED = SchedulerParams(max_unrecorded=3)
 
 
+def test_a_stage_that_has_a_gang_does_not_wait_for_an_event_to_have_others_make_way() -> None:
+    """Its ranks may take hours: a timer is set for when the gang that opens is long in coming."""
+    one_by_one = SchedulerParams(max_opening=1)
+    game = contended(low(2, slots=2), urgent(8, slots=2), params=one_by_one)
+    began = game.now
+    (opening,) = (n for n, gang in game.referee.gangs.items() if gang.state == "opening")
+    game.now += 3.0
+    game.ready(opening)
+    game.tick(2.0)
+    assert yielding(game) == [], "the second was asked for two seconds ago"
+    assert game.scheduler.wake_at == began + 3.0 + 5.0
+    game.tick()
+    assert yielding(game) == gangs_of(game, LOW)[:1]
+    finish(game, room=4)
+
+
 # -- gangs of several nodes ------------------------------------------------------------------------
 
 

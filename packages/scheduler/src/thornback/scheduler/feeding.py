@@ -176,9 +176,16 @@ def _have_others_make_way(board: Board[F], others: _Others[F], lane: Lane[F]) ->
 
 
 def _is_stuck(board: Board[F], shape: Shape[F]) -> bool:
-    """Whether a gang of the shape is long in coming."""
-    long_ago = board.now - board.params.linger_s
-    return any(gang.asked_at <= long_ago for gang in shape.opening.values())
+    """Whether a gang of the shape is long in coming; while it may become so, a timer is set."""
+    if not shape.opening:
+        return False
+    due_at = min(gang.asked_at for gang in shape.opening.values()) + board.params.linger_s
+    if board.now >= due_at:
+        return True
+    if shape.stuck_wake <= board.now:  # one timer at a time, however often this is asked
+        shape.stuck_wake = due_at
+        board.wake(due_at)
+    return False
 
 
 def _size(lane: Lane[F]) -> int:

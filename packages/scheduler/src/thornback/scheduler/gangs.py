@@ -237,3 +237,5 @@ class Shape(Generic[F]):
 
     opening: dict[int, Gang[F]] = attrs.field(factory=dict)
     """Gangs of this shape, of any lane, that were asked for and not answered."""
+    stuck_wake: float = 0.0
+    """A timer is set for then, to look whether one of these is long in coming."""

@@ -57,8 +57,8 @@ def adjust(board: Board[F]) -> None:
 
 def _give_up(board: Board[F], spare: list[Lane[F]], starving: list[Lane[F]]) -> None:
     """Close what is not wanted in lanes that may have too many gangs."""
-    long_ago = board.now - board.params.linger_s
-    in_need = {lane.shape for lane in starving if (lane.starved_at or 0.0) <= long_ago}
+    linger_s = board.params.linger_s  # added as the timer was: a difference would be rounded
+    in_need = {lane.shape for lane in starving if board.now >= (lane.starved_at or 0.0) + linger_s}
     most_idle: dict[Shape[F], int] = {}  # for all lanes of a shape together
     left: dict[Shape[F], int] = {}
     for lane in spare:
