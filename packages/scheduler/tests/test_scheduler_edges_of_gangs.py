@@ -213,6 +213,7 @@ def starving(gangs: int, *others: int) -> Play[str]:
     for gang in range(gangs):
         (running,) = game.referee.gangs[gang].live
         game.succeed(running, busy_s=9.0)
+    game.record()  # else nothing is dispatched, and nobody is asked to yield
     while not any(isinstance(command, Recall) for command in game.tick()):
         assert game.now < 600.0, "nobody is asked to yield"
     return game

@@ -21,7 +21,7 @@ from packages.scheduler.tests.contention import (
     yielding,
 )
 from thornback.scheduler import SchedulerParams
-from thornback.scheduler.testing import plan, play
+from thornback.scheduler.testing import closed, plan, play
 
 PRESSED = SchedulerParams(max_unrecorded=3)
 
@@ -266,4 +266,19 @@ def test_gangs_that_make_way_when_back_pressure_begins_are_handed_over_once() ->
     for _ in range(5):
         assert game.tick(40.0) == []
     assert given(game.record()) == [(gang, URGENT) for gang in gangs for _ in range(2)]
+    finish(game, room=3)
+
+
+def test_nobody_yields_while_nothing_is_dispatched() -> None:
+    """A gang that is closed for another shape would be missed when the journal has caught up."""
+    game = play(plan(40, max_gangs=2), plan(4, shape=1), params=PRESSED)
+    game.start()
+    for gang in gangs_of(game, 0):
+        game.ready(gang)
+    while game.scheduler._board.slow is None:
+        end_one(game, gangs_of(game, 0)[0])
+    for _ in range(5):
+        assert closed(game.tick(40.0)) == [] == yielding(game)
+    game.record()
+    assert game.scheduler.wake_at == game.now + 5.0, "from now on it starves"
     finish(game, room=3)

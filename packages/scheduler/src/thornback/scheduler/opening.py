@@ -31,7 +31,7 @@ def adjust(board: Board[F]) -> None:
     slot."""
     starving, spare = [], []
     for lane in board.active:
-        if lane.usable:
+        if lane.usable or board.slow is not None:  # a gang would be of no use before the journal
             lane.starved_at = None
         elif _note_starving(board, lane):
             starving.append(lane)
