@@ -147,6 +147,21 @@ async def test_a_death_counts_also_if_something_holds_the_stream_open(other: Oth
     assert other.fate.returned == (range(1, 4),)
 
 
+async def test_what_has_died_runs_no_more_also_before_its_slot_goes_on(other: Other) -> None:
+    """A heartbeat that asks in between is answered from books that have no such rank any more."""
+    found: list[int] = []
+    made = await feed(other, found)
+    other.start()
+    other.process.pull()
+    before = made.began
+    assert before is not None
+    other.process.reaped(9, 0)
+    assert list(other.books.out) == []
+    assert made.began is None
+    await anyio.wait_all_tasks_blocked()
+    assert found == [0]
+
+
 @pytest.mark.parametrize("took", [0, 1, 3])
 async def test_a_death_costs_one_rank_however_many_tickets_were_taken(
     other: Other, took: int

@@ -284,6 +284,8 @@ class Feed:
             self._tries = 0
         else:
             self._tries += 1
+        # A heartbeat may ask what runs before the slot goes on.
+        self.began = self.progress = self._due = None
         self._finish()
 
     def _finish(self) -> None:
