@@ -159,7 +159,8 @@ def test_set_up_is_called_once_per_process_and_its_failure_ends_the_stage(tmp_pa
 
     bad = Job("bad", [Stage("a", use, ranks=6, setup=broken)])
     with pytest.raises(RunFailed, match=r"failed") as caught:
-        Executor.on_local(state=str(tmp_path / "bad"), cpus=4).run(bad)
+        # By this seed no rank waits 2 s in all for its next attempts: else up to 1, 2 and 4 s each.
+        Executor.on_local(state=str(tmp_path / "bad"), cpus=4, seed=4565).run(bad)
     kinds = {attempt.fault.kind.value for attempt in caught.value.report.attempts}
     assert kinds == {"setup"}
     assert "no model here" in str(caught.value.exceptions[0])

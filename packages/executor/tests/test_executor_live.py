@@ -144,6 +144,7 @@ class World:
     leases: Leases = attrs.field(factory=Leases)
     watch: Watch = attrs.field(factory=Watch)
     drain_s: float = 10.0
+    seed: int = 0
     workers: Workers = attrs.field(init=False)
     driver: Driver = attrs.field(init=False)
     open_at_once: bool = True
@@ -157,7 +158,7 @@ class World:
     async def run(self) -> str:
         """Run to the end, within 10 s; return how it ended."""
         job = Job("j", [self.stage])
-        plan = RunPlan(job, Settings(state_url="/state", cwd="/"))
+        plan = RunPlan(job, Settings(state_url="/state", cwd="/", seed=self.seed))
         journal = FakeJournal()
         opened = await journal.open(identity_of(job), on_mismatch="refuse")
         parts = Parts(
@@ -280,7 +281,8 @@ async def test_what_a_lost_assignment_saves_late_does_not_count() -> None:
             yield ok(work)
 
     heard, lost = anyio.Event(), dict[int, int]()
-    world = World(script, Stage("a", work, ranks=2, max_gangs=2))
+    # By this seed rank 0 waits 0.2 s before its second retry: else up to 2 s.
+    world = World(script, Stage("a", work, ranks=2, max_gangs=2), seed=9979)
     world.workers = CloseLate(script)
     world.workers.may_open.set()
     assert await world.run() == "succeeded"
