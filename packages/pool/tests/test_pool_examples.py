@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import cloudpickle
 import pytest
 
@@ -80,10 +81,10 @@ def test_it_runs_ranks(run_examples: Callable[[Path], str]) -> None:
 
 
 @pytest.mark.anyio
-async def test_it_fulfils_the_port(make_bench: MakeBench) -> None:
-    await check_worker_backend(make_bench)
-
-
-@pytest.mark.anyio
-async def test_the_pool_keeps_its_promises_on_it(make_bench: MakeBench) -> None:
-    await check_workers(make_bench)
+async def test_it_fulfils_the_port_and_the_pool_keeps_its_promises_on_it(
+    make_bench: MakeBench,
+) -> None:
+    # Beside each other: both wait for the first report on a long rank, which takes 2 s.
+    async with anyio.create_task_group() as group:
+        group.start_soon(check_worker_backend, make_bench)
+        group.start_soon(check_workers, make_bench)

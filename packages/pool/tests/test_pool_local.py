@@ -71,12 +71,11 @@ async def local_bench() -> AsyncIterator[Bench]:
     )
 
 
-async def test_local_backend_fulfils_the_port() -> None:
-    await check_worker_backend(local_bench)
-
-
-async def test_pool_on_the_local_backend_keeps_its_promises() -> None:
-    await check_workers(local_bench)
+async def test_local_backend_fulfils_the_port_and_the_pool_keeps_its_promises_on_it() -> None:
+    # Beside each other: both wait for the first report on a long rank, which takes 2 s.
+    async with anyio.create_task_group() as group:
+        group.start_soon(check_worker_backend, local_bench)
+        group.start_soon(check_workers, local_bench)
 
 
 def open_files() -> int:

@@ -115,16 +115,20 @@ class Live:
 
 
 @asynccontextmanager
-async def live(*nodes: str, spec: WorkerSpec | None = None) -> AsyncIterator[Live]:
+async def live(
+    *nodes: str, spec: WorkerSpec | None = None, python: str | None = None
+) -> AsyncIterator[Live]:
     audience = Audience()
     with anyio.fail_after(60):
-        async with WorkerPool(LocalBackend(), blobs, observer=audience) as pool:
+        async with WorkerPool(LocalBackend(python), blobs, observer=audience) as pool:
             await pool.open(1, nodes, None, spec or WorkerSpec(), timeout_s=60.0)
             yield Live(pool, audience)
 
 
-async def test_a_checkpoint_outlives_its_worker_and_comes_back_with_the_next_attempt() -> None:
-    async with live("here") as it:
+async def test_a_checkpoint_outlives_its_worker_and_comes_back_with_the_next_attempt(
+    hasty_python: str,
+) -> None:
+    async with live("here", python=hasty_python) as it:
         reports = it.pool.run(1, assignment(1, 3, program="saves"))
         saved = None
         while saved is None:

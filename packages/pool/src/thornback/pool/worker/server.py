@@ -16,14 +16,16 @@ from collections.abc import Sequence
 
 from thornback.pool.ports import WorkerSpec
 from thornback.pool.worker.answering import Answering
+from thornback.pool.worker.params import SupervisorParams
 from thornback.pool.worker.supervisor import Supervisor, SupervisorRefused
 
 
 class WorkerServer:
     """Serves one client, with calls in flight side by side."""
 
-    def __init__(self, stream: socket.socket) -> None:
+    def __init__(self, stream: socket.socket, params: SupervisorParams | None = None) -> None:
         self._stream = stream
+        self._params = params
         self._supervisor: Supervisor | None = None
         self._answering = Answering(self._handle)
 
@@ -47,7 +49,9 @@ class WorkerServer:
                 (WorkerSpec() as spec, str(node), int(index), int(nodes), int(owner)),
                 None,
             ):
-                self._supervisor = Supervisor(spec, node, index, nodes, owner=owner)
+                self._supervisor = Supervisor(
+                    spec, node, index, nodes, owner=owner, params=self._params
+                )
                 await self._supervisor.start()
                 return None
             case _, _, Supervisor() as supervisor if method != "start":
@@ -58,8 +62,8 @@ class WorkerServer:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit code."""
+def main(arguments: Sequence[str] | None = None, *, params: SupervisorParams | None = None) -> int:
+    """Run the program; returns its exit code. Without `params` its bounds are the usual ones."""
     parser = argparse.ArgumentParser(prog="thornback.pool.worker", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the inherited end of a socket pair")
     fd: int = parser.parse_args(arguments).fd
@@ -68,5 +72,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stream = socket.socket(fileno=fd)
     stream.set_inheritable(False)
     stream.setblocking(False)
-    asyncio.run(WorkerServer(stream).serve())
+    asyncio.run(WorkerServer(stream, params).serve())
     return 0
