@@ -15,8 +15,8 @@ next ranks, and make the same commands, which is the least that any scheduler do
 moves and two commands. Seconds are CPU time of this process, the least of the
 repeats, taken in turns. Memory is what `tracemalloc` sees at its peak in one more long run, driver
 excluded: nothing here keeps what it has told. Targets: cost flat within 1.3 from 10^4 to 10^6 and
-whatever else the job has, at most 100 bytes per rank at 10^6, ratio to a bare loop at least 0.25
-(aim 0.4; held against `commands`, missed against `moves`), 10^6 ranks per second.
+whatever else the job has, at most 100 bytes per rank at 10^6, ratio to either bare loop at least
+0.25 (aim 0.4), 10^6 ranks per second.
 """
 
 from __future__ import annotations

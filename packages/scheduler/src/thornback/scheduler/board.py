@@ -104,6 +104,7 @@ class Board(Generic[F]):
         """Ends that the dependencies have not been told yet."""
         self.due_at = NEVER
         """When the next timer is due."""
+        self._unsettled = self.stages[::-1]
         self._seed = seed
         self._timers: list[tuple[float, int, int]] = []
         for stage in self.stages:
@@ -175,6 +176,13 @@ class Board(Generic[F]):
     def draw(self, stage: int, rank: int, attempt: int) -> float:
         """Return the jitter in [0, 1) of one attempt."""
         return jitter(self._seed, stage, rank, attempt)
+
+    def unsettled(self) -> list[Stage[F]]:
+        """Return the stages with ranks that may still need a slot, and perhaps some without; empty
+        if there is none. O(1) amortised: a stage that needs no slot will never need one again."""
+        while self._unsettled and not self._unsettled[-1].unfinished:
+            self._unsettled.pop()
+        return self._unsettled
 
     # -- gangs -------------------------------------------------------------------------------------
 

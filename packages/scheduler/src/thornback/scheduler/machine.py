@@ -369,16 +369,16 @@ class Scheduler(Generic[F]):
         """Whether only blocked ranks are left: a fault of the dependencies, and no reason to
         hang."""
         board = self._board
-        if board.recording:
+        if board.recording or any(lane.waiting or lane.backoff for lane in board.active):
             return False
-        blocked = sum(stage.in_state[RankState.BLOCKED] for stage in board.stages)
-        unfinished = sum(stage.unfinished for stage in board.stages)
-        return blocked > 0 and unfinished == blocked
+        left = board.unsettled()
+        blocked = [stage.unfinished == stage.in_state[RankState.BLOCKED] for stage in left]
+        return bool(left) and all(blocked)
 
     def _finish_if_done(self) -> None:
         board = self._board
         ending, stages = board.ending, board.stages
-        is_settled = not any(stage.unfinished for stage in stages)
+        is_settled = not board.unsettled()
         if ending is None and not is_settled:
             return
         if ending is None or not ending.unrecorded:
