@@ -31,12 +31,19 @@ from thornback.scheduler.params import SchedulerParams, StagePlan
 from thornback.scheduler.ports import Dependencies
 from thornback.scheduler.ranges import NO_LIMIT
 from thornback.scheduler.stages import Stage
-from thornback.scheduler.states import GangMove, GangState, RankMove, RankState, UsageError
+from thornback.scheduler.states import (
+    RANK_STEPS,
+    GangMove,
+    GangState,
+    RankMove,
+    RankState,
+    UsageError,
+)
 from thornback.scheduler.suspicion import Suspicion
 
 F = TypeVar("F")
 NEVER = math.inf
-READY, DISPATCHED = RankState.READY, RankMove.DISPATCHED
+DISPATCH = RANK_STEPS[RankState.READY][RankMove.DISPATCHED]
 
 
 @attrs.define(slots=True)
@@ -255,7 +262,7 @@ class Board(Generic[F]):
         stage = lane.stage
         size = 0
         for piece in ranks:
-            stage.move(piece, READY, DISPATCHED)
+            stage.step(piece, DISPATCH)
             size += len(piece)
         attempt, factor, retried = 1, 1.0, False
         if stage.failures and size == 1:

@@ -189,9 +189,10 @@ def _is_stuck(board: Board[F], shape: Shape[F]) -> bool:
 
 
 def _size(lane: Lane[F]) -> int:
-    if lane.stage.plan.nodes > 1:
+    pace = lane.stage.pace
+    if pace.is_slow or lane.stage.plan.nodes > 1:
         return 1
-    return lane.stage.pace.size(lane.ready.count, len(lane.usable) * lane.slots)
+    return pace.size(lane.ready.count, len(lane.usable) * lane.slots)
 
 
 def _retried_for(board: Board[F], others: _Others[F], lane: Lane[F], gang: Gang[F]) -> int | None:

@@ -170,6 +170,8 @@ class Scheduler(Generic[F]):
             settling.tell(board)
         if moved or not board.assignments or board.slow is not None or board.now >= board.due_at:
             self._settle(moved)
+        if not board.out:
+            return ()
         out, board.out = board.out, []
         return out
 

@@ -25,6 +25,8 @@ class Pace:
         self._max_batch = params.max_batch
         self.mean_s: float | None = None
         """Moving average over successful ranks; None: none has succeeded."""
+        self.is_slow = True
+        """No assignment shall have more than one rank."""
         self._wanted = 1
         """Ranks that take `target_s`."""
         self._trusted = 1
@@ -38,19 +40,18 @@ class Pace:
             if before_s is not None:
                 mean_s = before_s + self._weight * (mean_s - before_s)
             self.mean_s = mean_s
-            if mean_s > self._target_s:
+            self.is_slow = mean_s > self._target_s
+            if self.is_slow:
                 self._wanted = 1
             elif mean_s * self._max_batch <= self._target_s:
                 self._wanted = self._max_batch
             else:
                 self._wanted = int(self._target_s / mean_s)
         if whole:
-            most = 2 * self._wanted
-            self._trusted = 2 * whole if most == 2 else max(2 * whole, min(self._trusted, most))
+            twice, most = 2 * whole, 2 * self._wanted
+            self._trusted = twice if self.is_slow else max(twice, min(self._trusted, most))
 
     def size(self, ready: int, open_slots: int) -> int:
         """Return how many ranks the next assignment shall have, at least 1."""
-        if self._wanted == 1:
-            return 1
         most = min(self._wanted, self._trusted)
         return max(1, min(most, math.ceil(ready / (2 * max(1, open_slots)))))

@@ -12,13 +12,13 @@ from thornback.scheduler.gangs import Assignment
 from thornback.scheduler.ports import Delta
 from thornback.scheduler.ranges import NO_LIMIT, normalised, split
 from thornback.scheduler.stages import Stage, one
-from thornback.scheduler.states import RankMove, RankState, UsageError
+from thornback.scheduler.states import RANK_STEPS, RankMove, RankState, UsageError
 
 F = TypeVar("F")
-# Members of an Enum class cost more to look up than to use: these are in the path of every event.
-RUNNING, SUCCEEDED = RankState.RUNNING, RankMove.SUCCEEDED
-RECORDING, RECORDED = RankState.RECORDING, RankMove.RECORDED
-HAS_RESULT = RecordState.DONE
+# Looked up once: these are in the path of every event.
+RECORDING, HAS_RESULT = RankState.RECORDING, RecordState.DONE
+SUCCEED = RANK_STEPS[RankState.RUNNING][RankMove.SUCCEEDED]
+RECORD = RANK_STEPS[RECORDING][RankMove.RECORDED]
 
 
 def start(board: Board[F], event: RunStarted) -> None:
@@ -111,7 +111,7 @@ def succeed(board: Board[F], assignment: Assignment[F], ranks: Ranks, count: int
     """Take over results of so many ranks: from now on they wait for the journal only."""
     stage = assignment.stage
     for piece in ranks:
-        stage.move(piece, RUNNING, SUCCEEDED)
+        stage.step(piece, SUCCEED)
     board.recording += count
     if assignment.retried:
         stage.failures.pop(ranks[0].start, None)
@@ -129,7 +129,7 @@ def recorded(board: Board[F], event: Recorded) -> bool:
     ranks = stage.own(event.ranks, "Recorded")
     waited = stage.those_in(RECORDING, ranks)
     for piece in waited:
-        stage.move(piece, RECORDING, RECORDED)
+        stage.step(piece, RECORD)
         board.recording -= len(piece)
     if waited is not ranks:
         stage.receipt(ranks)

@@ -15,10 +15,11 @@ from thornback.scheduler.ranges import normalised
 from thornback.scheduler.states import (
     OWED,
     OWING,
-    RANK_BYTES,
+    RANK_STEPS,
     RECEIVED,
     RankMove,
     RankState,
+    RankStep,
     UsageError,
     after_rank_move,
 )
@@ -73,10 +74,13 @@ class Stage(Generic[F]):
 
     def move(self, piece: range, source: RankState, move: RankMove) -> None:
         """Move ranks that are all in one state. Raises `InvalidTransition`."""
-        try:
-            before, after, byte = RANK_BYTES[source][move]
-        except KeyError:
-            raise self._refusal(piece, source, move) from None
+        if move not in RANK_STEPS[source]:
+            raise self._refusal(piece, source, move)
+        self.step(piece, RANK_STEPS[source][move])
+
+    def step(self, piece: range, step: RankStep) -> None:
+        """Likewise, for a move that was looked up before: those of every rank."""
+        before, after, byte, move = step
         states = self.states
         start = piece.start
         size = len(piece)
@@ -85,7 +89,7 @@ class Stage(Generic[F]):
         elif states.count(before, start, piece.stop) == size:
             states[start : piece.stop] = bytes((byte,)) * size
         else:
-            raise self._refusal(piece, source, move)
+            raise self._refusal(piece, RankState(before), move)
         in_state = self.in_state
         in_state[before] -= size
         in_state[after] += size

@@ -38,6 +38,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TypeAlias
 
 
 class SchedulerError(Exception):
@@ -156,14 +157,17 @@ OWED = 0x80
 """Flag on the byte of a FAILED or SKIPPED rank: the journal's receipt is still owed."""
 RECEIPTED = frozenset({RankMove.GIVEN_UP, RankMove.ROOT_FAILED})
 """Moves that are recorded, and end at once."""
-RANK_BYTES: Mapping[RankState, Mapping[RankMove, tuple[int, int, int]]] = {
+RankStep: TypeAlias = tuple[int, int, int, RankMove]
+"""A move as numbers: the state before, the one after, and the byte that is kept then; and its
+name."""
+RANK_STEPS: Mapping[RankState, Mapping[RankMove, RankStep]] = {
     state: {
-        move: (int(state), int(target), target | (OWED if move in RECEIPTED else 0))
+        move: (int(state), int(target), target | (OWED if move in RECEIPTED else 0), move)
         for move, target in moves.items()
     }
     for state, moves in RANK_MOVES.items()
 }
-"""`RANK_MOVES` as numbers: the state before, the one after, and the byte that is kept then."""
+"""`RANK_MOVES` likewise."""
 OWING = (RankState.FAILED | OWED, RankState.SKIPPED | OWED)
 RECEIVED = bytes(byte & ~OWED for byte in range(0x100))
 """Translates a byte to the one after its receipt."""
