@@ -18,7 +18,7 @@ from typing import Generic, TypeVar, assert_never
 from thornback.scheduler import settling
 from thornback.scheduler.board import Board, Ending
 from thornback.scheduler.checks import check
-from thornback.scheduler.commands import Command, FinishRun, RunState
+from thornback.scheduler.commands import Command, RunState
 from thornback.scheduler.events import (
     CancelRequested,
     Event,
@@ -37,13 +37,14 @@ from thornback.scheduler.events import (
     Ticked,
 )
 from thornback.scheduler.feeding import feed, refill
+from thornback.scheduler.finishing import finish
 from thornback.scheduler.gangs import Assignment, Gang
 from thornback.scheduler.judging import gang_lost, rank_failed
 from thornback.scheduler.opening import adjust, make_yield, why_not_asked
 from thornback.scheduler.params import SchedulerParams, StageCounts, StagePlan
 from thornback.scheduler.ports import Dependencies
 from thornback.scheduler.ranges import normalised, total
-from thornback.scheduler.stages import Stage, one
+from thornback.scheduler.stages import one
 from thornback.scheduler.states import (
     GangMove,
     GangState,
@@ -357,55 +358,4 @@ class Scheduler(Generic[F]):
                 make_yield(board)
             feed(board)
             adjust(board)
-        if board.ending is None and not board.assignments and self._is_stuck():
-            board.ending = Ending(
-                RunState.FAILED, "ranks are blocked that nothing will ever release"
-            )
-        if board.ending is not None:
-            for gang in [gang for gang in board.gangs.values() if not gang.live]:
-                board.close(gang)
-        if not board.gangs:
-            self._finish_if_done()
-
-    def _is_stuck(self) -> bool:
-        """Whether only blocked ranks are left: a fault of the dependencies, and no reason to
-        hang."""
-        board = self._board
-        if board.recording or any(lane.waiting or lane.backoff for lane in board.active):
-            return False
-        left = board.unsettled()
-        blocked = [stage.unfinished == stage.in_state[RankState.BLOCKED] for stage in left]
-        return bool(left) and all(blocked)
-
-    def _finish_if_done(self) -> None:
-        board = self._board
-        ending, stages = board.ending, board.stages
-        is_settled = not board.unsettled()
-        if ending is None and not is_settled:
-            return
-        if ending is None or not ending.unrecorded:
-            recording = any(stage.in_state[RankState.RECORDING] or stage.owed for stage in stages)
-            if recording:
-                return
-        board.finished = True
-        if ending is not None and (ending.unrecorded or not is_settled):
-            board.out.append(FinishRun(state=ending.state, reason=ending.reason))
-        else:
-            board.out.append(_verdict_on(stages))
-
-
-def _verdict_on(stages: Sequence[Stage[F]]) -> FinishRun:
-    """Return how a run ended whose ranks are all settled."""
-    complaints: list[str] = []
-    for stage in stages:
-        counts, most = stage.counts(), stage.plan.max_failed
-        if counts.failed + counts.skipped > most:
-            allowed = f", {most} allowed" if most else ""
-            for count, what in ((counts.failed, "failed"), (counts.skipped, "skipped")):
-                if count:
-                    complaints.append(f"stage {stage.number}: {count} ranks {what}{allowed}")
-        if stage.stopped is not None:
-            complaints.append(f"stage {stage.number} was stopped: {stage.stopped}")
-    if complaints:
-        return FinishRun(state=RunState.FAILED, reason="; ".join(complaints))
-    return FinishRun(state=RunState.SUCCEEDED)
+        finish(board)
