@@ -11,6 +11,7 @@ import pytest
 from thornback.scheduler import SchedulerParams, StagePlan
 from thornback.scheduler.commands import CloseGang, Command, Dispatch, OpenGang
 from thornback.scheduler.events import CancelRequested, NodeDraining, RanksSucceeded
+from thornback.scheduler.ranges import NO_LIMIT
 from thornback.scheduler.testing import (
     FakeDependencies,
     FakeVerdict,
@@ -95,6 +96,26 @@ def test_a_gang_with_more_than_it_may_have_now_gets_nothing(stages: Stages) -> N
     before = short(game)
     assert to_gangs(end_one(game, 0, 900.0)) == []
     assert short(game) == before
+
+
+def test_nothing_is_queued_behind_ranks_that_are_suspected(stages: Stages) -> None:
+    """Also if they came to a busy gang, in company of others, and are the last of their kind."""
+    policy = ScriptedPolicy({"crash": FakeVerdict(blames_rank=True)})
+    game = begun(stages(plan(900, max_gangs=3, policy=policy)), 3, 0.02)
+    for gang in 7 * [0, 1, 2]:
+        end_one(game, gang, 0.02)
+    game.record()
+    game.lost(2, "crash")
+    pieces = game.scheduler._board.lanes[0].ready.pieces
+    while not (pieces()[1][2] == NO_LIMIT and pieces()[0][1] - pieces()[0][0] < pieces()[0][2] - 2):
+        end_one(game, 0, 0.02)
+    _, queued = game.referee.gangs[1].live
+    (ranks,) = game.scheduler.outstanding(queued)
+    game.give_back(queued, ranks[-2:])
+    assert to_gangs(end_one(game, 1, 0.02)) == [1]
+    _, suspected = game.referee.gangs[1].live
+    assert len(game.scheduler.outstanding(suspected)) == 2
+    assert to_gangs(end_one(game, 1, 0.02)) == []
 
 
 def test_the_last_ready_ranks_go_the_long_way(stages: Stages) -> None:

@@ -71,7 +71,7 @@ def refill(board: Board[F], gang: Gang[F]) -> bool:
     places = lane.slots
     if _is_fed_ahead(board, lane):
         places *= 2
-        if lane.queueable:
+        if lane.queueable or gang.suspects:
             return False
     if len(gang.live) != places - 1:
         return False
