@@ -70,6 +70,22 @@ def test_the_wait_for_another_node_ends_by_a_timer() -> None:
     assert game.now == 60.0
 
 
+def test_the_wait_for_another_node_ends_at_the_very_time_of_its_timer() -> None:
+    """By a number with which x + 10.0 - x is less than 10.0."""
+    game = play(plan(2, max_gangs=2))
+    game.now = now = 23.08665415409843
+    game.start()
+    game.ready(0, "a")
+    game.ready(1, "b")
+    game.fail(0, 0, "elsewhere", "a")
+    fed: list[object] = []
+    while not fed:
+        assert game.scheduler.wake_at is not None, "no other time to look is known"
+        game.now = game.scheduler.wake_at
+        fed += dispatches(game.tick(0.0))
+    assert game.now == now + 10.0
+
+
 def test_a_rank_avoids_a_node_only_when_it_was_told_to() -> None:
     game = play(plan(2, max_gangs=2))
     game.start()

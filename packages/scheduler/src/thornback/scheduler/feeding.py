@@ -203,7 +203,7 @@ def _retried_for(board: Board[F], others: _Others[F], lane: Lane[F], gang: Gang[
         record = lane.stage.failures[rank]
         if not any(node in record.avoid for node in gang.nodes):
             return rank
-        if board.now - record.ready_at >= board.params.avoid_wait_s:
+        if board.now >= record.ready_at + board.params.avoid_wait_s:  # added as the timer was
             return rank
         if not _elsewhere(others, lane, record.avoid):
             return rank
