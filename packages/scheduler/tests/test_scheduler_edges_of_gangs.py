@@ -203,10 +203,11 @@ def test_a_batch_on_a_draining_node_is_no_larger_than_what_fits() -> None:
 # -- yielding --------------------------------------------------------------------------------------
 
 
-def starving(gangs: int, *others: int) -> Play[str]:
+def starving(gangs: int, *others: int, params: SchedulerParams | None = None) -> Play[str]:
     """Return a run of which stage 0 has so many gangs, and stages of other shapes wait for one:
     until the first is asked to yield."""
-    game = play(plan(99, max_gangs=gangs), *(plan(1, shape=shape) for shape in others))
+    waiting = (plan(1, shape=shape) for shape in others)
+    game = play(plan(99, max_gangs=gangs), *waiting, params=params)
     game.start()
     for gang in range(gangs):
         game.ready(gang)
@@ -231,6 +232,10 @@ def test_a_shape_that_starves_is_helped_by_a_timer_and_not_more_often() -> None:
     for _ in range(3):
         assert game.tick(19.0) == []
     assert [type(c) for c in game.tick(4.0)] == [Recall], "a minute later, it is as hungry as ever"
+
+
+def test_a_shape_that_starves_is_helped_in_time_also_when_idle_gangs_are_kept_for_longer() -> None:
+    assert starving(4, 1, params=SchedulerParams(yield_after_s=3.0, linger_s=5.0)).now == 3.0
 
 
 def test_who_was_asked_to_yield_works_on_when_it_is_not_needed_any_more() -> None:

@@ -76,3 +76,22 @@ def test_a_gang_without_work_is_closed_at_the_very_time_at_which_another_shape_i
     game.record()
     assert game.scheduler.wake_at == 4.7 + 5.0
     assert closed(game.tick()) == [asked[0]]
+
+
+def test_a_shape_in_need_is_noticed_in_time_also_when_it_was_in_need_before() -> None:
+    """The timer of then is for when it may make others yield again, which may be hours away."""
+    game = play(plan(3), plan(1, shape=1))
+    asked = opened(game.start())
+    for gang in asked[:3]:
+        game.ready(gang)
+    while game.now < 60.0:
+        game.tick()
+    game.ready(asked[3])
+    game.tick(10.0)
+    game.lost(asked[3], "preempted")
+    game.close()
+    since = game.now
+    assert closed(game.succeed(held(game, asked[0])[0])) == []
+    game.record()
+    assert game.scheduler.wake_at == since + 5.0
+    assert closed(game.tick()) == [asked[0]]

@@ -77,12 +77,14 @@ def _note_starving(board: Board[F], lane: Lane[F]) -> bool:
         return False
     if lane.starved_at is None:
         lane.starved_at = board.now
-    if lane.starved_wake <= board.now:  # one timer at a time, however often this comes and goes
-        lane.starved_wake = lane.starved_at + board.params.linger_s
-        if lane.starved_wake <= board.now:
-            patience = lane.starved_at + board.params.yield_after_s
-            lane.starved_wake = max(patience, lane.next_yield_at)
-        board.wake(lane.starved_wake)
+    wake = lane.starved_at + board.params.linger_s
+    patience = max(lane.starved_at + board.params.yield_after_s, lane.next_yield_at)
+    if wake <= board.now or patience < wake:
+        wake = patience
+    # No more timers than are needed, however often this comes and goes: mostly there is one.
+    if lane.starved_wake <= board.now or wake < lane.starved_wake:
+        lane.starved_wake = wake
+        board.wake(wake)
     return True
 
 
