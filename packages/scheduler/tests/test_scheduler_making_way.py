@@ -42,6 +42,33 @@ def test_a_stage_that_has_a_gang_does_not_wait_for_an_event_to_have_others_make_
     finish(game, room=4)
 
 
+def test_the_timer_is_set_with_the_first_gang_that_is_asked_for() -> None:
+    """Also for a stage that does not starve: it was given an idle one."""
+    game = play(
+        plan(1),
+        low(2, slots=2),
+        urgent(8, slots=2),
+        plan(3, slots=2, shape=1, max_gangs=2),
+        parents=[[], [], [0], []],
+    )
+    game.start()
+    for gang in list(game.referee.gangs):
+        game.ready(gang)
+    for gang in gangs_of(game, LOW):
+        end_one(game, gang)
+    _, idle = gangs_of(game, 3)
+    end_all(game, idle)
+    game.record()
+    game.tick(30.0)
+    end_all(game, *gangs_of(game, 0))
+    assert given(game.record()) == [(idle, URGENT)] * 2
+    assert game.scheduler.wake_at == game.now + 5.0
+    game.tick()
+    assert yielding(game) == gangs_of(game, LOW)
+    game.close()
+    finish(game, room=5)
+
+
 # -- gangs of several nodes ------------------------------------------------------------------------
 
 

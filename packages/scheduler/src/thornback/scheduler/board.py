@@ -205,6 +205,10 @@ class Board(Generic[F]):
         self.activate(lane)
         lane.place(gang)
         self.out.append(OpenGang(gang=gang.number, shape=lane.shape.key, avoid=avoid))
+        shape = lane.shape
+        if shape.stuck_wake <= self.now and lane.outranks(shape.lanes[-1]):
+            shape.stuck_wake = self.now + self.params.linger_s  # for `feeding`, which came before
+            self.wake(shape.stuck_wake)
 
     def close(
         self, gang: Gang[F], move: GangMove = GangMove.UNWANTED, *, kill: bool = False
