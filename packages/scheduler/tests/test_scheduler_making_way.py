@@ -309,3 +309,21 @@ def test_nobody_yields_while_nothing_is_dispatched() -> None:
     game.record()
     assert game.scheduler.wake_at == game.now + 5.0, "from now on it starves"
     finish(game, room=3)
+
+
+def test_nobody_yields_at_the_very_time_at_which_a_result_has_waited_too_long() -> None:
+    """Nothing has been fed since: so that has not been noticed yet."""
+    params = SchedulerParams(max_unrecorded_s=30.0)
+    game = play(plan(40, max_gangs=2), plan(4, shape=1), params=params)
+    game.start()
+    for gang in gangs_of(game, 0):
+        game.ready(gang)
+        end_one(game, gang)
+    game.record()
+    game.tick(20.0)
+    end_one(game, gangs_of(game, 0)[0])
+    assert game.scheduler.wake_at == 60.0
+    assert game.tick() == [] == yielding(game)
+    assert game.scheduler._board.slow is not None
+    game.record()
+    finish(game, room=3)

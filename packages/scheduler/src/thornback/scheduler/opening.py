@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from thornback.scheduler.board import Board
 from thornback.scheduler.gangs import Gang, Lane, Shape
+from thornback.scheduler.settling import pressure
 from thornback.scheduler.states import RankState
 
 F = TypeVar("F")
@@ -16,9 +17,11 @@ BLOCKED, RUNNING = RankState.BLOCKED, RankState.RUNNING
 
 
 def make_yield(board: Board[F]) -> None:
-    """Let lanes that have starved for long have a gang of others. Comes before `feeding.feed`."""
+    """Let lanes that have starved for long have a gang of others. Comes before `feeding.feed`, so
+    `Board.slow` is of the last event: a result may have waited too long for the journal since."""
+    is_slow = pressure(board) is not None
     for lane in board.active:
-        if lane.starves:
+        if lane.starves and not is_slow:
             _make_others_yield(board, lane)
     for lane in board.active:
         if lane.yielding:
