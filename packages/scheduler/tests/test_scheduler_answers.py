@@ -166,3 +166,17 @@ def test_without_a_timer_the_wait_has_no_end() -> None:
     game.send(CancelRequested(reason="enough"))
     assert game.scheduler.wake_at is None
     assert game.scheduler.wait_s(0.0) is None
+
+
+def test_ranks_are_recorded_as_they_were_given_out_not_as_they_were_reported() -> None:
+    """`range(0, 3, 3)` equals `range(0, 1)`, but whoever stores its ends has three ranks done."""
+    game = play(plan(9, max_gangs=1))
+    game.start()
+    game.ready(0)
+    odd = (range(0, 3, 3),)
+    (record,) = (
+        command
+        for command in game.send(RanksSucceeded(assignment=0, ranks=odd, busy_s=9.0))
+        if isinstance(command, Record)
+    )
+    assert [(piece.start, piece.stop, piece.step) for piece in record.ranks] == [(0, 1, 1)]

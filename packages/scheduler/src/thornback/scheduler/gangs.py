@@ -46,12 +46,13 @@ class Assignment(Generic[F]):
     killed: bool = False
 
     def settle(self, given: Ranks) -> Ranks:
-        """Strike out what is reported; return those that were outstanding: `given` itself if these
-        are all that were left. Raises `UsageError` as `normalised` does."""
-        if given == self.outstanding:  # the ordinary case: all at once
+        """Strike out what is reported; return those that were outstanding: `outstanding` as it was
+        if just these are reported, all at once. Raises `UsageError` as `normalised` does."""
+        taken = self.outstanding
+        if given == taken:  # the ordinary case; not `given`: (5, 6) and (5, 8, 3) are equal ranges
             self.outstanding, self.left = (), 0
-            return given
-        taken, self.outstanding = split(self.outstanding, normalised(given))
+            return taken
+        taken, self.outstanding = split(taken, normalised(given))
         self.left -= total(taken)
         return taken
 

@@ -240,14 +240,14 @@ class Scheduler(Generic[F]):
         assignment = board.assignments.get(event.assignment) or self._assignment(event.assignment)
         if assignment is None:
             return False
-        held = assignment.left
+        before, held = assignment.outstanding, assignment.left
         ranks = assignment.settle(given)
         if not ranks:
             return False
         gang, left = assignment.gang, assignment.left
         count = held - left
         # The seconds are for all that was reported, also what is not outstanding any more.
-        reported = count if ranks is given else total(normalised(given))
+        reported = count if ranks is before else total(normalised(given))
         assignment.stage.pace.learn(event.busy_s, reported, 0 if left else assignment.size)
         gang.finished += count
         settling.succeed(board, assignment, ranks, count)
