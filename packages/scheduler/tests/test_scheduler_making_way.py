@@ -327,3 +327,40 @@ def test_nobody_yields_at_the_very_time_at_which_a_result_has_waited_too_long() 
     assert game.scheduler._board.slow is not None
     game.record()
     finish(game, room=3)
+
+
+# -- who made way for nothing ----------------------------------------------------------------------
+
+
+def test_a_gang_works_on_at_once_when_who_starved_is_given_an_idle_one() -> None:
+    game = play(
+        plan(1, slots=2, shape=1),
+        plan(40, slots=2, max_gangs=2),
+        plan(9, slots=2, shape=1, max_gangs=1),
+    )
+    game.start()
+    (other,) = gangs_of(game, 0)
+    for gang in (other, *gangs_of(game, LOW)):
+        game.ready(gang)
+    for gang in gangs_of(game, LOW):
+        end_all(game, gang)
+    game.record()
+    while not yielding(game):
+        game.tick()
+    (victim,) = yielding(game)
+    assert given(end_one(game, victim)) == []
+    assert given(end_all(game, other)) == [(other, URGENT)] * 2 + [(victim, LOW)]
+    finish(game, room=4)
+
+
+def test_a_gang_works_on_at_once_when_the_last_for_which_it_made_way_are_fed_in_advance() -> None:
+    game = contended(low(1, slots=2), urgent(8, slots=2), params=SchedulerParams(max_batch=1))
+    (victim,) = gangs_of(game, LOW)
+    first, second, *_ = gangs_of(game, URGENT)
+    game.tick(5.0)
+    assert yielding(game) == [victim]
+    assert given(end_one(game, victim)) == []
+    game.ready(first)
+    assert given(end_one(game, first, 0.1)) == [(first, URGENT)] * 3
+    assert given(game.ready(second)) == [(second, URGENT)] * 3 + [(victim, LOW)]
+    finish(game, room=4)

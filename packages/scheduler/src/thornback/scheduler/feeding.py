@@ -11,6 +11,7 @@ import attrs
 
 from thornback.scheduler.board import Board
 from thornback.scheduler.gangs import Gang, Lane, Shape
+from thornback.scheduler.opening import is_wanted
 from thornback.scheduler.ranges import NO_LIMIT
 from thornback.scheduler.settling import pressure
 from thornback.scheduler.stages import one
@@ -58,6 +59,8 @@ def feed(board: Board[F]) -> None:
             _feed_draining(board, lane)
         if lane.queueable and lane.ready.count and not lane.alone:
             _queue_ahead(board, lane)
+    if board.yielding and _keep_on_unneeded(board):  # the last were fed in advance
+        _feed_idle(board)
 
 
 def refill(board: Board[F], gang: Gang[F]) -> bool:
@@ -105,11 +108,12 @@ def _feed_idle(board: Board[F]) -> None:
 
 
 def _keep_on_unneeded(board: Board[F]) -> bool:
-    """Let gangs go on that make way for a lane in which nothing waits any more; return whether
-    there was one. The next event may be as far away as the end of the longest rank."""
+    """Let gangs go on that make way for a lane which does not wait for them any more: nothing is
+    ready there, or it was given an idle one. Return whether there was one. The next event may be as
+    far away as the end of the longest rank."""
     lanes = [lane for lane in board.active if lane.yielding]
     gangs = [gang for lane in lanes for gang in lane.yielding.values()]
-    unneeded = [gang for gang in gangs if gang.yields_to and not gang.yields_to.waiting]
+    unneeded = [gang for gang in gangs if gang.yields_to and not is_wanted(gang, gang.yields_to)]
     for gang in unneeded:
         board.keep_on(gang)
     return bool(unneeded)

@@ -245,7 +245,7 @@ def _carry_out_yields(board: Board[F], lane: Lane[F]) -> None:
     for gang in list(lane.yielding.values()):
         to = gang.yields_to
         assert to is not None
-        if not _is_wanted(gang, to):
+        if not is_wanted(gang, to):
             board.keep_on(gang)
         elif gang.live:
             continue
@@ -258,7 +258,7 @@ def _carry_out_yields(board: Board[F], lane: Lane[F]) -> None:
             _hold_back_others(board, to)
 
 
-def _is_wanted(gang: Gang[F], to: Lane[F]) -> bool:
+def is_wanted(gang: Gang[F], to: Lane[F]) -> bool:
     """Whether the lane still waits for this gang. On a node that goes away it is of no use but to
     a lane that starves: it can only be closed, to make room."""
     if not (to.may_gain or to.stage is gang.lane.stage):
