@@ -69,6 +69,18 @@ def test_the_timer_is_set_with_the_first_gang_that_is_asked_for() -> None:
     finish(game, room=5)
 
 
+def test_however_often_pending_gangs_are_looked_at_one_timer_is_set_for_them() -> None:
+    game = contended(low(2, slots=2), urgent(16, slots=2, max_gangs=6))
+    timers = game.scheduler._board._timers
+    assert len(gangs_of(game, URGENT)) == 6
+    assert len(timers) == 4, "for each stage that had no gang, and for all that were asked for"
+    before = len(timers)
+    for _ in range(9):
+        game.tick(0.1)
+    assert len(timers) == before
+    finish(game, room=4)
+
+
 # -- gangs of several nodes ------------------------------------------------------------------------
 
 

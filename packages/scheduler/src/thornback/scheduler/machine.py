@@ -205,7 +205,7 @@ class Scheduler(Generic[F]):
             case CancelRequested():
                 self._cancel(event)
             case Ticked():
-                pass  # the books settle after every event
+                pass  # the books settle after each of these
             case _:
                 assert_never(event)
 
