@@ -149,7 +149,7 @@ class Scheduler(Generic[F]):
 
         Raises:
             UsageError: `RunStarted` or `Recorded` with a stage or ranks that are not there; ranges
-                of another step than 1.
+                of another step than 1; a verdict of a retry policy with numbers that make no sense.
             InvalidTransition: a gang or an assignment that was never asked for, or a `GangClosed`
                 without its `CloseGang`.
 
