@@ -263,7 +263,11 @@ class Board(Generic[F]):
 
     def dispatch(self, lane: Lane[F], gang: Gang[F], ranks: Ranks, limit: int) -> None:
         """Hand ready ranks, already taken from their queue, to a gang."""
-        stage = lane.stage
+        self.assign(lane.stage, gang, ranks, limit)
+        lane.loaded(gang)
+
+    def assign(self, stage: Stage[F], gang: Gang[F], ranks: Ranks, limit: int) -> None:
+        """Likewise, but the lane is not told: it holds as many assignments as it last had there."""
         size = 0
         for piece in ranks:
             stage.step(piece, DISPATCH)
@@ -281,7 +285,6 @@ class Board(Generic[F]):
         )
         gang.suspects += suspect
         stage.assigned += 1
-        lane.loaded(gang)
         self.out.append(Dispatch(gang.number, number, stage.number, ranks, attempt, factor))
 
     def free_slot(self, assignment: Assignment[F]) -> None:

@@ -71,19 +71,21 @@ def refill(board: Board[F], gang: Gang[F]) -> bool:
     so that as many gangs are wanted as before.
     """
     lane = gang.lane
-    places = lane.slots
-    if _is_fed_ahead(board, lane):
-        places *= 2
-        if lane.queueable or gang.suspects:
-            return False
+    is_fed_ahead = _is_fed_ahead(board, lane)
+    if is_fed_ahead and (lane.queueable or gang.suspects):
+        return False
+    places = 2 * lane.slots if is_fed_ahead else lane.slots
     if len(gang.live) != places - 1:
         return False
     board.slow = pressure(board)
     ranks = lane.ready.take_plain(_size(lane)) if board.slow is None else ()
     if not ranks:
         return False
-    lane.queueable.pop(gang.number, None)  # it came free, and is the last of them now
-    board.dispatch(lane, gang, ranks, NO_LIMIT)
+    board.assign(lane.stage, gang, ranks, NO_LIMIT)
+    if not is_fed_ahead:
+        lane.queueable.pop(gang.number, None)
+        if not gang.suspects:
+            lane.queueable[gang.number] = gang  # it came free, and is the last of them now
     return True
 
 
