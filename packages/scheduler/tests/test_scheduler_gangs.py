@@ -246,6 +246,14 @@ def test_a_draining_gang_is_replaced_gets_no_long_work_and_is_closed_when_free()
     assert game.send(NodeDraining(node="a", left_s=50.0)) == []
 
 
+def test_nodes_that_are_gone_are_forgotten() -> None:
+    game = play(plan(9))
+    game.start()
+    for node in range(50):
+        game.send(NodeDraining(node=f"spot-{node}", left_s=1.0), 10.0)
+    assert list(game.scheduler._board.drains) == ["spot-49"]
+
+
 def test_a_draining_gang_still_gets_what_it_can_finish() -> None:
     game = play(plan(99, max_gangs=1))
     game.start()

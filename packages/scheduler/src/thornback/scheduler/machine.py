@@ -300,9 +300,10 @@ class Scheduler(Generic[F]):
         board = self._board
         left_s = board.params.drain_s if event.left_s is None else max(0.0, event.left_s)
         by = board.now + left_s
-        known = board.drains.get(event.node)
-        repeated = known is not None and known > board.now
-        board.drains[event.node] = min(by, known) if known is not None and repeated else by
+        # Nodes come and go for as long as a run lasts: those that are gone are forgotten.
+        board.drains = {node: at for node, at in board.drains.items() if at > board.now}
+        repeated = event.node in board.drains
+        board.drains[event.node] = min(by, board.drains.get(event.node, by))
         for gang in board.gangs.values():
             if gang.state is not GangState.READY or event.node not in gang.nodes:
                 continue
