@@ -90,6 +90,16 @@ def test_when_ranks_become_short_again_all_gangs_are_fed_in_advance(stages: Stag
     assert sorted(to_gangs(end_one(game, 1, 0.1))) == [0, 1]
 
 
+def test_a_report_of_some_ranks_is_enough_to_feed_all_gangs_in_advance(stages: Stages) -> None:
+    params = SchedulerParams(pace_weight=0.5)
+    game = begun(stages(plan(900, max_gangs=2), params=params), 2, 0.2)
+    assert to_gangs(end_one(game, 0, 5.0)) == [], "the average is 2.6 s now"
+    (oldest, _) = game.referee.gangs[1].live
+    (ranks,) = game.scheduler.outstanding(oldest)
+    assert len(ranks) == 2
+    assert to_gangs(game.succeed(oldest, ranks[0], busy_s=0.1)) == [0], "and now 1.35 s"
+
+
 def test_a_gang_with_more_than_it_may_have_now_gets_nothing(stages: Stages) -> None:
     game = begun(stages(plan(900, max_gangs=1)), 1, SHORT_S)
     assert len(game.referee.gangs[0].live) == 2
