@@ -45,7 +45,6 @@ class Suspicion:
         """Return the nodes to avoid: `first`, then the worst suspects; at most half of all."""
         if not self._suspects and not first:
             return ()
-        self._forget_clean(now)
         suspects = [(s.term_s, node) for node, s in self._suspects.items() if s.until > now]
         suspects.sort(key=lambda entry: (-entry[0], entry[1]))
         wanted = dict.fromkeys([*first, *(node for _, node in suspects)])
