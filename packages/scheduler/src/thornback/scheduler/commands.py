@@ -183,8 +183,8 @@ class Recall:
     kill: bool = False
 
 
-# Not frozen, though nobody changes it: it is made for every rank, which would take four times as
-# long, and a third of all that a rank costs here.
+# Not frozen, though nobody changes it: it is made for every rank, and would take three times as
+# long. The two of a rank would be a tenth of all that it costs here.
 @attrs.define(slots=True, unsafe_hash=True)
 class Record:
     """Make the end of these ranks durable. Answer: `Recorded`, or `JournalFailed`, which ends the
