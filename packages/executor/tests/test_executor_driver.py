@@ -1,4 +1,7 @@
-"""The driver over verified fakes: a cluster and workers in memory, led by the test."""
+"""The driver over verified fakes: a cluster and workers in memory, led by the test.
+
+Long, since all of it stands on the one driver that is led, and on how its parts are held up.
+"""
 
 from __future__ import annotations
 

@@ -50,6 +50,23 @@ def contended(
     return game
 
 
+def long_awaited() -> tuple[Play, list[int]]:
+    """Return a play in which two gangs of stage 1 make way, and its third was lost: a minute later
+    it may have one of others, by the yield rule. And those three gangs."""
+    game = contended(low(3, slots=2), urgent(12, slots=2))
+    gangs, own = gangs_of(game, LOW), gangs_of(game, URGENT)[:2]
+    for gang in own:
+        game.ready(gang)
+        end_one(game, gang)
+    game.record()
+    game.lost(gangs[2], "preempted")
+    game.tick(5.0)
+    assert yielding(game) == gangs[:2]
+    end_one(game, gangs[0])
+    game.record()
+    return game, gangs
+
+
 def gangs_of(game: Play, stage: int) -> list[int]:
     """The gangs that a stage has, opening ones too."""
     gangs = game.scheduler._board.gangs.values()

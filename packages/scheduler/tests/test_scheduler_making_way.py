@@ -15,6 +15,7 @@ from packages.scheduler.tests.contention import (
     gangs_of,
     given,
     held,
+    long_awaited,
     low,
     recalled,
     urgent,
@@ -213,18 +214,7 @@ def test_who_has_fewer_ranks_than_a_gang_has_slots_waits_for_the_yield_rule() ->
 
 def test_who_has_waited_long_keeps_one_of_its_own_instead_of_an_exchange() -> None:
     """By the yield rule it would get one from those for whom its own make way."""
-    game = contended(low(3, slots=2), urgent(12, slots=2))
-    first, second, third = gangs_of(game, LOW)
-    own = gangs_of(game, URGENT)[:2]
-    for gang in own:
-        game.ready(gang)
-        end_one(game, gang)
-    game.record()
-    game.lost(third, "preempted")
-    game.tick(5.0)
-    assert yielding(game) == [first, second]
-    end_one(game, first)
-    game.record()
+    game, (first, second, _) = long_awaited()
     assert given(game.tick(60.0)) == []
     assert yielding(game) == [first]
     assert given(end_one(game, second)) == [(second, LOW)]

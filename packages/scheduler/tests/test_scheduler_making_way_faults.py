@@ -18,6 +18,7 @@ from packages.scheduler.tests.contention import (
     given,
     go_on,
     held,
+    long_awaited,
     low,
     recalled,
     urgent,
@@ -134,17 +135,7 @@ def test_a_gang_whose_node_goes_away_works_on_when_the_other_stage_has_one() -> 
 
 def test_who_has_waited_long_does_not_keep_a_gang_whose_node_goes_away() -> None:
     """That notice may come at the very moment."""
-    game = contended(low(3, slots=2), urgent(12, slots=2))
-    first, second, third = gangs_of(game, LOW)
-    own = gangs_of(game, URGENT)[:2]
-    for gang in own:
-        game.ready(gang)
-        end_one(game, gang)
-    game.record()
-    game.lost(third, "preempted")
-    game.tick(5.0)
-    end_one(game, first)
-    game.record()
+    game, (first, second, _) = long_awaited()
     game.send(NodeDraining(node=f"{second}a", left_s=100.0), after_s=60.0)
     assert yielding(game) == []
     assert given(end_one(game, first)) == [(first, LOW)]
