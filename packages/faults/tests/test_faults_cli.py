@@ -290,6 +290,16 @@ class Mine(Exception):
     pass
 
 
+class Attributed:
+    """Is pickled as some releases of Python 3.11 pickle the members of an enum."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, str]]:
+        return getattr, (self.owner, self.name)
+
+
 class Runs:
     def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
         import os
@@ -308,6 +318,11 @@ def by_a_dotted_name() -> bytes:
     [
         (pickle.dumps(Runs()), r"it holds a (posix|nt)\.system: trust the file, or use JSON"),
         (pickle.dumps(Mine("x")), r"it holds a .*Mine"),
+        (
+            pickle.dumps(Attributed(FaultKind, "__members__")),
+            r"it takes '__members__' of <enum 'Fa",
+        ),
+        (pickle.dumps(Attributed(ValueError, "mro")), r"it takes 'mro' of <class 'ValueError'>"),
         (pickle.dumps(len), r"it holds a builtins\.len"),
         (pickle.dumps(int), r"it holds a builtins\.int"),
         (pickle.dumps(main), r"it holds a thornback\.faults\.__main__\.main"),
@@ -324,6 +339,12 @@ def by_a_dotted_name() -> bytes:
 def test_what_is_no_failure_or_would_run_code_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_failure(data)
+
+
+def test_members_of_enums_are_read_as_every_python_writes_them() -> None:
+    """Python 3.11.2 writes them as attributes of their class."""
+    with pytest.raises(ValueError, match="the pickle is no failure, but a FaultKind"):
+        read_failure(pickle.dumps(Attributed(FaultKind, "OOM")))
 
 
 def test_a_trusted_pickle_may_hold_anything() -> None:

@@ -11,7 +11,7 @@ import enum
 import io
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from thornback.faults.kinds import Attribute, ErrorData, Fault, plain_facts
@@ -96,7 +96,9 @@ def _of_object(thing: object, bases: Bases) -> Read:
 
 
 class _OnlyFailures(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type:
+    def find_class(self, module: str, name: str) -> Callable[..., object]:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if module in ("builtins", "exceptions"):  # The second is what old protocols say.
             found = getattr(builtins, name, None)
             if isinstance(found, type) and issubclass(found, BaseException):
@@ -107,6 +109,16 @@ class _OnlyFailures(pickle.Unpickler):
             if isinstance(thing, type) and issubclass(thing, Value | enum.Enum):
                 return thing
         raise pickle.UnpicklingError(f"it holds a {module}.{name}: trust the file, or use JSON")
+
+
+def _member(kind: object, name: object) -> enum.Enum:
+    """Stands in for `getattr`, with which early releases of Python 3.11 (3.11.2, of Debian 12)
+    write the members of an enum. Gives those, and nothing else."""
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        member = kind.__members__.get(str(name))
+        if member is not None:
+            return member
+    raise pickle.UnpicklingError(f"it takes {name!r} of {kind!r}: trust the file, or use JSON")
 
 
 def _unpickle(data: bytes, trust: bool) -> object:
