@@ -7,7 +7,7 @@ from thornback.scheduler.feeding import LOOKED_AT
 from thornback.scheduler.stages import one
 from thornback.scheduler.testing import FakeVerdict, Play, ScriptedPolicy, dispatches, plan, play
 
-AGAIN = ScriptedPolicy({"elsewhere": FakeVerdict(avoid_node=True), "again": FakeVerdict()})
+AGAIN = ScriptedPolicy({"elsewhere": FakeVerdict(), "again": FakeVerdict()})
 
 
 def held(game: Play[str], gang: int) -> list[int]:

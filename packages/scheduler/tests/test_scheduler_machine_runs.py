@@ -40,9 +40,9 @@ from thornback.scheduler.testing import FakeDependencies, FakeVerdict, Referee, 
 
 VERDICTS = {
     "code": FakeVerdict(retry=False, blames_rank=True),
-    "crash": FakeVerdict(blames_rank=True, avoid_node=True),
+    "crash": FakeVerdict(blames_rank=True),
     "later": FakeVerdict(delay_s=3.0),
-    "node": FakeVerdict(blames_node=True, avoid_node=True, delay_s=0.5),
+    "node": FakeVerdict(blames_node=True, delay_s=0.5),
     "oom": FakeVerdict(memory_bytes=3),
     "oom2": FakeVerdict(memory_bytes=5, delay_s=1.0),
     "preempted": FakeVerdict(charged=False),

@@ -41,7 +41,7 @@ def kinds(recorder: Recorder[str], rank: int) -> list[MomentKind]:
 
 def test_what_will_be_different_the_next_time_is_told() -> None:
     verdict = attrs.evolve(
-        SOON, avoid_node=True, memory_bytes=3, charged=False, reason="it was unlucky"
+        SOON, memory_bytes=3, charged=False, reason="it was unlucky"
     )
     recorder = recorder_of(1, bad=verdict)
     fail(recorder, "bad")

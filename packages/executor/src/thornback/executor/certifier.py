@@ -8,13 +8,13 @@ from typing import TypeAlias
 import anyio
 import attrs
 
-from thornback.executor.chronicle import Chronicle, why_given_up
+from thornback.executor.chronicle import Chronicle
 from thornback.executor.plan import RunPlan
 from thornback.executor.ports import Attribute, Classifier, Json, Ranks
 from thornback.executor.report import LOG_END, AttemptReport, GivenUp
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers
-from thornback.faults import ErrorData, Fault, RetryVerdict, StopReason
+from thornback.faults import ErrorData, Fault, RetryVerdict
 from thornback.pool import Outcome, RunningRank
 from thornback.scheduler import commands as cmd
 from thornback.scheduler import events as ev
@@ -110,8 +110,8 @@ class Certifier:
         """Certify the failed attempt of a rank; `reason` as for `gang_lost`."""
         outcome = live.outcomes[event.rank]
         stage = live.command.stage
-        given_up = _gives_up(commands, stage, event.rank)
-        why = reason(stage, event.rank) if given_up else verdict.reason
+        given_up = _end_of(commands, stage, event.rank)
+        why = verdict.reason if given_up is None else reason(stage, event.rank)
         self._tell(
             AttemptReport(
                 stage=self._plan.stages[stage].name,
@@ -122,8 +122,8 @@ class Certifier:
                 node=event.node,
                 fault=event.fault,
                 verdict=why,
-                retried=verdict.retry and not given_up,
-                stop=why_given_up(why, [verdict]) if given_up else verdict.stop,
+                retried=verdict.retry and given_up is None,
+                stop=verdict.stop if given_up is None else given_up.stop,
                 ran_s=event.ran_s,
                 pid=outcome.pid,
                 peak_rss_bytes=outcome.peak_rss_bytes,
@@ -169,8 +169,8 @@ class Certifier:
             stage = live.command.stage
             alone = ranks[0].start if sum(map(len, ranks)) == 1 else None
             # Of several all are given up, with their stage, or none.
-            gone = bool(ranks) and _gives_up(commands, stage, ranks[0].start)
-            why = reason(stage, ranks[0].start) if gone else again
+            gone = _end_of(commands, stage, ranks[0].start) if ranks else None
+            why = again if gone is None else reason(stage, ranks[0].start)
             told = attrs.evolve(
                 report,
                 stage=self._plan.stages[stage].name,
@@ -178,14 +178,14 @@ class Certifier:
                 attempt=live.command.attempt,
                 epoch=live.epoch,
                 verdict=why,
-                retried=not gone,
-                stop=why_given_up(why, verdicts) if gone else None,
+                retried=gone is None,
+                stop=None if gone is None else gone.stop,
                 lost_ranks=ranks,
             )
             self._tell(self._with_log(told, live, event.node))
             self._tracer.assignment_ended(live.command.assignment, ranks, event.fault)
         if not lost:
-            self._tell(_opening(report, verdicts, commands, reason))
+            self._tell(_opening(report, commands, reason))
 
     def _with_log(
         self, report: AttemptReport, live: LiveAssignment, node: str | None
@@ -202,16 +202,14 @@ class Certifier:
             log_slice=(seen.log_start, LOG_END) if seen.log_path else (0, 0),
         )
 
-    def given_up(
-        self, command: cmd.Record, reason: str, stop: StopReason | None
-    ) -> dict[str, Json]:
+    def given_up(self, command: cmd.Record, reason: str) -> dict[str, Json]:
         """Note that ranks are recorded as failed or skipped; return the certificate to record.
 
         Args:
             command: which ranks.
             reason: why, for people.
-            stop: why they are not tried again, as a word; None: they were skipped.
         """
+        stop = command.stop
         stage = self._plan.stages[command.stage].name
         last = self.chronicle.take_last(stage, command.ranks[0].start)
         if command.state is cmd.RecordState.FAILED:
@@ -232,18 +230,14 @@ class Certifier:
 
 
 def _opening(
-    report: AttemptReport,
-    verdicts: Sequence[RetryVerdict],
-    commands: Sequence[cmd.Command],
-    reason: Reason,
+    report: AttemptReport, commands: Sequence[cmd.Command], reason: Reason
 ) -> AttemptReport:
     """Return the certificate of a gang that held nothing. Its loss may end what waits for it though
     the policy would ask again."""
     for command in commands if report.retried else ():
         if isinstance(command, cmd.Record) and command.state is cmd.RecordState.FAILED:
             why = reason(command.stage, command.ranks[0].start)
-            stop = why_given_up(why, verdicts)
-            return attrs.evolve(report, verdict=why, retried=False, stop=stop)
+            return attrs.evolve(report, verdict=why, retried=False, stop=command.stop)
     return report
 
 
@@ -255,11 +249,11 @@ def _loss_behind(reason: str, last: AttemptReport | None) -> AttemptReport | Non
     return last
 
 
-def _gives_up(commands: Sequence[cmd.Command], stage: int, rank: int) -> bool:
-    return any(
-        isinstance(command, cmd.Record)
-        and command.stage == stage
-        and command.state is cmd.RecordState.FAILED
-        and any(rank in piece for piece in command.ranks)
-        for command in commands
-    )
+def _end_of(commands: Sequence[cmd.Command], stage: int, rank: int) -> cmd.Record | None:
+    """Return the command that ends a rank without a result; None: it is tried again."""
+    for command in commands:
+        if isinstance(command, cmd.Record) and command.stage == stage:
+            is_end = command.state is not cmd.RecordState.DONE
+            if is_end and any(rank in piece for piece in command.ranks):
+                return command
+    return None

@@ -9,7 +9,7 @@ import attrs
 
 from thornback.executor.plan import merge_ranks
 from thornback.executor.report import AttemptReport, GivenUp
-from thornback.faults import Fault, RetryPolicy, RetryVerdict, StopReason
+from thornback.faults import Fault, RetryPolicy, RetryVerdict, Standing
 
 MAX_ATTEMPTS_KEPT = 10_000
 
@@ -22,26 +22,17 @@ class Witness:
         self._verdicts = verdicts
 
     def decide(
-        self, fault: Fault, history: Sequence[tuple[Fault, str]], draw: float, /
+        self,
+        fault: Fault,
+        history: Sequence[tuple[Fault, str, Standing]],
+        standing: Standing,
+        draw: float,
+        /,
     ) -> RetryVerdict:
         """Return what the policy decides (fulfils `thornback.scheduler.ports.RetryPolicy`)."""
-        verdict = self._policy.decide(fault, history, draw)
+        verdict = self._policy.decide(fault, history, standing, draw)
         self._verdicts.append(verdict)
         return verdict
-
-
-def why_given_up(reason: str, verdicts: Sequence[RetryVerdict]) -> StopReason:
-    """Return, as a word, why ranks were given up.
-
-    The scheduler gives up for two reasons, and says them as text, since the words are not its own:
-    a verdict, whose text it repeats as it stands, and a stage that makes no progress.
-
-    Args:
-        reason: what the scheduler says of them.
-        verdicts: those that were given on the event that ended them.
-    """
-    found = (each.stop for each in verdicts if each.stop is not None and each.reason == reason)
-    return next(found, StopReason.NO_PROGRESS)
 
 
 @attrs.define(slots=True)

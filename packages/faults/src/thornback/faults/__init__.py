@@ -30,7 +30,7 @@ from thornback.faults.opt_in import CUDA_RULES, NETWORK_RULES, THROTTLED_RULES
 from thornback.faults.policy import RetryPolicy, backoff_s, is_retriable
 from thornback.faults.records import ErrorRecord
 from thornback.faults.rules import Rule
-from thornback.faults.verdicts import RetryVerdict, StopReason
+from thornback.faults.verdicts import RetryVerdict, Standing, StopReason
 
 __all__ = [
     "CUDA_RULES",
@@ -52,6 +52,7 @@ __all__ = [
     "RetryPolicy",
     "RetryVerdict",
     "Rule",
+    "Standing",
     "StopReason",
     "Trial",
     "backoff_s",

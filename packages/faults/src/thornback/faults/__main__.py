@@ -16,6 +16,7 @@ from thornback.faults.opt_in import CUDA_RULES, NETWORK_RULES, THROTTLED_RULES
 from thornback.faults.policy import RetryPolicy
 from thornback.faults.reading import read_failure
 from thornback.faults.records import ErrorRecord
+from thornback.faults.verdicts import Standing
 
 MODULES = ("ray.exceptions", "ray.data.exceptions", "ray.serve.exceptions")
 """Where Ray defines them. The first must be there; the others need extras of Ray."""
@@ -88,7 +89,7 @@ def _explain(parsed: argparse.Namespace) -> int:
         facts["origin"] = parsed.origin
     classifier = Classifier(user_rules=[rule for name in parsed.rules for rule in SETS[name]])
     explanation = classifier.explain(read.error, facts)
-    verdict = RetryPolicy().decide(explanation.fault, (), 1.0)
+    verdict = RetryPolicy().decide(explanation.fault, (), Standing.UNDECIDED, 1.0)
     if parsed.json:
         both = {**explanation.as_json(), "verdict": verdict.as_json()}
         print(json.dumps(both, indent=2, allow_nan=False))

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from thornback.faults.kinds import Fault, FaultKind
+from thornback.faults.kinds import Fault
 from thornback.faults.policy import RetryPolicy
-
-NOT_MACHINES = (
-    FaultKind.APPLICATION,
-    FaultKind.CANCELLED,
-    FaultKind.NETWORK,
-    FaultKind.PREEMPTION,
-    FaultKind.THROTTLED,
-    FaultKind.UNSCHEDULABLE,
-)
-"""Kinds that say nothing about the machines, or that may befall all pieces of work at once."""
+from thornback.faults.verdicts import RetryVerdict
 
 
 class Breaker:
@@ -35,9 +26,9 @@ class Breaker:
         """Why everything is to stop: one line for people; empty: it is not."""
         return self._reason
 
-    def failed(self, fault: Fault) -> str:
-        """Count a fault of any piece of work; return `reason`."""
-        if fault.kind not in NOT_MACHINES:
+    def failed(self, fault: Fault, verdict: RetryVerdict) -> str:
+        """Count a fault of any piece of work if it is a `machine_fault`; return `reason`."""
+        if verdict.machine_fault:
             self._in_a_row += 1
         if not self._reason and self._limit is not None and self._in_a_row >= self._limit:
             self._reason = (

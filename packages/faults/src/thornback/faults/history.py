@@ -8,15 +8,15 @@ from thornback.faults.breaker import Breaker
 from thornback.faults.classifier import Classifier
 from thornback.faults.kinds import Attribute, ErrorData, Fault
 from thornback.faults.policy import RetryPolicy
-from thornback.faults.verdicts import RetryVerdict, StopReason
+from thornback.faults.verdicts import RetryVerdict, Standing, StopReason
 
 
 class FaultHistory:
     """What one call, or task, has been through: its faults, and the verdict on each.
 
     A retry loop makes one for each call and tells it of every failure; policy, classifier and
-    breaker may be shared by any number of histories. A history is not made for several threads at
-    once.
+    breaker may be shared by any number of histories. One call collects no evidence about machines,
+    so the ordinary budget of each kind decides. Not for several threads at once.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class FaultHistory:
         self._policy = RetryPolicy() if policy is None else policy
         self._classifier = Classifier() if classifier is None else classifier
         self._breaker = breaker
-        self._past: list[tuple[Fault, str]] = []
+        self._past: list[tuple[Fault, str, Standing]] = []
         self._verdicts: list[RetryVerdict] = []
 
     def failed(
@@ -48,13 +48,13 @@ class FaultHistory:
             draw: give `random.random()` for full jitter; 1: the longest pause.
         """
         fault = self._classifier.classify(error, facts)
-        verdict = self._policy.decide(fault, self._past, draw)
-        stop = "" if self._breaker is None else self._breaker.failed(fault)
+        verdict = self._policy.decide(fault, self._past, Standing.UNDECIDED, draw)
+        stop = "" if self._breaker is None else self._breaker.failed(fault, verdict)
         if stop and verdict.retry:
             reason = f"{fault.kind.value}: given up: {stop}"
             verdict = verdict.__replace__(retry=False, stop=StopReason.NO_PROGRESS, reason=reason)
         node = fault.facts.get("node")
-        self._past.append((fault, node if isinstance(node, str) else ""))
+        self._past.append((fault, node if isinstance(node, str) else "", Standing.UNDECIDED))
         self._verdicts.append(verdict)
         return verdict
 
@@ -66,7 +66,7 @@ class FaultHistory:
     @property
     def faults(self) -> tuple[Fault, ...]:
         """Every failure it was told of, classified, oldest first."""
-        return tuple(fault for fault, _ in self._past)
+        return tuple(fault for fault, _, _ in self._past)
 
     @property
     def verdicts(self) -> tuple[RetryVerdict, ...]:

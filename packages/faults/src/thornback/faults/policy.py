@@ -1,8 +1,13 @@
-"""What shall be done about a fault: again or not, when, where, with what; who is to blame. Pure.
+"""Decides what to do about a fault: try again or not, when, with what, and who is to blame. Pure.
 
-A decision rests on the fault and on the history that the caller keeps of the rank: its charged
-faults, and its preemptions, if they are to be limited too. Budgets count retries: a kind with
-`retries=3` may occur three times; the fourth time the rank is given up.
+A decision rests on the fault, on its standing (what the evidence says about it so far), and on the
+history that the caller keeps of the rank. Budgets count retries: a kind with `retries=3` may occur
+three times; the fourth time the rank is given up.
+
+Theory of evidence. A dead process, a broken disk or a failed set-up may be the rank's doing or the
+machine's, and one event cannot tell. Such a fault is therefore free of charge while it is OPEN and
+for good once it is settled against the NODE. It is charged once it is settled against the RANK, or
+where nothing else can run on that node (UNDECIDED). Free retries are bounded too, by `max_free`.
 """
 
 from __future__ import annotations
@@ -15,9 +20,10 @@ from thornback.faults.classifier import Classifier
 from thornback.faults.kinds import ErrorData, Fault, FaultKind, Origin
 from thornback.faults.memory import MemoryNeed, memory_need
 from thornback.faults.values import Value
-from thornback.faults.verdicts import RetryVerdict, StopReason
+from thornback.faults.verdicts import RetryVerdict, Standing, StopReason
 
-History = Sequence[tuple[Fault, str]]
+History: TypeAlias = Sequence[tuple[Fault, str, Standing]]
+"""The earlier faults of a rank, oldest first: each with its node and its standing by now."""
 Stop: TypeAlias = tuple[StopReason, str]
 
 GANG_PHASES = ("start", "ping", "heartbeat", "recall", "close")
@@ -50,6 +56,9 @@ class RetryPolicy(Value):
     max_charged: int = 10
     """Retries after charged faults of all kinds together (lost nodes apart); `retries` if that is
     more."""
+    max_free: int = 10
+    """Retries after faults that evidence does not hold against the rank: a rank that meets so many
+    bad machines is given up, because it may be what breaks them."""
     base_delay_s: float = 1.0
     """The longest pause before the first retry; the jitter makes it shorter."""
     backoff_factor: float = 2.0
@@ -79,43 +88,60 @@ class RetryPolicy(Value):
         for factor in (self.backoff_factor, self.timeout_factor):
             if not 1.0 <= factor <= MAX_FACTOR:
                 raise ValueError("backoff_factor and timeout_factor must be >= 1, and <= 1000.")
-        if self.max_charged < 0 or not 0.0 <= self.max_retry_after_s < float("inf"):
-            raise ValueError("max_charged and max_retry_after_s must be >= 0, and finite.")
+        if min(self.max_charged, self.max_free) < 0 or not 0.0 <= self.max_retry_after_s < float(
+            "inf"
+        ):
+            raise ValueError(
+                "max_charged, max_free and max_retry_after_s must be >= 0, and finite."
+            )
 
-    def decide(self, fault: Fault, history: History, draw: float, /) -> RetryVerdict:
+    def decide(
+        self, fault: Fault, history: History, standing: Standing, draw: float, /
+    ) -> RetryVerdict:
         """Return the verdict. Never raises; the same arguments give the same verdict.
 
         Args:
-            fault: what has happened. Facts that are looked at, where given: `node` (where) and
-                `only_node` (True: there is no other), for poison; `peak_rss_bytes` and
-                `largest_memory_bytes`, for OOM; `retry_after_s`; `non_retryable`.
-            history: the earlier faults of this rank with their nodes, oldest first; empty for a
-                gang's fault.
+            fault: what has happened. Facts that are looked at, where given: `node` and `only_node`
+                (True: there is no other), for poison; `peak_rss_bytes` and `largest_memory_bytes`,
+                for OOM; `retry_after_s`; `non_retryable`; `user_frame`, for the signature.
+            history: the earlier faults of this rank with their nodes and their standing by now,
+                oldest first; empty for a gang's fault.
+            standing: what the evidence says about `fault`. UNDECIDED where nobody collects any. Ask
+                again with RANK when it is settled so later: the verdict may be to give up.
             draw: in [0, 1): the jitter.
         """
         counted = counted_as(fault)
         budget = self.budget(counted)
-        earlier = sum(1 for past, _ in history if counted_as(past) is counted)
-        need = memory_need(self.memory_bytes, [*(past for past, _ in history), fault])
-        stop = self._stop(fault, history, earlier, need)
-        limit = self._limit(fault)
-        again = f"retry {earlier + 1}" + ("" if limit is None else f" of {limit}")
-        avoid = _avoids_node(fault, earlier, budget)
-        remedy = _remedy(fault, budget, need, avoid=avoid)
-        timeouts = sum(1 for past in (*(p for p, _ in history), fault) if _is_rank_timeout(past))
+        earlier = sum(1 for past, _, _ in history if counted_as(past) is counted)
+        charged_before = sum(
+            1
+            for past, _, then in history
+            if counted_as(past) is counted and not self._is_free(past, then)
+        )
+        need = memory_need(self.memory_bytes, [*(past for past, _, _ in history), fault])
+        free = self._is_free(fault, standing)
+        stop = self._stop(fault, history, standing, charged_before, need)
+        limit = self.max_free if free else self._limit(fault)
+        number = self._free_before(history) if free else charged_before
+        again = f"retry {number + 1}" + ("" if limit is None else f" of {limit}")
+        timeouts = sum(_is_rank_timeout(past) for past in (*(p for p, _, _ in history), fault))
         return RetryVerdict(
             retry=stop is None,
             delay_s=self.delay_s(fault, earlier, draw),
-            charged=budget.charged,
-            infrastructure=counted is not FaultKind.APPLICATION,
+            charged=budget.charged and not free and not _is_busy(fault),
+            machine_fault=(
+                need.exhausted
+                if fault.kind is FaultKind.OOM
+                else budget.machine_fault or _is_worker_loss(fault)
+            ),
             blames_rank=budget.blames_rank or fault.phase == "heartbeat",
-            blames_node=self._blames_node(fault, history, budget),
-            avoid_node=avoid,
+            blames_node=self._blames_node(fault),
             memory_bytes=need.memory_bytes,
             timeout_factor=self.timeout_factor ** min(timeouts, MAX_EXPONENT),
             reason=f"{fault.kind.value}: "
-            + (f"given up: {stop[1]}" if stop else f"{again}, {remedy}"),
+            + (f"given up: {stop[1]}" if stop else f"{again}, {_remedy(fault, budget, need)}"),
             stop=stop[0] if stop else None,
+            signature=_signature(fault),
         )
 
     def budget(self, kind: FaultKind) -> FaultBudget:
@@ -159,16 +185,22 @@ class RetryPolicy(Value):
             return retries
         return self.max_retries if retries is None else min(retries, self.max_retries)
 
-    def _stop(self, fault: Fault, history: History, earlier: int, need: MemoryNeed) -> Stop | None:
+    def _stop(
+        self,
+        fault: Fault,
+        history: History,
+        standing: Standing,
+        earlier: int,
+        need: MemoryNeed,
+    ) -> Stop | None:
         """Return why the rank (or the gang) is given up; None: it is not."""
         if fault.kind is FaultKind.CANCELLED:
             return StopReason.CANCELLED, "it was cancelled"
         if fault.facts.get("non_retryable") is True:
             why = "the error itself says that trying again is useless (non_retryable)"
             return StopReason.FINAL, why
-        if fault.kind is FaultKind.TIMEOUT and fault.phase == "place":
-            why = f"the resources were not free in time: {_line(fault)}"
-            return StopReason.NOT_PLACED, why
+        if _is_busy(fault):
+            return None  # The nodes can hold it and will be free some day: its user waits for that.
         if fault.kind is FaultKind.UNSCHEDULABLE:
             # A rung that no node has: once more with what the largest has.
             known = fault.facts.get("largest_memory_bytes") is not None
@@ -176,37 +208,67 @@ class RetryPolicy(Value):
                 none = (StopReason.NO_RETRIES, "max_retries=0")
                 return none if self.max_retries == 0 else None
             return StopReason.UNSCHEDULABLE, f"it can never run: {_line(fault)}"
-        poison = _poison(fault, history)
+        poison = _poison(fault, history, standing)
         if poison:
             return StopReason.POISON, poison
         if fault.kind is FaultKind.OOM and need.exhausted:
             why = f"it ran out of memory with the most there is, {need.memory_bytes} bytes"
             return StopReason.OUT_OF_MEMORY, why
-        return self._spent(fault, history, earlier)
+        if self._is_free(fault, standing):
+            return self._unlucky(fault, history)
+        return self._spent(fault, history, standing, earlier)
 
-    def _spent(self, fault: Fault, history: History, earlier: int) -> Stop | None:
+    def _unlucky(self, fault: Fault, history: History) -> Stop | None:
+        if self.max_retries == 0:
+            return StopReason.NO_RETRIES, f"max_retries=0: {_line(fault)}"
+        if self.max_retries == UNBOUNDED or self._free_before(history) < self.max_free:
+            return None
+        nodes = len({node for _, node, _ in history if node})
+        why = f"{self.max_free} retries free of charge are used up, on {nodes} node"
+        return StopReason.UNLUCKY, f"{why}{'' if nodes == 1 else 's'}: {_line(fault)}"
+
+    def _spent(
+        self, fault: Fault, history: History, standing: Standing, earlier: int
+    ) -> Stop | None:
         limit = self._limit(fault)
         if limit == 0:
             return StopReason.NO_RETRIES, f"no retries for this: {_line(fault)}"
         if limit is not None and earlier >= limit:
-            return StopReason.BUDGET, f"{limit} retries used up: {_line(fault)}"
+            spent = f"retry limit ({limit}) reached: {_line(fault)}"
+            if self._is_undecided(fault, history, standing):
+                return StopReason.UNDECIDED, f"undecided: rank or machine; {spent}"
+            return StopReason.BUDGET, spent
         if not self.budget(counted_as(fault)).in_total or self.max_retries == UNBOUNDED:
             return None
-        total = sum(1 for past, _ in history if self.budget(counted_as(past)).in_total)
+        total = sum(
+            1
+            for past, _, then in history
+            if self.budget(counted_as(past)).in_total and not self._is_free(past, then)
+        )
         most = max(self.max_charged, self.retries)
         if total < most:
             return None
-        return StopReason.TOTAL, f"{most} retries of all kinds used up: {_line(fault)}"
+        return StopReason.TOTAL, f"retry limit for all kinds ({most}) reached: {_line(fault)}"
 
-    def _blames_node(self, fault: Fault, history: History, budget: FaultBudget) -> bool:
-        if _is_own_death(fault):
-            # Who dies everywhere is to blame himself.
-            here = fault.facts.get("node")
-            elsewhere = any(_is_own_death(past) and node != here for past, node in history)
-            return budget.blames_node and not elsewhere
-        if fault.kind is FaultKind.UNAVAILABLE or counted_as(fault) is not fault.kind:
-            return fault.origin is Origin.WORKER
-        return budget.blames_node
+    def _is_undecided(self, fault: Fault, history: History, standing: Standing) -> bool:
+        """Return whether the charges rest on lack of evidence, not on evidence against the rank."""
+        counted = counted_as(fault)
+        same = [then for past, _, then in history if counted_as(past) is counted]
+        return self._blames_node(fault) and Standing.UNDECIDED in (*same, standing)
+
+    def _is_free(self, fault: Fault, standing: Standing) -> bool:
+        """Return whether the rank does not pay for this fault; `max_free` bounds these."""
+        if fault.kind is FaultKind.SETUP:
+            return True
+        if fault.kind is FaultKind.NODE_LOST or not self._blames_node(fault):
+            return False
+        return standing in (Standing.OPEN, Standing.NODE)
+
+    def _free_before(self, history: History) -> int:
+        return sum(1 for past, _, then in history if self._is_free(past, then))
+
+    def _blames_node(self, fault: Fault) -> bool:
+        return self.budget(counted_as(fault)).blames_node or _is_worker_loss(fault)
 
 
 def counted_as(fault: Fault) -> FaultKind:
@@ -222,7 +284,7 @@ def is_retriable(error: BaseException | ErrorData) -> bool:
     Never raises an `Exception`. Fits `tenacity.retry_if_exception(is_retriable)` and
     `stamina.retry(on=is_retriable)`; a `FaultHistory` knows more: budgets, pauses, your own rules.
     """
-    return RetryPolicy().decide(Classifier().classify(error), (), 1.0).retry
+    return RetryPolicy().decide(Classifier().classify(error), (), Standing.UNDECIDED, 1.0).retry
 
 
 def backoff_s(error: BaseException | ErrorData, attempt: int, draw: float = 1.0) -> float:
@@ -241,40 +303,58 @@ def backoff_s(error: BaseException | ErrorData, attempt: int, draw: float = 1.0)
     return RetryPolicy().delay_s(Classifier().classify(error), attempt - 1, draw)
 
 
-def _poison(fault: Fault, history: History) -> str:
+def _poison(fault: Fault, history: History, standing: Standing) -> str:
     """Return why the rank itself must be what kills its processes; empty: it need not be.
 
-    Only deaths of its *own* process count: a worker may go down for the sake of others. Where
-    neither `node` nor `only_node` is among the facts, the nodes of the history must convict it.
+    Only deaths of its *own* process count, and only those that are settled against it: other ranks
+    ran well afterwards on the same node.
     """
     if not _is_own_death(fault):
         return ""
-    where = [node for past, node in history if _is_own_death(past)]
     here = fault.facts.get("node")
-    nodes = dict.fromkeys([*where, here if isinstance(here, str) else ""])
-    nodes.pop("", None)
+    deaths = [node for past, node, then in history if _is_own_death(past) and then is Standing.RANK]
+    if standing is Standing.RANK:
+        deaths.append(here if isinstance(here, str) else "")
+    nodes = [node for node in dict.fromkeys(deaths) if node]
     if len(nodes) >= 2:
-        return f"poison: its own process died on {len(nodes)} nodes ({', '.join(nodes)})"
-    if where and fault.facts.get("only_node") is True:
-        return f"poison: its own process died {len(where) + 1} times on the only node there is"
+        where = ", ".join(nodes)
+        return f"poison: its own process died on {len(nodes)} nodes that run others ({where})"
+    if len(deaths) >= 2 and fault.facts.get("only_node") is True:
+        return (
+            f"poison: its own process died {len(deaths)} times on the only node, which runs others"
+        )
     return ""
 
 
-def _avoids_node(fault: Fault, earlier: int, budget: FaultBudget) -> bool:
-    again = earlier > 0 and fault.kind in (FaultKind.WORKER_CRASH, FaultKind.UNAVAILABLE)
-    return budget.avoid_node or again or counted_as(fault) is not fault.kind
-
-
-def _remedy(fault: Fault, budget: FaultBudget, need: MemoryNeed, *, avoid: bool) -> str:
+def _remedy(fault: Fault, budget: FaultBudget, need: MemoryNeed) -> str:
     """Return what is different the next time: for people."""
-    elsewhere = ", on another node" if avoid and "node" not in budget.remedy else ""
     if need.memory_bytes is None:
         unknown = "as it is: how much memory it needs is not known"
-        return unknown if fault.kind is FaultKind.OOM else budget.remedy + elsewhere
+        return unknown if fault.kind is FaultKind.OOM else budget.remedy
     memory = f"with {need.memory_bytes / 2**30:.2f} GiB"
     if fault.kind in (FaultKind.OOM, FaultKind.UNSCHEDULABLE):
-        return memory + elsewhere
-    return f"{budget.remedy}{elsewhere}, {memory}"
+        return memory
+    return f"{budget.remedy}, {memory}"
+
+
+def _signature(fault: Fault) -> str:
+    """Return what errors of user code with one cause have in common: their type and their frame."""
+    if fault.kind is not FaultKind.APPLICATION:
+        return ""
+    frame = fault.facts.get("user_frame")
+    return f"{fault.error_type} at {frame}" if isinstance(frame, str) else fault.error_type
+
+
+def _is_busy(fault: Fault) -> bool:
+    """Return whether the resources were merely not free in time."""
+    return fault.kind is FaultKind.TIMEOUT and fault.phase == "place"
+
+
+def _is_worker_loss(fault: Fault) -> bool:
+    """Return whether a worker is gone or silent though its own kind says nothing about its node."""
+    if fault.kind is FaultKind.UNAVAILABLE or counted_as(fault) is not fault.kind:
+        return fault.origin is Origin.WORKER
+    return False
 
 
 def _is_own_death(fault: Fault) -> bool:

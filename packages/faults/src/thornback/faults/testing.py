@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 
 from thornback.faults.kinds import Attribute, ErrorData, Fault, FaultKind, Origin
 from thornback.faults.ray_bases import RAY_BASES
+from thornback.faults.verdicts import Standing
 
 __all__ = [
     "RAY_BASES",
@@ -107,8 +108,8 @@ class VerdictSubject(Protocol):
         ...
 
     @property
-    def infrastructure(self) -> bool:
-        """It is not the rank's own code that failed."""
+    def machine_fault(self) -> bool:
+        """It speaks against the machines."""
         ...
 
     @property
@@ -119,11 +120,6 @@ class VerdictSubject(Protocol):
     @property
     def blames_node(self) -> bool:
         """The node may be to blame."""
-        ...
-
-    @property
-    def avoid_node(self) -> bool:
-        """Try elsewhere."""
         ...
 
     @property
@@ -141,12 +137,22 @@ class VerdictSubject(Protocol):
         """One line for people."""
         ...
 
+    @property
+    def signature(self) -> str:
+        """What equal errors of user code have in common; empty for other faults."""
+        ...
+
 
 class PolicySubject(Protocol):
     """What `check_retry_policy` checks."""
 
     def decide(
-        self, fault: Fault, history: Sequence[tuple[Fault, str]], draw: float, /
+        self,
+        fault: Fault,
+        history: Sequence[tuple[Fault, str, Standing]],
+        standing: Standing,
+        draw: float,
+        /,
     ) -> VerdictSubject:
         """Return the verdict: see `RetryPolicy.decide`."""
         ...
@@ -272,49 +278,62 @@ def check_retry_policy(policy: PolicySubject, *, most_retries: int = 200) -> Non
     """
     for kind in FaultKind:
         for origin in Origin:
-            _check_verdicts(policy, fault(kind, origin, node="a"))
-            _check_end(policy, [fault(kind, origin, node="a")], most_retries)
+            for standing in Standing:
+                _check_verdicts(policy, fault(kind, origin, node="a"), standing)
+                if kind is not FaultKind.PREEMPTION:  # retried for as long as machines go away
+                    _check_end(policy, [fault(kind, origin, node="a")], standing, most_retries)
     for kind in (FaultKind.CANCELLED, FaultKind.UNSCHEDULABLE):
-        assert not policy.decide(fault(kind), (), 0.5).retry, f"{kind} is retried"
-    assert not policy.decide(fault(FaultKind.PREEMPTION), (), 0.5).charged, "preemption charged"
-    _check_end(policy, [fault(kind) for kind in FaultKind], most_retries)
+        assert not policy.decide(fault(kind), (), Standing.OPEN, 0.5).retry, f"{kind} is retried"
+    for kind in (FaultKind.PREEMPTION, FaultKind.SETUP):
+        for standing in Standing:
+            free = not policy.decide(fault(kind), (), standing, 0.5).charged
+            assert free, f"{kind} is charged with standing {standing}"
+    mixed = [fault(kind) for kind in FaultKind if kind is not FaultKind.PREEMPTION]
+    for standing in Standing:
+        _check_end(policy, mixed, standing, most_retries)
     _check_memory(policy)
 
 
-def _check_verdicts(policy: PolicySubject, what: Fault) -> None:
-    history: list[tuple[Fault, str]] = []
+def _check_verdicts(policy: PolicySubject, what: Fault, standing: Standing) -> None:
+    history: list[tuple[Fault, str, Standing]] = []
     for times in range(4):
-        verdict = policy.decide(what, history, 0.5)
-        label = f"{what.kind} from {what.origin} after {times}"
-        assert verdict == policy.decide(what, tuple(history), 0.5), f"{label}: two answers"
+        verdict = policy.decide(what, history, standing, 0.5)
+        label = f"{what.kind} from {what.origin} ({standing.value}) after {times}"
+        assert verdict == policy.decide(what, tuple(history), standing, 0.5), (
+            f"{label}: two answers"
+        )
         flags = [verdict.retry, verdict.charged, verdict.blames_rank, verdict.blames_node]
-        flags += [verdict.avoid_node, verdict.infrastructure]
+        flags += [verdict.machine_fault]
         assert all(type(flag) is bool for flag in flags), f"{label}: {flags}"
         assert verdict.reason, f"{label}: no reason"
         assert "\n" not in verdict.reason, f"{label}: a reason of more than one line"
         assert verdict.timeout_factor >= 1.0, f"{label}: a shorter time-out"
-        pauses = [policy.decide(what, history, draw).delay_s for draw in (0.0, 0.5, 0.999)]
+        pauses = [
+            policy.decide(what, history, standing, draw).delay_s for draw in (0.0, 0.5, 0.999)
+        ]
         assert pauses == sorted(pauses), f"{label}: {pauses} do not grow with the draw"
         assert all(0.0 <= pause < math.inf for pause in pauses), f"{label}: pauses {pauses}"
-        history.append((what, "a"))
+        history.append((what, "a", standing))
 
 
-def _check_end(policy: PolicySubject, faults: Sequence[Fault], most_retries: int) -> None:
+def _check_end(
+    policy: PolicySubject, faults: Sequence[Fault], standing: Standing, most_retries: int
+) -> None:
     """Check that a rank that only ever meets these faults, in turn, is given up in the end."""
-    history: list[tuple[Fault, str]] = []
+    history: list[tuple[Fault, str, Standing]] = []
     live = list(faults)
     while live:
         assert len(history) <= most_retries, f"still retried after {len(history)} faults"
         what = live[len(history) % len(live)]
-        if policy.decide(what, history, 0.5).retry:
-            history.append((what, "a"))
+        if policy.decide(what, history, standing, 0.5).retry:
+            history.append((what, "a", standing))
         else:
             live.remove(what)
 
 
 def _check_memory(policy: PolicySubject) -> None:
     largest = 64 * 2**30
-    history: list[tuple[Fault, str]] = []
+    history: list[tuple[Fault, str, Standing]] = []
     asked = 0
     for _ in range(50):
         facts: dict[str, Attribute] = {
@@ -322,13 +341,13 @@ def _check_memory(policy: PolicySubject) -> None:
             "largest_memory_bytes": largest,
         }
         what = fault(FaultKind.OOM, Origin.PROCESS, **facts)
-        verdict = policy.decide(what, history, 0.5)
+        verdict = policy.decide(what, history, Standing.UNDECIDED, 0.5)
         if not verdict.retry:
             return
         got = verdict.memory_bytes or 0
         assert asked < got <= largest, f"after {asked} bytes were not enough: {got}"
         asked = got
-        history.append((what, "a"))
-        lost = policy.decide(fault(FaultKind.NODE_LOST), history, 0.5)
+        history.append((what, "a", Standing.UNDECIDED))
+        lost = policy.decide(fault(FaultKind.NODE_LOST), history, Standing.UNDECIDED, 0.5)
         assert lost.memory_bytes == asked, "another fault forgets how much memory is needed"
     raise AssertionError("a rank that runs out of any memory is never given up")

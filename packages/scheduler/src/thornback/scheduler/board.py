@@ -26,6 +26,7 @@ from thornback.scheduler.commands import (
     ShapeKey,
 )
 from thornback.scheduler.events import Ranks
+from thornback.scheduler.evidence import Evidence
 from thornback.scheduler.gangs import Assignment, Gang, Lane, Shape
 from thornback.scheduler.params import SchedulerParams, StagePlan
 from thornback.scheduler.ports import Dependencies
@@ -39,7 +40,6 @@ from thornback.scheduler.states import (
     RankState,
     UsageError,
 )
-from thornback.scheduler.suspicion import Suspicion
 
 F = TypeVar("F")
 NEVER = math.inf
@@ -56,6 +56,16 @@ class Ending:
     """Running ranks are killed."""
     unrecorded: bool = False
     """The journal has failed: nothing more is recorded, and nothing is waited for."""
+
+
+@attrs.frozen(slots=True)
+class Drain:
+    """A node will go away."""
+
+    by: float
+    """When."""
+    next_gang: int
+    """Gangs before this one were asked for before the notice came."""
 
 
 class Board(Generic[F]):
@@ -89,11 +99,15 @@ class Board(Generic[F]):
         self.started = False
         self.ending: Ending | None = None
         self.finished = False
-        self.suspicion = Suspicion(params.parole_s, params.max_parole_s)
+        self.evidence: Evidence[F] = Evidence(params.parole_s, params.max_parole_s)
+        self.review_at = NEVER
+        """When to look again which gangs are on suspected nodes."""
+        self.tripped: list[Stage[F]] = []
+        """Stages that are stopped if nothing of what still runs succeeds."""
         self.slow: str | None = None
         """Why nothing is dispatched until the journal has caught up."""
-        self.drains: dict[str, float] = {}
-        """Nodes that will go away, and when."""
+        self.drains: dict[str, Drain] = {}
+        """Nodes that will go away."""
         self.recording = 0
         """Ranks that are RECORDING, of all stages."""
         self.unrecorded: deque[tuple[float, Stage[F], Ranks]] = deque()
@@ -104,9 +118,6 @@ class Board(Generic[F]):
         """A lane had ready ranks and no usable gang when that was last looked at."""
         self.yielding = False
         """A gang has yielded and is not handed over yet."""
-        self.calm = False
-        """When the gangs were last brought in line with the work, there was one lane only, none of
-        its gangs without work or draining, and none of its ready ranks had failed before."""
         self.ended_ranks: deque[tuple[Stage[F], Ranks, bool]] = deque()
         """Ends that the dependencies have not been told yet."""
         self.due_at = NEVER
@@ -195,10 +206,7 @@ class Board(Generic[F]):
 
     def open(self, lane: Lane[F]) -> None:
         """Ask for a gang."""
-        first = [node for node, by in self.drains.items() if by > self.now]
-        if lane.alone and not lane.ready.count:
-            first += lane.stage.failures[lane.alone[0]].avoid
-        avoid = () if lane.try_anywhere else self.suspicion.avoid(first, self.now)
+        avoid = () if lane.try_anywhere else self._to_avoid(lane)
         gang = Gang(number=self.next_gang, lane=lane, asked_at=self.now, avoid=avoid)
         self.next_gang += 1
         self.gangs[gang.number] = gang
@@ -209,6 +217,16 @@ class Board(Generic[F]):
         if shape.stuck_wake <= self.now and lane.outranks(shape.lanes[-1]):
             shape.stuck_wake = self.now + self.params.linger_s  # for `feeding`, which came before
             self.wake(shape.stuck_wake)
+
+    def _to_avoid(self, lane: Lane[F]) -> tuple[str, ...]:
+        """Return nodes that a new gang had better not be on: at most half of those of its shape."""
+        nodes = [node for node, drain in self.drains.items() if drain.by > self.now]
+        if lane.alone and not lane.ready.count:
+            nodes += lane.stage.failures[lane.alone[0]].avoid
+        shape = lane.shape
+        nodes += self.evidence.suspects(shape.nodes, shape.most_suspects, self.now)
+        known = [node for node in dict.fromkeys(nodes) if node in shape.nodes]
+        return tuple(known[: shape.most_suspects])
 
     def close(
         self, gang: Gang[F], move: GangMove = GangMove.UNWANTED, *, kill: bool = False
@@ -281,9 +299,10 @@ class Board(Generic[F]):
         number = self.next_assignment
         self.next_assignment = number + 1
         self.assignments[number] = gang.live[number] = Assignment(
-            number, gang, stage, ranks, size, size, limit, retried, suspect
+            number, gang, stage, ranks, size, size, limit, retried, suspect, self.now
         )
         gang.suspects += suspect
+        gang.assigned += 1
         stage.assigned += 1
         self.out.append(Dispatch(gang.number, number, stage.number, ranks, attempt, factor))
 

@@ -123,17 +123,19 @@ def _check_gang(board: Board[F], gang: Gang[F]) -> None:
     places = {
         "opening": (lane.opening, gang.state is GangState.OPENING),
         "gangs": (lane.gangs, ready),
+        "held": (lane.held, ready and gang.held),
         "draining": (lane.draining, ready and gang.drain_by is not None),
         "yielding": (lane.yielding, ready and gang.yields_to is not None),
         "usable": (lane.usable, gang.usable),
-        "free": (lane.free, gang.usable and len(gang.live) < lane.slots),
+        "free": (lane.free, gang.usable and len(gang.live) < gang.places),
         "idle": (lane.idle, gang.usable and not gang.live),
         "queueable": (
             lane.queueable,
             gang.usable
             and lane.slots <= len(gang.live) < 2 * lane.slots
             and gang.ahead
-            and not gang.suspects,
+            and not gang.suspects
+            and not gang.probing,
         ),
     }
     for name, (part, belongs) in places.items():
@@ -208,4 +210,7 @@ def _check_no_stall(board: Board[F]) -> None:
                 "no gang, and no reason",
             )
         if lane.ready.count and lane.free and board.ending is None:
-            _need(board.slow is not None, f"stage {lane.stage.number}: free slots, and work waits")
+            _need(
+                board.slow is not None or lane.stage.tripped is not None,
+                f"stage {lane.stage.number}: free slots, and work waits",
+            )

@@ -23,6 +23,7 @@ from typing import TypeAlias, TypeVar
 
 import attrs
 
+from thornback.faults import StopReason
 from thornback.scheduler.events import (
     GangClosed,
     GangLost,
@@ -71,7 +72,7 @@ class RecordState(enum.Enum):
     FAILED = "failed"
     """It was given up."""
     SKIPPED = "skipped"
-    """It never ran, because another one failed."""
+    """It never ran: another one failed, or its stage was stopped."""
 
 
 class RunState(enum.Enum):
@@ -97,9 +98,10 @@ class OpenGang:
     avoid: tuple[str, ...] = ()
     """Nodes to avoid if there are others: a preference, never a ban."""
 
-    def ready(self, *nodes: str) -> GangReady:
-        """Return the answer that every worker of the gang is alive, on these nodes."""
-        return GangReady(gang=self.gang, nodes=nodes)
+    def ready(self, *nodes: str, fitting: int | None = None) -> GangReady:
+        """Return the answer that every worker of the gang is alive, on these nodes. `fitting`: how
+        many nodes there are for this shape."""
+        return GangReady(gang=self.gang, nodes=nodes, fitting=fitting)
 
     def lost(self, fault: F, node: str | None = None) -> GangLost[F]:
         """Return the answer that the gang could not be opened; or, later, that it is lost. `node`:
@@ -196,6 +198,8 @@ class Record:
     """The assignment whose payload is the result; None for ranks that were skipped or given up
     without one."""
     state: RecordState
+    stop: StopReason | None = None
+    """Why the ranks are not tried again; None for DONE, and for ranks that depended on others."""
 
     def recorded(self) -> Recorded:
         """Return the answer that all of these ranks are durable."""

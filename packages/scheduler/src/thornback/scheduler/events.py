@@ -59,6 +59,9 @@ class GangReady:
     gang: int
     nodes: tuple[str, ...]
     """Where its workers are."""
+    fitting: int | None = None
+    """Live nodes whose resources fit the shape, free or not: at most half of them are suspected.
+    None: not known; then the nodes count that gangs of the shape have been on."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -69,7 +72,7 @@ class GangLost(Generic[F]):
     gang: int
     fault: F
     node: str | None = None
-    """The node to be suspected, where the fault has one."""
+    """The node to suspect, where the fault has one. Without it all nodes of the gang are."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -103,7 +106,7 @@ class RankFailed(Generic[F]):
     node: str
     """Where it ran; empty: not known."""
     ran_s: float = 0.0
-    """Seconds that it ran. For observers: nothing is decided by it."""
+    """Seconds that it ran."""
 
 
 @attrs.frozen(kw_only=True, slots=True)

@@ -55,6 +55,8 @@ def feed(board: Board[F]) -> None:
     if board.yielding and _keep_on_unneeded(board):
         _feed_idle(board)
     for lane in board.active:
+        if lane.stage.tripped is not None:
+            continue
         if lane.draining and lane.waiting:
             _feed_draining(board, lane)
         if lane.queueable and lane.ready.count and not lane.alone:
@@ -63,36 +65,13 @@ def feed(board: Board[F]) -> None:
         _feed_idle(board)
 
 
-def refill(board: Board[F], gang: Gang[F]) -> bool:
-    """Give the gang its next assignment, where all was calm and nothing has changed but that it has
-    ended one. False, and nothing is done: it is not so simple, look at everything.
-
-    It gets one: it had as many as it may have, and so has every other gang. More than that is left,
-    so that as many gangs are wanted as before.
-    """
-    lane = gang.lane
-    is_fed_ahead = _is_fed_ahead(board, lane)
-    if is_fed_ahead and (lane.queueable or gang.suspects):
-        return False
-    places = 2 * lane.slots if is_fed_ahead else lane.slots
-    if len(gang.live) != places - 1:
-        return False
-    board.slow = pressure(board)
-    ranks = lane.ready.take_plain(_size(lane)) if board.slow is None else ()
-    if not ranks:
-        return False
-    board.assign(lane.stage, gang, ranks, NO_LIMIT)
-    if not is_fed_ahead:
-        lane.queueable.pop(gang.number, None)
-        if not gang.suspects:
-            lane.queueable[gang.number] = gang  # it came free, and is the last of them now
-    return True
-
-
 def _feed_idle(board: Board[F]) -> None:
     """Fill the idle slots of all lanes, and of gangs that they can get from others."""
     others = _others(board) if len(board.active) > 1 else NOBODY
     for lane in board.active:
+        if lane.stage.tripped is not None:
+            _let_old_gangs_prove(board, lane)
+            continue
         while lane.ready.count or lane.alone:
             gang = _free_gang(board, others, lane) if lane.free else None
             if gang is None and others.usable:
@@ -106,7 +85,18 @@ def _feed_idle(board: Board[F]) -> None:
                 lane.alone.remove(rank)
                 board.dispatch(lane, gang, one(rank), NO_LIMIT)
             else:
-                board.dispatch(lane, gang, *lane.ready.take(_size(lane)))
+                board.dispatch(lane, gang, *lane.ready.take(_size(lane, gang)))
+
+
+def _let_old_gangs_prove(board: Board[F], lane: Lane[F]) -> None:
+    """Give one rank to each gang that was asked for before the trouble of its stage began: its node
+    may be a good one. Nobody else gets any."""
+    for gang in list(lane.idle.values()):
+        if not gang.assigned and gang.number < lane.stage.streak.first_gang:
+            if lane.ready.count:
+                board.dispatch(lane, gang, *lane.ready.take(1))
+            elif lane.alone:
+                board.dispatch(lane, gang, one(lane.alone.popleft()), NO_LIMIT)
 
 
 def _keep_on_unneeded(board: Board[F]) -> bool:
@@ -194,9 +184,9 @@ def _is_stuck(board: Board[F], shape: Shape[F]) -> bool:
     return False
 
 
-def _size(lane: Lane[F]) -> int:
+def _size(lane: Lane[F], gang: Gang[F]) -> int:
     pace = lane.stage.pace
-    if pace.is_slow or lane.stage.plan.nodes > 1:
+    if pace.is_slow or lane.stage.plan.nodes > 1 or gang.probing:
         return 1
     return pace.size(lane.ready.count, len(lane.usable) * lane.slots)
 
@@ -207,7 +197,7 @@ def _retried_for(board: Board[F], others: _Others[F], lane: Lane[F], gang: Gang[
         if position == LOOKED_AT:
             return None
         record = lane.stage.failures[rank]
-        if not any(node in record.avoid for node in gang.nodes):
+        if not (gang.probing or any(node in record.avoid for node in gang.nodes)):
             return rank
         if board.now >= record.ready_at + board.params.avoid_wait_s:  # added as the timer was
             return rank
@@ -220,7 +210,7 @@ def _elsewhere(others: _Others[F], lane: Lane[F], avoid: list[str]) -> bool:
     """Whether a gang off these nodes is ready, or may be taken over: else waiting for one would be
     for nothing."""
     able = chain(lane.usable.values(), _spare(others, lane))
-    return any(not any(node in avoid for node in gang.nodes) for gang in able)
+    return any(not (gang.probing or any(node in avoid for node in gang.nodes)) for gang in able)
 
 
 def _is_fed_ahead(board: Board[F], lane: Lane[F]) -> bool:
@@ -238,7 +228,7 @@ def _queue_ahead(board: Board[F], lane: Lane[F]) -> None:
         return
     while lane.queueable and lane.ready.count and lane.ready.first_limit == NO_LIMIT:
         gang = next(iter(lane.queueable.values()))
-        board.dispatch(lane, gang, *lane.ready.take(_size(lane)))
+        board.dispatch(lane, gang, *lane.ready.take(_size(lane, gang)))
 
 
 def _feed_draining(board: Board[F], lane: Lane[F]) -> None:
@@ -252,4 +242,4 @@ def _feed_draining(board: Board[F], lane: Lane[F]) -> None:
             if left_s < mean_s or left_s <= 0:
                 break
             fits = NO_LIMIT if left_s > mean_s * NO_LIMIT else int(left_s / mean_s)
-            board.dispatch(lane, gang, *lane.ready.take(min(fits, _size(lane))))
+            board.dispatch(lane, gang, *lane.ready.take(min(fits, _size(lane, gang))))

@@ -62,7 +62,7 @@ def _verdict_on(stages: Sequence[Stage[F]]) -> FinishRun:
                 if count:
                     complaints.append(f"stage {stage.number}: {count} ranks {what}{allowed}")
         if stage.stopped is not None:
-            complaints.append(f"stage {stage.number} was stopped: {stage.stopped}")
+            complaints.append(f"stage {stage.number} was stopped: {stage.stopped.text}")
     if complaints:
         return FinishRun(state=RunState.FAILED, reason="; ".join(complaints))
     return FinishRun(state=RunState.SUCCEEDED)

@@ -42,6 +42,8 @@ class Assignment(Generic[F]):
     """One rank that has failed before."""
     suspect: bool
     """Its ranks are to be told apart from others: nothing is queued behind them."""
+    at: float = 0.0
+    """When it was dispatched."""
     recalled: bool = False
     killed: bool = False
 
@@ -81,6 +83,14 @@ class Gang(Generic[F]):
     """May hold a second assignment per slot: its last one did not come straight back."""
     finished: int = 0
     """Ranks that it has run with success."""
+    assigned: int = 0
+    """Assignments that it was ever given."""
+    held: bool = False
+    """Gets no more work: it is on a suspected node."""
+    forced: bool = False
+    """Its suspected node is used all the same: no other became free."""
+    probing: bool = False
+    """Gets one rank at a time: its node is on parole, or used all the same."""
 
     def move(self, move: GangMove) -> bool:
         """Move; True if that changed anything: else it was a stale event. Raises
@@ -97,7 +107,17 @@ class Gang(Generic[F]):
     @property
     def usable(self) -> bool:
         """Takes any work."""
-        return self.state is READY and self.drain_by is None and self.yields_to is None
+        return (
+            self.state is READY
+            and self.drain_by is None
+            and self.yields_to is None
+            and not self.held
+        )
+
+    @property
+    def places(self) -> int:
+        """How many assignments it may run at a time."""
+        return 1 if self.probing else self.lane.slots
 
 
 class Lane(Generic[F]):
@@ -126,6 +146,7 @@ class Lane(Generic[F]):
         self.queueable: dict[int, Gang[F]] = {}
         """Usable, every slot busy, with place for an assignment in advance."""
         self.draining: dict[int, Gang[F]] = {}
+        self.held: dict[int, Gang[F]] = {}
         self.yielding: dict[int, Gang[F]] = {}
         self.coming = 0
         """Gangs of any lane that yield to this one."""
@@ -134,6 +155,8 @@ class Lane(Generic[F]):
         self.failed_openings = 0
         """In a row: each was asked for after the one before was known to have failed."""
         self.refused_up_to = -1
+        self.closed_held = 0
+        """Gangs in a row that were closed because their node was suspected."""
         self.try_anywhere = False
         """The next gang is asked for without avoiding a node."""
         self.starved_at: float | None = None
@@ -177,14 +200,16 @@ class Lane(Generic[F]):
         self.shape.opening.pop(number, None)
         is_ready, usable, live = gang.state is READY, gang.usable, len(gang.live)
         may_queue = usable and self.slots <= live < 2 * self.slots and gang.ahead
+        may_queue = may_queue and not gang.suspects and not gang.probing
         for part, belongs in (
             (self.gangs, is_ready),
             (self.draining, is_ready and gang.drain_by is not None),
+            (self.held, is_ready and gang.held),
             (self.yielding, is_ready and gang.yields_to is not None),
             (self.usable, usable),
-            (self.free, usable and live < self.slots),
+            (self.free, usable and live < gang.places),
             (self.idle, usable and not live),
-            (self.queueable, may_queue and not gang.suspects),
+            (self.queueable, may_queue),
         ):
             if belongs:
                 part.setdefault(number, gang)
@@ -197,7 +222,7 @@ class Lane(Generic[F]):
         number, live = gang.number, len(gang.live)
         if number not in self.usable:
             return
-        if live < self.slots:
+        if live < gang.places:
             self.queueable.pop(number, None)
             self.free.setdefault(number, gang)
             if live:
@@ -207,7 +232,7 @@ class Lane(Generic[F]):
             return
         self.free.pop(number, None)
         self.idle.pop(number, None)
-        if live < 2 * self.slots and gang.ahead and not gang.suspects:
+        if live < 2 * self.slots and gang.ahead and not gang.suspects and not gang.probing:
             self.queueable[number] = gang
         else:
             self.queueable.pop(number, None)
@@ -219,6 +244,7 @@ class Lane(Generic[F]):
             self.shape.opening,
             self.gangs,
             self.draining,
+            self.held,
             self.yielding,
             self.usable,
             self.free,
@@ -236,7 +262,19 @@ class Shape(Generic[F]):
     lanes: list[Lane[F]] = attrs.field(factory=list)
     """In the order of priority."""
 
+    nodes: dict[str, None] = attrs.field(factory=dict)
+    """Nodes that gangs of this shape have been on."""
+    fitting: int | None = None
+    """Live nodes that fit it, as the last gang that was ready said."""
+
     opening: dict[int, Gang[F]] = attrs.field(factory=dict)
     """Gangs of this shape, of any lane, that were asked for and not answered."""
+
+    @property
+    def most_suspects(self) -> int:
+        """How many of its nodes may be avoided at once: at most half, and one gang has room."""
+        nodes = len(self.nodes) if self.fitting is None else self.fitting
+        return min(nodes // 2, nodes - self.lanes[0].stage.plan.nodes)
+
     stuck_wake: float = 0.0
     """A timer is set for then, to look whether one of these is long in coming."""

@@ -1,5 +1,6 @@
-"""What a fault costs and what is tried next. The policy decides about the fault; here is what
-follows.
+"""Judges faults: what they cost, what is tried next, and when a stage stops.
+
+The retry policy decides about each fault; this module carries the decision out.
 
 Who pays when a worker is lost: only a rank that was alone in an assignment that can have been
 running. All others go back free of charge, with half the batch limit where a rank's code may be to
@@ -13,18 +14,21 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
+from thornback.faults import Standing, StopReason
 from thornback.scheduler.board import Board
 from thornback.scheduler.events import GangLost, RankFailed
+from thornback.scheduler.evidence import Case, PastFault
 from thornback.scheduler.gangs import Assignment, Gang, Lane
 from thornback.scheduler.ports import Verdict
 from thornback.scheduler.settling import (
     give_up,
-    give_up_lane_ready,
+    give_up_ready,
     postpone,
+    recall_unstarted,
     stop,
     take_back,
 )
-from thornback.scheduler.stages import FailedRank, Stage, one
+from thornback.scheduler.stages import FailedRank, Stage, Stopped, one
 from thornback.scheduler.states import GangMove, GangState, RankState, UsageError
 
 F = TypeVar("F")
@@ -40,20 +44,65 @@ def rank_failed(board: Board[F], assignment: Assignment[F], event: RankFailed[F]
         # Whatever it says, it says so because we have killed it.
         take_back(board, stage, one(event.rank))
         return
-    verdict = _judge(
-        board, stage, event.rank, event.fault, event.node, RankState.RUNNING, assignment.number
-    )
-    if verdict.blames_node and event.node:
-        board.suspicion.blame(event.node, board.now)
-    if verdict.retry and verdict.charged and verdict.infrastructure:
-        stage.streak.failed(assignment.number, board.next_assignment, board.now)
-        _stop_without_progress(board, stage, verdict)
+    nodes = (event.node,) if event.node else assignment.gang.nodes
+    verdict = _judge(board, stage, event.rank, event.fault, RankState.RUNNING, assignment, nodes)
+    if verdict.signature:
+        settled = board.evidence.ran_well(
+            nodes,
+            stage.number,
+            event.rank,
+            assignment.number,
+            board.now,
+            probing=assignment.gang.probing,
+            ran_s=event.ran_s,
+        )
+        convict(board, settled)
+    if verdict.machine_fault:
+        stage.streak.failed(board.next_gang)
+        _trip(board, stage, verdict)
+    elif not verdict.retry and verdict.signature:
+        _stop_if_all_alike(board, stage, verdict)
 
 
-def _decided(stage: Stage[F], fault: F, history: Sequence[tuple[F, str]], draw: float) -> Verdict:
+def convict(board: Board[F], cases: Sequence[Case[F]]) -> None:
+    """Ask the policy again about faults that are settled against their ranks: one that waits may be
+    given up now, and one that runs is judged with this in its history."""
+    for case in cases:
+        stage, rank = board.stages[case.stage], case.rank
+        record = stage.failures.get(rank)
+        if record is None or not any(past is case.past for past in record.history):
+            continue  # it has finished since, or was given up
+        source = RankState(stage.states[rank])
+        if source not in (RankState.READY, RankState.BACKOFF):
+            continue
+        draw = board.draw(stage.number, rank, record.attempt)
+        past = case.past
+        verdict = _decided(stage, past.fault, record.past(without=past), past.standing, draw)
+        if verdict.retry:
+            continue
+        lane = board.lane_of(stage, rank)
+        if source is RankState.READY:
+            lane.alone.remove(rank)
+        else:
+            lane.backoff -= 1
+        del stage.failures[rank]
+        give_up(board, stage, one(rank), source, _final(verdict))
+
+
+def _final(verdict: Verdict) -> Stopped:
+    return Stopped(verdict.stop or StopReason.NO_RETRIES, verdict.reason)
+
+
+def _decided(
+    stage: Stage[F],
+    fault: F,
+    history: Sequence[tuple[F, str, Standing]],
+    standing: Standing,
+    draw: float,
+) -> Verdict:
     """Ask the policy. Raises `UsageError` for numbers that make no sense: a delay that is not
     finite would be a timer that never comes, and the run would wait for it for good."""
-    verdict = stage.plan.policy.decide(fault, history, draw)
+    verdict = stage.plan.policy.decide(fault, history, standing, draw)
     delay_s, factor, memory = verdict.delay_s, verdict.timeout_factor, verdict.memory_bytes
     if not 0.0 <= delay_s < math.inf:
         wrong = f"delay_s={delay_s!r}; expected finite seconds, at least 0"
@@ -75,30 +124,63 @@ def _judge(
     stage: Stage[F],
     rank: int,
     fault: F,
-    node: str,
     source: RankState,
-    assignment: int | None,
+    assignment: Assignment[F] | None,
+    nodes: Sequence[str],
 ) -> Verdict:
-    """Ask the policy about one rank and do what it says."""
+    """Ask the policy about one rank and do what it says.
+
+    Args:
+        board: the state of the scheduler.
+        stage: of the rank.
+        rank: that failed.
+        fault: what happened.
+        source: the state of the rank.
+        assignment: that it failed in; None: it waited for a gang.
+        nodes: where: one, or all of its gang if the root cause is not known.
+    """
     record = stage.failures.get(rank) or FailedRank()
     draw = board.draw(stage.number, rank, record.attempt)
-    verdict = _decided(stage, fault, tuple(record.history), draw)
+    node = nodes[0] if len(nodes) == 1 else ""
+    is_known_killer = record.is_known_killer
+    standing = board.evidence.standing(stage.number, rank, nodes, is_known_killer=is_known_killer)
+    if standing is Standing.OPEN and not (nodes and _others_wait(board)):
+        standing = Standing.UNDECIDED
+    verdict = _decided(stage, fault, record.past(), standing, draw)
+    past = PastFault(fault, node, standing)
+    if verdict.blames_node and verdict.machine_fault and assignment is not None:
+        case = Case(
+            stage=stage.number,
+            rank=rank,
+            past=past,
+            nodes=list(nodes),
+            last_assignment=board.next_assignment - 1,
+            ran_s=board.now - assignment.at,
+            is_known_killer=is_known_killer,
+        )
+        board.evidence.add(case, board.now)
+    number = None if assignment is None else assignment.number
     if not verdict.retry or (stage.stopped is not None and board.ending is None):
-        reason = verdict.reason if not verdict.retry else f"{stage.stopped} ({verdict.reason})"
+        reason = _final(verdict)
+        if verdict.retry and stage.stopped is not None:
+            reason = Stopped(stage.stopped.why, f"{stage.stopped.text} ({verdict.reason})")
         stage.failures.pop(rank, None)
-        give_up(board, stage, one(rank), source, reason, assignment)
+        give_up(board, stage, one(rank), source, reason, number)
         return verdict
     stage.failures[rank] = record
-    record.history.append((fault, node))
-    if verdict.charged:
-        record.charged += 1
-    if verdict.avoid_node and node and node not in record.avoid:
-        record.avoid.append(node)
+    record.history.append(past)
+    record.charged += verdict.charged
+    record.avoid += [name for name in nodes if name not in record.avoid]
     if verdict.memory_bytes is not None:
         record.memory_bytes = verdict.memory_bytes
     record.timeout_factor = verdict.timeout_factor
     postpone(board, stage, rank, source, verdict.delay_s)
     return verdict
+
+
+def _others_wait(board: Board[F]) -> bool:
+    """Whether other ranks will start somewhere: only these can give evidence about a node."""
+    return any(lane.waiting or lane.backoff for lane in board.active)
 
 
 def gang_lost(board: Board[F], gang: Gang[F], event: GangLost[F], give_back: GiveBack[F]) -> None:
@@ -114,9 +196,15 @@ def gang_lost(board: Board[F], gang: Gang[F], event: GangLost[F], give_back: Giv
         return
     stage = gang.lane.stage
     draw = board.draw(stage.number, -1, gang.number)
-    verdict = _decided(stage, event.fault, (), draw)
-    if verdict.blames_node and event.node:
-        board.suspicion.blame(event.node, board.now)
+    verdict = _decided(stage, event.fault, (), Standing.UNDECIDED, draw)
+    alone = sum(assignment.left == 1 for assignment in held[: gang.lane.slots])
+    # The loss of a worker that ran one rank is evidence like the death of a rank process. A node
+    # that is gone, or a worker that ran several, is no case against a rank.
+    if verdict.blames_node and not (verdict.machine_fault and alone == 1):
+        for node in (event.node,) if event.node else gang.nodes:
+            board.evidence.suspect(node, board.now, board.next_assignment - 1)
+    if verdict.machine_fault:
+        stage.streak.failed(board.next_gang)
     if was_ready:
         _lost_at_work(board, gang, held, event, verdict, give_back)
     else:
@@ -132,20 +220,20 @@ def _lost_at_work(
     give_back: GiveBack[F],
 ) -> None:
     lane, stage = gang.lane, gang.lane.stage
-    node = event.node or (gang.nodes[0] if len(gang.nodes) == 1 else "")
+    nodes = (event.node,) if event.node else gang.nodes
     # Halving is progress of its own: in a batch of 10,000 a culprit is alone after 14 losses.
     isolates = verdict.blames_rank and any(assignment.left > 1 for assignment in held)
     for position, assignment in reversed(list(enumerate(held))):  # the oldest back to the front
         if position < lane.slots and assignment.left == 1:
             rank = assignment.outstanding[0].start
-            _judge(board, stage, rank, event.fault, node, RankState.RUNNING, assignment.number)
+            _judge(board, stage, rank, event.fault, RankState.RUNNING, assignment, nodes)
         else:
             give_back(assignment, verdict.blames_rank)
     if held and verdict.charged and not isolates:
-        stage.streak.lost(gang.number, board.next_gang, board.now)
+        stage.streak.lost(gang.number, board.next_gang)
         if stage.streak.losses > 1:
             _ask_later(board, lane, verdict.delay_s, stage.streak.losses - 2)
-        _stop_without_progress(board, stage, verdict)
+    _trip(board, stage, verdict)
 
 
 def _lost_at_opening(board: Board[F], gang: Gang[F], event: GangLost[F], verdict: Verdict) -> None:
@@ -154,6 +242,11 @@ def _lost_at_opening(board: Board[F], gang: Gang[F], event: GangLost[F], verdict
     if not verdict.retry and gang.avoid:
         # It may not have fitted only because of what we wanted to avoid.
         lane.try_anywhere = True
+        return
+    if verdict.retry and not verdict.charged and not verdict.machine_fault:
+        # The resources are busy, or their node was preempted: asked again, outside all streaks.
+        lane.retry_at = board.now + max(verdict.delay_s, board.params.open_backoff_s)
+        board.wake(lane.retry_at)
         return
     if gang.number > lane.refused_up_to:  # eight that time out together have failed once
         lane.failed_openings += 1
@@ -167,10 +260,10 @@ def _lost_at_opening(board: Board[F], gang: Gang[F], event: GangLost[F], verdict
     if memory is not None and (not verdict.retry or verdict.memory_bytes is not None):
         _judge_waiting(board, lane, event)
     elif not verdict.retry:
-        give_up_lane_ready(board, lane.stage, memory, verdict.reason)
-    elif verdict.charged:
-        lane.stage.streak.lost(gang.number, board.next_gang, board.now)
-        _stop_without_progress(board, lane.stage, verdict)
+        give_up_ready(board, lane, _final(verdict))
+    else:
+        lane.stage.streak.lost(gang.number, board.next_gang)
+        _trip(board, lane.stage, verdict)
 
 
 def _judge_waiting(board: Board[F], lane: Lane[F], event: GangLost[F]) -> None:
@@ -179,7 +272,8 @@ def _judge_waiting(board: Board[F], lane: Lane[F], event: GangLost[F]) -> None:
     waiting = list(lane.alone)
     lane.alone.clear()
     for rank in waiting:
-        _judge(board, lane.stage, rank, event.fault, event.node or "", RankState.READY, None)
+        nodes = (event.node,) if event.node else ()
+        _judge(board, lane.stage, rank, event.fault, RankState.READY, None, nodes)
 
 
 def _ask_later(board: Board[F], lane: Lane[F], delay_s: float, doublings: int) -> None:
@@ -189,20 +283,49 @@ def _ask_later(board: Board[F], lane: Lane[F], delay_s: float, doublings: int) -
     board.wake(lane.retry_at)
 
 
-def _stop_without_progress(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:
-    """Stop a stage in which everything fails. Not while a gang works that is older than the
-    trouble."""
+def _trip(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:
+    """Dispatch nothing more of a stage in which everything fails, until what runs has ended."""
     streak, params = stage.streak, board.params
     if streak.losses >= params.no_progress_losses:
         what = f"{streak.losses} gangs in a row were lost"
     elif streak.faults >= params.no_progress_faults:
-        what = f"{streak.faults} attempts in a row failed"
+        what = f"{streak.faults} machine faults"
     else:
         return
-    if board.ending is not None:
+    if board.ending is not None or stage.stopped is not None:
         return
-    for lane in stage.lanes:
-        for gang in lane.gangs.values():
-            if gang.ready_at < streak.since and gang.live:
-                return
-    stop(board, stage, f"no progress: {what}, and no rank finished. The last: {verdict.reason}")
+    if stage.tripped is None:
+        board.tripped.append(stage)
+        recall_unstarted(board, stage)
+    text = f"no progress: {what}, and no rank finished since. The last: {verdict.reason}"
+    stage.tripped = Stopped(StopReason.NO_PROGRESS, text)
+
+
+def stop_tripped(board: Board[F]) -> None:
+    """Stop the tripped stages of which nothing is left that may succeed."""
+    for stage in list(board.tripped):
+        if not stage.assigned and not any(map(_may_prove, _old_gangs(stage))):
+            assert stage.tripped is not None
+            stop(board, stage, stage.tripped)
+
+
+def _old_gangs(stage: Stage[F]) -> list[Gang[F]]:
+    """Return the gangs of a stage that were asked for before its trouble began."""
+    gangs = (g for lane in stage.lanes for g in (*lane.opening.values(), *lane.gangs.values()))
+    return [gang for gang in gangs if gang.number < stage.streak.first_gang]
+
+
+def _may_prove(gang: Gang[F]) -> bool:
+    """Whether a gang has not shown yet that its node is bad, too."""
+    return gang.state is GangState.OPENING or (gang.usable and not gang.assigned)
+
+
+def _stop_if_all_alike(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:
+    """Stop a stage whose first ranks all fail with the same error of the user's code."""
+    limit = stage.plan.fail_fast
+    if limit is None or stage.in_state[RankState.DONE] or stage.in_state[RankState.RECORDING]:
+        return
+    count = stage.alike[verdict.signature] = stage.alike.get(verdict.signature, 0) + 1
+    if count >= limit and board.ending is None:
+        text = f"every rank fails alike: {count} ranks, none finished. {verdict.reason}"
+        stop(board, stage, Stopped(StopReason.ALL_ALIKE, text))

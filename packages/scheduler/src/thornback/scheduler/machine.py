@@ -4,10 +4,7 @@
 settle: ranks whose delay is over become ready, lanes yield, free slots are fed, gangs are asked for
 or given up, and the run ends when nothing is left. The theory of operation stands in `states.py`.
 
-Most events need less than that. A record that releases nobody leaves gangs and ready ranks as they
-were. And while all is *calm* (all the work there is waits in one lane, for slots only), a gang that
-has ended an assignment is given the next one: settling would come to the same, as the tests check
-event by event.
+A record that releases nobody needs less than that: it leaves gangs and ready ranks as they were.
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar, assert_never
 
 from thornback.scheduler import settling
-from thornback.scheduler.board import Board, Ending
+from thornback.scheduler.board import Board, Drain, Ending
 from thornback.scheduler.checks import check
 from thornback.scheduler.commands import Command, RunState
 from thornback.scheduler.events import (
@@ -36,13 +33,14 @@ from thornback.scheduler.events import (
     RunStarted,
     Ticked,
 )
-from thornback.scheduler.feeding import feed, refill
+from thornback.scheduler.feeding import feed
 from thornback.scheduler.finishing import finish
 from thornback.scheduler.gangs import Assignment, Gang
-from thornback.scheduler.judging import gang_lost, rank_failed
+from thornback.scheduler.judging import convict, gang_lost, rank_failed, stop_tripped
 from thornback.scheduler.opening import adjust, make_yield, why_not_asked
 from thornback.scheduler.params import SchedulerParams, StageCounts, StagePlan
 from thornback.scheduler.ports import Dependencies
+from thornback.scheduler.quarantine import review
 from thornback.scheduler.ranges import normalised, total
 from thornback.scheduler.stages import one
 from thornback.scheduler.states import (
@@ -231,8 +229,15 @@ class Scheduler(Generic[F]):
         gang.ready_at = board.now
         gang.lane.failed_openings = 0
         gang.lane.try_anywhere = False
+        shape = gang.lane.shape
+        shape.nodes.update(dict.fromkeys(event.nodes))
+        shape.fitting = event.fitting
+        drains = [board.drains[node] for node in event.nodes if node in board.drains]
+        late = [drain.by for drain in drains if gang.number < drain.next_gang]
+        if late:  # a gang that was asked for after the notice found no other place: it is used
+            gang.drain_by = min(late)
         gang.lane.place(gang)
-        board.suspicion.saw(event.nodes)
+        board.evidence.changed |= bool(board.evidence)
 
     def _ranks_succeeded(self, event: RanksSucceeded) -> bool:
         """Return whether more may follow from it than is done here."""
@@ -251,20 +256,17 @@ class Scheduler(Generic[F]):
         assignment.stage.pace.learn(event.busy_s, reported, 0 if left else assignment.size)
         gang.finished += count
         settling.succeed(board, assignment, ranks, count)
+        if board.evidence:
+            number, rank = assignment.stage.number, ranks[0].start
+            settled = board.evidence.ran_well(
+                gang.nodes, number, rank, assignment.number, board.now, probing=gang.probing
+            )
+            convict(board, settled)
         if left:
             return True
         gang.ahead = True
-        board.forget(assignment)
-        if self._goes_on(gang):
-            return False
-        gang.lane.loaded(gang)
+        board.free_slot(assignment)
         return True
-
-    def _goes_on(self, gang: Gang[F]) -> bool:
-        """Give a gang that has ended an assignment the next one, if that is all there is to do."""
-        board = self._board
-        is_calm = board.calm and board.now < board.due_at and board.ending is None
-        return is_calm and refill(board, gang)
 
     def _rank_failed(self, event: RankFailed[F]) -> None:
         assignment, board = self._assignment(event.assignment), self._board
@@ -301,9 +303,13 @@ class Scheduler(Generic[F]):
         left_s = board.params.drain_s if event.left_s is None else max(0.0, event.left_s)
         by = board.now + left_s
         # Nodes come and go for as long as a run lasts: those that are gone are forgotten.
-        board.drains = {node: at for node, at in board.drains.items() if at > board.now}
-        repeated = event.node in board.drains
-        board.drains[event.node] = min(by, board.drains.get(event.node, by))
+        board.drains = {node: drain for node, drain in board.drains.items() if drain.by > board.now}
+        known = board.drains.get(event.node)
+        repeated = known is not None
+        if known is not None:
+            board.drains[event.node] = Drain(min(by, known.by), known.next_gang)
+        else:
+            board.drains[event.node] = Drain(by, board.next_gang)
         for gang in board.gangs.values():
             if gang.state is not GangState.READY or event.node not in gang.nodes:
                 continue
@@ -355,6 +361,9 @@ class Scheduler(Generic[F]):
         if board.ending is None and (moved or board.slow is not None or is_due):
             if is_due:
                 settling.ready_again(board)
+            stop_tripped(board)
+            if board.evidence.changed or board.now >= board.review_at:
+                review(board)
             if board.starving or board.yielding:
                 make_yield(board)
             feed(board)

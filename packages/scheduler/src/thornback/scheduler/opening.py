@@ -6,10 +6,12 @@ from __future__ import annotations
 import math
 from typing import TypeVar
 
+from thornback.faults import StopReason
 from thornback.scheduler.board import Board
 from thornback.scheduler.gangs import Gang, Lane, Shape
-from thornback.scheduler.settling import pressure
-from thornback.scheduler.states import RankState
+from thornback.scheduler.settling import give_up_ready, pressure
+from thornback.scheduler.stages import Stopped
+from thornback.scheduler.states import GangState, RankState
 
 F = TypeVar("F")
 # Members of an Enum class cost more to look up than to use.
@@ -36,10 +38,10 @@ def adjust(board: Board[F]) -> None:
     for lane in board.active:
         if lane.usable or board.slow is not None:  # a gang would be of no use before the journal
             lane.starved_at = None
-        elif _note_starving(board, lane):
+        elif _note_starving(board, lane) and not _has_waited_enough(board, lane):
             starving.append(lane)
         is_empty = lane.opening and not lane.waiting
-        if lane.idle or lane.draining or is_empty or lane.empty_at is not None:
+        if lane.idle or lane.draining or lane.held or is_empty or lane.empty_at is not None:
             spare.append(lane)
     board.starving = bool(starving)
     if spare:  # giving up first: it may make room under `max_gangs`
@@ -54,8 +56,6 @@ def adjust(board: Board[F]) -> None:
                 once_more = True
     if board.thinned:
         board.retire_lanes()
-    # What it could ask for it has asked for: only another event or a timer makes that more.
-    board.calm = len(board.active) == 1 and not spare and not board.active[0].alone
 
 
 def _give_up(board: Board[F], spare: list[Lane[F]], starving: list[Lane[F]]) -> None:
@@ -91,6 +91,24 @@ def _note_starving(board: Board[F], lane: Lane[F]) -> bool:
     return True
 
 
+def _has_waited_enough(board: Board[F], lane: Lane[F]) -> bool:
+    """Give up what is ready in a lane that has waited for busy resources for as long as the user
+    wanted. Not while the run holds any gang: what it waits for may be its own."""
+    wait_s = board.params.wait_s
+    if wait_s is None or lane.starved_at is None:
+        return False
+    due_at = lane.starved_at + wait_s
+    if board.now < due_at:
+        board.wake(due_at)
+        return False
+    if any(gang.state is GangState.READY for gang in board.gangs.values()):
+        return False
+    text = f"no resources became free within wait_s={wait_s:g} s"
+    give_up_ready(board, lane, Stopped(StopReason.NOT_PLACED, text))
+    lane.starved_at = None
+    return True
+
+
 # -- asking ----------------------------------------------------------------------------------------
 
 
@@ -105,6 +123,8 @@ def why_not_asked(board: Board[F], lane: Lane[F]) -> str | None:
         return f"a gang could not be opened or was lost; asked again in {wait_s:.1f} s"
     if _is_yielding(board, lane):
         return "it has yielded to a stage that had no gang"
+    if lane.stage.tripped is not None:
+        return f"nothing more is started before what runs has ended: {lane.stage.tripped.text}"
     if len(lane.shape.opening) >= board.params.max_opening:
         return f"{len(lane.shape.opening)} gangs of its shape are opening already"
     if lane.stage.room < 1:
@@ -189,10 +209,24 @@ def _give_up_idle(board: Board[F], lane: Lane[F], keep: int) -> None:
     if lane.draining:
         for gang in [g for g in lane.draining.values() if not g.live and g.yields_to is None]:
             board.close(gang)
+    if lane.held and (lane.usable or not lane.waiting):
+        _close_held(board, lane)
     if lane.waiting or not lane.idle:
         return
     for gang in list(lane.idle.values())[: max(0, len(lane.idle) - keep)]:
         board.close(gang)
+
+
+def _close_held(board: Board[F], lane: Lane[F]) -> None:
+    """Close gangs on suspected nodes that have ended what they ran. Another one is asked for with a
+    pause that grows: with no other node free, the backend comes back to the suspected one."""
+    for gang in [gang for gang in lane.held.values() if not gang.live]:
+        board.close(gang)
+        if lane.waiting:
+            pause_s = board.params.open_backoff_s * 2.0 ** min(lane.closed_held, 30)
+            lane.closed_held += 1
+            lane.retry_at = board.now + min(pause_s, board.params.max_open_backoff_s)
+            board.wake(lane.retry_at)
 
 
 # -- yielding --------------------------------------------------------------------------------------

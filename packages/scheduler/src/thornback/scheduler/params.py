@@ -35,6 +35,13 @@ def _positive(instance: object, attribute: attrs.Attribute[float], value: float)
         raise UsageError(f"{attribute.name} must be above 0, not {value!r}.")
 
 
+def _positive_or_none(
+    instance: object, attribute: attrs.Attribute[float | None], value: float | None
+) -> None:
+    if value is not None and not value > 0:
+        raise UsageError(f"{attribute.name} must be above 0, or None, not {value!r}.")
+
+
 @attrs.frozen(kw_only=True, slots=True)
 class StagePlan(Generic[F]):
     """One stage, as far as scheduling goes. Raises `UsageError` for impossible numbers."""
@@ -59,6 +66,10 @@ class StagePlan(Generic[F]):
     """So many ranks that failed or were skipped do not make the run a failure. Whether they stop
     what comes after this stage is for the dependencies to say, which have conditions of their own.
     """
+
+    fail_fast: int | None = attrs.field(default=None, validator=_one_or_none)
+    """Stop the stage when so many ranks were given up with one `Verdict.signature`, and none has
+    succeeded in this run or an earlier one. None: never."""
 
     def __attrs_post_init__(self) -> None:
         if self.nodes > 1 and self.slots != 1:
@@ -107,19 +118,23 @@ class SchedulerParams:
     """So many gangs of a stage lost in a row, each begun after the one before was known to be lost,
     without a rank finished between: the stage stops."""
     no_progress_faults: int = attrs.field(default=20, validator=_from_one)
-    """Likewise for charged faults of its ranks that shall be tried again, and are not those of
-    their own code: those have a budget for each rank, and say nothing of the cluster."""
+    """So many machine faults of a stage (`Verdict.machine_fault`) since a rank of it last finished:
+    nothing more is dispatched until what runs has ended. If nothing of that succeeds, the stage
+    stops."""
     parole_s: float = attrs.field(default=120.0, validator=_positive)
-    """First term of suspicion of a node; doubles with every further blame."""
+    """First term of suspicion of a node; doubles with every further one."""
     max_parole_s: float = attrs.field(default=3600.0, validator=_positive)
-    """Most of it: a mended node is used again within the hour."""
+    """Longest term: a repaired node is used again within the hour."""
+    wait_s: float | None = attrs.field(default=None, validator=_positive_or_none)
+    """A stage whose resources are busy while this run holds no gang at all waits so long, then its
+    ready ranks are given up. None: as long as it takes."""
     drain_s: float = attrs.field(default=120.0, validator=_positive)
     """Time left on a draining node when the notice does not say: what spot markets give."""
     drain_share: float = attrs.field(default=0.5, validator=_positive)
     """Share of the time left that new work on a draining node may take: estimates are rough."""
     avoid_wait_s: float = attrs.field(default=10.0, validator=_positive)
-    """A rank that was told to try another node waits so long for one that has a gang, then takes
-    any."""
+    """A rank that has failed waits so long for a gang on another, unsuspected node, then takes any.
+    A stage that finds no other node for so long uses suspected ones."""
     max_unrecorded: int = attrs.field(default=100_000, validator=_from_one)
     """Ranks finished and not durable: beyond this nothing is dispatched, as a crash would repeat
     them."""

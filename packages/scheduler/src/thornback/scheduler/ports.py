@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+from thornback.faults import Standing, StopReason
+
 __all__ = ["Delta", "Dependencies", "RetryPolicy", "Verdict"]
 
 F_contra = TypeVar("F_contra", contravariant=True)
@@ -27,13 +29,13 @@ class Verdict(Protocol):
 
     @property
     def charged(self) -> bool:
-        """The fault counts against the rank's budgets."""
+        """The fault counts as an attempt of the rank."""
         ...
 
     @property
-    def infrastructure(self) -> bool:
-        """It is not the rank's own code that failed: if charged, it counts for the rule that stops
-        a stage without progress."""
+    def machine_fault(self) -> bool:
+        """It speaks against the machines: it counts for the rule that stops a stage in which
+        everything fails."""
         ...
 
     @property
@@ -44,12 +46,8 @@ class Verdict(Protocol):
 
     @property
     def blames_node(self) -> bool:
-        """Suspect the node for everybody."""
-        ...
-
-    @property
-    def avoid_node(self) -> bool:
-        """Try this rank on another node, if there is one."""
+        """The node may have caused it: evidence from other ranks there is collected. Without
+        `machine_fault` the node is suspected at once: it is gone."""
         ...
 
     @property
@@ -69,6 +67,17 @@ class Verdict(Protocol):
         """One sentence for people: what `Scheduler.reason` says of a rank that is given up."""
         ...
 
+    @property
+    def stop(self) -> StopReason | None:
+        """Why the rank is given up: `Record.stop`. None with `retry`."""
+        ...
+
+    @property
+    def signature(self) -> str:
+        """What errors of the user's code with one cause have in common; empty for other faults.
+        Stages stop early when all their first ranks fail with one signature."""
+        ...
+
 
 class RetryPolicy(Protocol[F_contra]):
     """Decides about a fault. Pure: the same arguments give the same verdict.
@@ -78,14 +87,23 @@ class RetryPolicy(Protocol[F_contra]):
     """
 
     def decide(
-        self, fault: F_contra, history: Sequence[tuple[F_contra, str]], draw: float, /
+        self,
+        fault: F_contra,
+        history: Sequence[tuple[F_contra, str, Standing]],
+        standing: Standing,
+        draw: float,
+        /,
     ) -> Verdict:
         """Return the verdict on `fault`.
 
+        It is asked again about the same fault, with RANK, when evidence settles it so while the
+        rank waits: it may give the rank up then.
+
         Args:
             fault: what has happened now.
-            history: the earlier faults of this rank with their nodes, oldest first, charged or
-                not; empty for a gang's fault.
+            history: the other faults of this rank with their nodes and their standing by now,
+                oldest first, charged or not; empty for a gang's fault.
+            standing: what the evidence says about `fault`.
             draw: in [0, 1), derived by the scheduler from (seed, stage, rank, attempt): the jitter.
         """
         ...

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, get_args
 
 import attrs
 
+from thornback.faults import StopReason
 from thornback.scheduler import commands, events
 from thornback.scheduler.commands import Command, RecordState, RunState, ShapeKey
 from thornback.scheduler.events import Event, Ranks
@@ -25,7 +26,7 @@ from thornback.scheduler.params import SchedulerParams
 from thornback.scheduler.ports import Delta, Verdict
 from thornback.scheduler.states import SchedulerError
 
-VERSION = 1
+VERSION = 2
 FORMAT = "thornback.scheduler record"
 
 F = TypeVar("F")
@@ -60,13 +61,14 @@ class RecordedVerdict:
     retry: bool
     delay_s: float = 0.0
     charged: bool = True
-    infrastructure: bool = True
+    machine_fault: bool = False
     blames_rank: bool = False
     blames_node: bool = False
-    avoid_node: bool = False
     memory_bytes: int | None = None
     timeout_factor: float = 1.0
     reason: str = ""
+    stop: StopReason | None = None
+    signature: str = ""
 
     @classmethod
     def of(cls, verdict: Verdict, stage: int, draw: float) -> RecordedVerdict:
@@ -77,13 +79,14 @@ class RecordedVerdict:
             retry=verdict.retry,
             delay_s=verdict.delay_s,
             charged=verdict.charged,
-            infrastructure=verdict.infrastructure,
+            machine_fault=verdict.machine_fault,
             blames_rank=verdict.blames_rank,
             blames_node=verdict.blames_node,
-            avoid_node=verdict.avoid_node,
             memory_bytes=verdict.memory_bytes,
             timeout_factor=verdict.timeout_factor,
             reason=verdict.reason,
+            stop=verdict.stop,
+            signature=verdict.signature,
         )
 
 
@@ -189,6 +192,10 @@ CODECS: Mapping[str, Codec] = {
     ),
     "RecordState": (lambda state: state.value, RecordState),
     "RunState": (lambda state: state.value, RunState),
+    "StopReason | None": (
+        lambda stop: stop and stop.value,
+        lambda packed: packed and StopReason(packed),
+    ),
     "tuple[int, Ranks, bool] | None": (
         lambda asked: asked and [asked[0], _pack_ranks(asked[1]), asked[2]],
         lambda packed: packed and (packed[0], _unpack_ranks(packed[1]), packed[2]),

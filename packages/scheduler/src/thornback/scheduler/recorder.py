@@ -19,6 +19,7 @@ from typing import Generic, TypeVar
 
 import attrs
 
+from thornback.faults import Standing
 from thornback.scheduler.commands import Command
 from thornback.scheduler.events import Event
 from thornback.scheduler.machine import Scheduler
@@ -167,8 +168,15 @@ class _NotedPolicy(Generic[F]):
         self._stage = stage
         self._notes = notes
 
-    def decide(self, fault: F, history: Sequence[tuple[F, str]], draw: float, /) -> Verdict:
-        verdict = self._policy.decide(fault, history, draw)
+    def decide(
+        self,
+        fault: F,
+        history: Sequence[tuple[F, str, Standing]],
+        standing: Standing,
+        draw: float,
+        /,
+    ) -> Verdict:
+        verdict = self._policy.decide(fault, history, standing, draw)
         self._notes.append(RecordedVerdict.of(verdict, self._stage, draw))
         return verdict
 

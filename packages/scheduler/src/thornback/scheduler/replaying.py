@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 import attrs
 
+from thornback.faults import Standing
 from thornback.scheduler.commands import Command
 from thornback.scheduler.events import Ranks
 from thornback.scheduler.machine import Scheduler
@@ -147,7 +148,12 @@ class _RecordedPolicy:
         self._stage = stage
 
     def decide(
-        self, fault: object, history: Sequence[tuple[object, str]], draw: float, /
+        self,
+        fault: object,
+        history: Sequence[tuple[object, str, Standing]],
+        standing: Standing,
+        draw: float,
+        /,
     ) -> RecordedVerdict:
         return self._answers.verdict(self._stage, draw)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
+from thornback.faults import StopReason
 from thornback.scheduler.board import Board
 from thornback.scheduler.commands import Record, RecordState
 from thornback.scheduler.events import Ranks, Recorded, RunStarted
-from thornback.scheduler.gangs import Assignment
+from thornback.scheduler.gangs import Assignment, Lane
 from thornback.scheduler.ports import Delta
 from thornback.scheduler.ranges import NO_LIMIT, normalised, split
-from thornback.scheduler.stages import Stage, one
+from thornback.scheduler.stages import Stage, Stopped, one
 from thornback.scheduler.states import RANK_STEPS, RankMove, RankState, UsageError
 
 F = TypeVar("F")
@@ -81,7 +82,7 @@ def follow(board: Board[F], delta: Delta) -> None:
 def _release(board: Board[F], stage: Stage[F], piece: range) -> None:
     stage.move(piece, RankState.BLOCKED, RankMove.RELEASED)
     if stage.stopped is not None:
-        give_up(board, stage, (piece,), RankState.READY, stage.stopped)
+        leave_out(board, stage, (piece,), RankState.READY, stage.stopped)
     else:
         board.release(stage, piece)
 
@@ -102,9 +103,16 @@ def _tell(board: Board[F], stage: Stage[F], ranks: Ranks, ok: bool) -> bool:
 
 
 def _record(
-    board: Board[F], stage: Stage[F], ranks: Ranks, state: RecordState, number: int | None
+    board: Board[F],
+    stage: Stage[F],
+    ranks: Ranks,
+    state: RecordState,
+    number: int | None,
+    stop: StopReason | None = None,
 ) -> None:
-    board.out.append(Record(stage=stage.number, ranks=ranks, assignment=number, state=state))
+    board.out.append(
+        Record(stage=stage.number, ranks=ranks, assignment=number, state=state, stop=stop)
+    )
 
 
 def succeed(board: Board[F], assignment: Assignment[F], ranks: Ranks, count: int) -> None:
@@ -115,7 +123,11 @@ def succeed(board: Board[F], assignment: Assignment[F], ranks: Ranks, count: int
     board.recording += count
     if assignment.retried:
         stage.failures.pop(ranks[0].start, None)
-    stage.streak.end()
+    if stage.streak.faults or stage.streak.losses:
+        stage.streak.end()
+        if stage.tripped is not None:
+            stage.tripped = None
+            board.tripped.remove(stage)
     board.unrecorded.append((board.now, stage, ranks))
     board.out.append(Record(stage.number, ranks, assignment.number, HAS_RESULT))
 
@@ -159,15 +171,32 @@ def give_up(
     stage: Stage[F],
     ranks: Ranks,
     source: RankState,
-    reason: str,
+    reason: Stopped,
     number: int | None = None,
 ) -> None:
     """End ranks as FAILED, with a record."""
     for piece in ranks:
         stage.move(piece, source, RankMove.GIVEN_UP)
-    stage.note(ranks, reason)
-    _record(board, stage, ranks, RecordState.FAILED, number)
+    stage.note(ranks, reason.text)
+    _record(board, stage, ranks, RecordState.FAILED, number, reason.why)
     board.ended_ranks.append((stage, ranks, False))
+
+
+def leave_out(
+    board: Board[F], stage: Stage[F], ranks: Ranks, source: RankState, reason: Stopped
+) -> None:
+    """End ranks of a stopped stage: FAILED those that have failed before, SKIPPED the others."""
+    failed = [one(rank)[0] for rank in stage.failures]
+    left, others = split(ranks, normalised(failed)) if failed else ((), ranks)
+    if left:
+        give_up(board, stage, left, source, reason)
+    if not others:
+        return
+    for piece in others:
+        stage.move(piece, source, RankMove.LEFT_OUT)
+    stage.note(others, f"skipped: the stage was stopped: {reason.text}")
+    _record(board, stage, others, RecordState.SKIPPED, None, reason.why)
+    board.ended_ranks.append((stage, others, False))
 
 
 def take_back(board: Board[F], stage: Stage[F], ranks: Ranks, limit: int = NO_LIMIT) -> None:
@@ -175,7 +204,7 @@ def take_back(board: Board[F], stage: Stage[F], ranks: Ranks, limit: int = NO_LI
     if not ranks:
         return
     if stage.stopped is not None and board.ending is None:
-        give_up(board, stage, ranks, RankState.RUNNING, stage.stopped)
+        leave_out(board, stage, ranks, RankState.RUNNING, stage.stopped)
         return
     for piece in ranks:
         stage.move(piece, RankState.RUNNING, RankMove.GIVEN_BACK)
@@ -207,29 +236,44 @@ def ready_again(board: Board[F]) -> None:
             board.queue_alone(stage, rank)
 
 
-def give_up_lane_ready(board: Board[F], stage: Stage[F], memory: int | None, reason: str) -> None:
-    """Give up what is ready in one lane."""
-    lane = board.lane(stage, memory)
+def take_ready(lane: Lane[F]) -> Ranks:
+    """Take all ranks that are ready in a lane out of its queues."""
     pieces = [range(start, stop) for start, stop, _ in lane.ready.pieces()]
     pieces += [one(rank)[0] for rank in lane.alone]
     lane.ready.clear()
     lane.alone.clear()
-    if pieces:
-        give_up(board, stage, normalised(pieces), RankState.READY, reason)
+    return normalised(pieces)
 
 
-def stop(board: Board[F], stage: Stage[F], reason: str) -> None:
-    """Give up a stage: what waits fails now; what runs is not tried again."""
+def stop(board: Board[F], stage: Stage[F], reason: Stopped) -> None:
+    """Stop a stage: what waits ends now; what runs may finish, and is not tried again."""
     if stage.stopped is not None:
         return
     stage.stopped = reason
+    if stage.tripped is not None:
+        stage.tripped = None
+        board.tripped.remove(stage)
     for lane in stage.lanes:
         lane.backoff = 0
-        give_up_lane_ready(board, stage, lane.shape.key.memory_bytes, reason)
+        ready = take_ready(lane)
+        if ready:
+            leave_out(board, stage, ready, RankState.READY, reason)
     if stage.in_state[RankState.BACKOFF]:
         everything = range(stage.plan.world_size)
         waiting = stage.those_in(RankState.BACKOFF, (everything,))
         give_up(board, stage, waiting, RankState.BACKOFF, reason)
+    recall_unstarted(board, stage)
+
+
+def recall_unstarted(board: Board[F], stage: Stage[F]) -> None:
+    """Ask for the ranks of a stage that were dispatched and have not started."""
     for assignment in board.assignments.values():
-        if assignment.stage is stage and assignment.left > 1:
+        if assignment.stage is stage:
             board.recall(assignment)
+
+
+def give_up_ready(board: Board[F], lane: Lane[F], reason: Stopped) -> None:
+    """Give up what is ready in one lane."""
+    ready = take_ready(lane)
+    if ready:
+        give_up(board, lane.stage, ready, RankState.READY, reason)

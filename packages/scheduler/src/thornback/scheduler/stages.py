@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
 
+from thornback.faults import Standing, StopReason
 from thornback.scheduler.events import Ranks
+from thornback.scheduler.evidence import PastFault
 from thornback.scheduler.pace import Pace
 from thornback.scheduler.params import SchedulerParams, StageCounts, StagePlan
 from thornback.scheduler.ranges import normalised
@@ -34,11 +36,11 @@ F = TypeVar("F")
 class FailedRank(Generic[F]):
     """A rank that has failed at least once: the only ranks with an object."""
 
-    history: list[tuple[F, str]] = attrs.field(factory=list)
-    """Faults with their nodes, oldest first: also free ones, which have budgets of their own."""
+    history: list[PastFault[F]] = attrs.field(factory=list)
+    """Its faults, oldest first: also free ones, which have budgets of their own."""
     charged: int = 0
     avoid: list[str] = attrs.field(factory=list)
-    """Nodes it was told not to try again."""
+    """Nodes on which it has failed."""
     memory_bytes: int | None = None
     """Stays raised once raised: a rank that needed more memory needs it after a preemption too."""
     timeout_factor: float = 1.0
@@ -48,6 +50,15 @@ class FailedRank(Generic[F]):
     @property
     def attempt(self) -> int:
         return 1 + self.charged
+
+    @property
+    def is_known_killer(self) -> bool:
+        """Whether a fault is settled against it: what it does elsewhere says nothing of nodes."""
+        return any(past.standing is Standing.RANK for past in self.history)
+
+    def past(self, without: PastFault[F] | None = None) -> tuple[tuple[F, str, Standing], ...]:
+        """Return the history as a policy reads it."""
+        return tuple((p.fault, p.node, p.standing) for p in self.history if p is not without)
 
 
 class Stage(Generic[F]):
@@ -67,9 +78,13 @@ class Stage(Generic[F]):
         self.lanes: list[Lane[F]] = []
         self.assigned = 0
         """Assignments of which something is outstanding."""
-        self.stopped: str | None = None
+        self.stopped: Stopped | None = None
         """Why the whole stage was given up."""
+        self.tripped: Stopped | None = None
+        """Why nothing more is dispatched until what runs has ended."""
         self.streak = Streak()
+        self.alike: dict[str, int] = {}
+        """Ranks given up by signature, while none has succeeded."""
         self._reasons: dict[int, tuple[range, str]] = {}
 
     def move(self, piece: range, source: RankState, move: RankMove) -> None:
@@ -169,12 +184,12 @@ class Stage(Generic[F]):
 
     @property
     def room(self) -> int:
-        """How many more gangs it may have; draining ones do not count."""
+        """How many more gangs it may have; draining and suspected ones do not count."""
         room = self.plan.max_gangs
         if room is None:
             return 1 << 30
         for lane in self.lanes:
-            room -= len(lane.opening) + len(lane.gangs) - len(lane.draining)
+            room -= len(lane.opening) + len(lane.gangs) - len(lane.draining) - len(lane.held)
         return room
 
     @property
@@ -200,37 +215,45 @@ class Stage(Generic[F]):
 
 @attrs.define(slots=True)
 class Streak:
-    """What went wrong since a rank of the stage last finished: "in a row" means that each began
-    after the one before was known. A rack that dies with fifty gangs is one event, not fifty."""
+    """What went wrong since a rank of the stage last finished."""
 
     losses: int = 0
+    """Gangs lost in a row: each was asked for after the loss before it was known, so a rack that
+    dies with fifty gangs is one event."""
     faults: int = 0
+    """Machine faults, all of them."""
+    first_gang: int = 0
+    """Gangs before this one were asked for before the trouble began."""
     last_gang: int = -1
     """Gangs up to this one were asked for before the last loss was known."""
-    last_assignment: int = -1
-    since: float = 0.0
 
-    def lost(self, gang: int, next_gang: int, now: float) -> None:
+    def lost(self, gang: int, next_gang: int) -> None:
         """Count the loss of a gang."""
+        self._begin(next_gang)
         if gang > self.last_gang:
-            self._begin(now)
             self.losses += 1
             self.last_gang = next_gang - 1
 
-    def failed(self, assignment: int, next_assignment: int, now: float) -> None:
-        """Count a charged fault that is retried."""
-        if assignment > self.last_assignment:
-            self._begin(now)
-            self.faults += 1
-            self.last_assignment = next_assignment - 1
+    def failed(self, next_gang: int) -> None:
+        """Count a machine fault."""
+        self._begin(next_gang)
+        self.faults += 1
 
-    def _begin(self, now: float) -> None:
+    def _begin(self, next_gang: int) -> None:
         if not self.losses and not self.faults:
-            self.since = now
+            self.first_gang = next_gang
 
     def end(self) -> None:
         """A rank has finished."""
         self.losses = self.faults = 0
+
+
+@attrs.frozen(slots=True)
+class Stopped:
+    """Why a stage is stopped."""
+
+    why: StopReason
+    text: str
 
 
 def one(rank: int) -> Ranks:

@@ -96,7 +96,7 @@ class RankState(enum.IntEnum):
     FAILED = 6
     """Given up, or left as an earlier run has left it. An end."""
     SKIPPED = 7
-    """Can never run, because another one failed. An end."""
+    """Never runs: another one failed, or its stage was stopped. An end."""
 
 
 class RankMove(enum.Enum):
@@ -123,6 +123,8 @@ class RankMove(enum.Enum):
     """Later is now."""
     GIVEN_UP = "given up"
     """The policy does not try it again, or its stage was stopped."""
+    LEFT_OUT = "left out"
+    """Its stage was stopped before it had failed or finished."""
 
 
 _R, _M = RankState, RankMove
@@ -138,12 +140,14 @@ RANK_MOVES: Mapping[RankState, Mapping[RankMove, RankState]] = MappingProxyType(
             _M.DISPATCHED: _R.RUNNING,
             _M.POSTPONED: _R.BACKOFF,
             _M.GIVEN_UP: _R.FAILED,
+            _M.LEFT_OUT: _R.SKIPPED,
         },
         _R.RUNNING: {
             _M.SUCCEEDED: _R.RECORDING,
             _M.GIVEN_BACK: _R.READY,
             _M.POSTPONED: _R.BACKOFF,
             _M.GIVEN_UP: _R.FAILED,
+            _M.LEFT_OUT: _R.SKIPPED,
         },
         _R.RECORDING: {_M.RECORDED: _R.DONE},
         _R.BACKOFF: {_M.DUE: _R.READY, _M.GIVEN_UP: _R.FAILED},
@@ -155,7 +159,7 @@ RANK_MOVES: Mapping[RankState, Mapping[RankMove, RankState]] = MappingProxyType(
 
 OWED = 0x80
 """Flag on the byte of a FAILED or SKIPPED rank: the journal's receipt is still owed."""
-RECEIPTED = frozenset({RankMove.GIVEN_UP, RankMove.ROOT_FAILED})
+RECEIPTED = frozenset({RankMove.GIVEN_UP, RankMove.ROOT_FAILED, RankMove.LEFT_OUT})
 """Moves that are recorded, and end at once."""
 RankStep: TypeAlias = tuple[int, int, int, RankMove]
 """A move as numbers: the state before, the one after, and the byte that is kept then; and its

@@ -288,8 +288,6 @@ class _Teller(Generic[F]):
             self._tell(MomentKind.JUDGED, f"is given up: {verdict.reason}")
             return
         how = f"in {verdict.delay_s:.1f} s" if verdict.delay_s > 0 else "at once"
-        if verdict.avoid_node:
-            how += ", on another node if there is one"
         if verdict.memory_bytes is not None:
             how += f", with {verdict.memory_bytes} bytes of memory"
         charge = "" if verdict.charged else ", free of charge"

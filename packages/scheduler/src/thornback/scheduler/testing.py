@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import attrs
 
+from thornback.faults import Standing, StopReason
 from thornback.scheduler.commands import (
     CloseGang,
     Command,
@@ -62,13 +63,14 @@ class FakeVerdict:
     retry: bool = True
     delay_s: float = 0.0
     charged: bool = True
-    infrastructure: bool = True
+    machine_fault: bool = False
     blames_rank: bool = False
     blames_node: bool = False
-    avoid_node: bool = False
     memory_bytes: int | None = None
     timeout_factor: float = 1.0
     reason: str = "scripted"
+    stop: StopReason | None = None
+    signature: str = ""
 
 
 class ScriptedPolicy:
@@ -82,15 +84,22 @@ class ScriptedPolicy:
         """Take the verdict on each fault, and how many charged ones a rank may have; None: any."""
         self._verdicts = dict(verdicts)
         self._budget = budget
-        self.asked: list[tuple[str, tuple[tuple[str, str], ...], float]] = []
-        """(fault, history, draw) of every call."""
+        self.asked: list[tuple[str, tuple[tuple[str, str, Standing], ...], Standing, float]] = []
+        """(fault, history, standing, draw) of every call."""
 
-    def decide(self, fault: str, history: Sequence[tuple[str, str]], draw: float, /) -> FakeVerdict:
+    def decide(
+        self,
+        fault: str,
+        history: Sequence[tuple[str, str, Standing]],
+        standing: Standing,
+        draw: float,
+        /,
+    ) -> FakeVerdict:
         """Return the scripted verdict. Raises KeyError for a fault that the script does not
         have."""
-        self.asked.append((fault, tuple(history), draw))
+        self.asked.append((fault, tuple(history), standing, draw))
         verdict = self._verdicts[fault]
-        paid = sum(self._verdicts[past].charged for past, _ in history)
+        paid = sum(self._verdicts[past].charged for past, _, _ in history)
         if self._budget is not None and paid >= self._budget and verdict.charged:
             return attrs.evolve(verdict, retry=False, reason=f"{verdict.reason}: budget spent")
         return verdict
@@ -398,9 +407,10 @@ def check_retry_policy(policy: RetryPolicy[F], faults: Sequence[F]) -> None:
     """
     for fault in faults:
         for length in range(4):
-            history = tuple((fault, f"node-{n}") for n in range(length))
-            for draw in (0.0, 0.5, 0.999):
-                verdict, again = (policy.decide(fault, history, draw) for _ in range(2))
+            cases = [(standing, draw) for standing in Standing for draw in (0.0, 0.5, 0.999)]
+            for standing, draw in cases:
+                history = tuple((fault, f"node-{n}", standing) for n in range(length))
+                verdict, again = (policy.decide(fault, history, standing, draw) for _ in range(2))
                 for name in attrs.fields_dict(FakeVerdict):
                     assert getattr(verdict, name) == getattr(again, name), f"{fault}: {name} varies"
                 assert 0 <= verdict.delay_s < math.inf, f"{fault}: delay {verdict.delay_s}"
@@ -415,8 +425,9 @@ VERDICTS: Mapping[str, FakeVerdict] = {
     "code": FakeVerdict(retry=False, reason="its code failed"),
     "again": FakeVerdict(timeout_factor=2.0),
     "later": FakeVerdict(delay_s=5.0),
-    "crash": FakeVerdict(blames_rank=True, reason="its worker died"),
-    "elsewhere": FakeVerdict(avoid_node=True, blames_node=True),
+    "crash": FakeVerdict(blames_rank=True, machine_fault=True, reason="its worker died"),
+    "died": FakeVerdict(blames_node=True, machine_fault=True, reason="its process died"),
+    "gone": FakeVerdict(blames_node=True, reason="its node is gone"),
     "preempted": FakeVerdict(charged=False),
     "oom": FakeVerdict(memory_bytes=3 * GIB),
     "impossible": FakeVerdict(retry=False, reason="no node is that large"),
