@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from thornback.executor.edges import After
 from thornback.executor.errors import UsageError
+from thornback.faults import RetryPolicy
 from thornback.placement import Strategy, matches
 
 if TYPE_CHECKING:
@@ -99,6 +100,12 @@ def _numbers(stage: Stage) -> None:
             f"Stage {stage.name!r}: max_retries={most!r}, expected a whole number, 0 or more; "
             "None means the default table, and 'unbounded' no limit"
         )
+    if stage.fail_fast is not None and not _is_whole(stage.fail_fast, least=1):
+        raise UsageError(
+            f"Stage {stage.name!r}: fail_fast={stage.fail_fast!r}, expected a whole number, 1 or "
+            "more; None switches it off"
+        )
+    _retry(stage)
     for field in ("cpus", "gpus", "max_failed", "timeout_s", "grace_s"):
         value = getattr(stage, field)
         if value is not None and not value >= 0:
@@ -112,6 +119,22 @@ def _numbers(stage: Stage) -> None:
         raise UsageError(f"Stage {stage.name!r}: timeout_s=0 leaves no time; None means no limit")
     if stage.max_gangs is not None and stage.max_gangs < 1:
         raise UsageError(f"Stage {stage.name!r}: max_gangs={stage.max_gangs}, expected 1 or more")
+
+
+def _retry(stage: Stage) -> None:
+    policy: object = stage.retry
+    if policy is None:
+        return
+    if not isinstance(policy, RetryPolicy):
+        raise UsageError(
+            f"Stage {stage.name!r}: retry={policy!r}, expected a RetryPolicy of "
+            "thornback.faults, such as RetryPolicy(retries=2); retries= takes a number"
+        )
+    if stage.retries or stage.max_retries is not None:
+        raise UsageError(
+            f"Stage {stage.name!r} has retry= and retries= or max_retries=: give one of them; "
+            "RetryPolicy takes both numbers, too"
+        )
 
 
 def _nodes(stage: Stage) -> None:

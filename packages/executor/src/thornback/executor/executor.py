@@ -35,6 +35,7 @@ from thornback.executor.report import Observer, RunInfo, RunReport
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers, WorkerNews
 from thornback.faults import Classifier as FaultClassifier
+from thornback.scheduler import SchedulerParams
 
 logger = logging.getLogger(__name__)
 OnMismatch: TypeAlias = Literal["refuse", "adopt", "fresh"]
@@ -56,6 +57,7 @@ class ExecutorOptions(TypedDict, total=False):
     classifier: Classifier
     clock: Clock
     params: ExecutorParams
+    scheduler: SchedulerParams
     seed: int
     retry_failed: bool
     logs: bool
@@ -106,6 +108,8 @@ class Executor:
     clock: Clock = attrs.field(factory=SystemClock)
     params: ExecutorParams = attrs.field(factory=ExecutorParams)
     """Time-outs of the driver."""
+    scheduler: SchedulerParams = attrs.field(factory=SchedulerParams)
+    """Numbers that tune its decisions: quarantine of nodes, when a stage stops, batch sizes."""
     seed: int = 0
     """Of the jitter between retries."""
     retry_failed: bool = True
@@ -215,6 +219,7 @@ class Executor:
                 runtime_env=dict(self.runtime_env),
                 seed=self.seed,
                 retry_failed=self.retry_failed,
+                scheduler=self.scheduler,
             ),
         )
 

@@ -23,7 +23,7 @@ from thornback.faults import ErrorData
 from thornback.placement import Lease
 from thornback.pool import GangLostError
 from thornback.scheduler.commands import CloseGang, OpenGang
-from thornback.scheduler.events import GangClosed, GangReady
+from thornback.scheduler.events import GangClosed, GangPlaced, GangReady
 
 logger = logging.getLogger(__name__)
 _SLACK_S = 5.0
@@ -59,7 +59,7 @@ class GangKeeper:
         workers: Workers,
         tracer: RunTracer,
         params: ExecutorParams,
-        post: Callable[[GangReady | GangClosed | Loss], None],
+        post: Callable[[GangPlaced | GangReady | GangClosed | Loss], None],
         reports_in: Callable[[int], Awaitable[None]],
     ) -> None:
         self._plan = plan
@@ -100,11 +100,12 @@ class GangKeeper:
                 )
             origin, phase = "worker", "start"
             lease = live.lease
+            self._post(GangPlaced(gang=gang, nodes=lease.nodes))
             spec = self._plan.worker_spec(command.shape)
             await self._workers.open(
                 gang, lease.nodes, lease.handle, spec, timeout_s=self._params.start_s
             )
-            self._post(GangReady(gang=gang, nodes=lease.nodes))
+            self._post(GangReady(gang=gang, nodes=lease.nodes, fitting=lease.fitting))
             raise await self._workers.lost(gang)
         except GangLostError as error:
             facts = {**error.facts, "origin": "worker", "phase": error.phase}

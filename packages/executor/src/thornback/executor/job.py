@@ -16,6 +16,7 @@ from thornback.executor.edges import After, Parents, allowed, parents_of
 from thornback.executor.errors import UsageError
 from thornback.executor.ports import Identity, StageIdentity
 from thornback.executor.program import RankContext
+from thornback.faults import RetryPolicy
 
 RankFunction: TypeAlias = Callable[..., Any]
 """`fn(ctx)` with `ranks=`, `fn(ctx, item)` with `items=`. Its value must be JSON."""
@@ -144,6 +145,14 @@ class Stage:
     """Gangs at the same time; None: as many as fit (or what the executor says)."""
     max_failed: float = attrs.field(default=0, kw_only=True)
     """Ranks that may fail or be skipped: a count, or a fraction of the world size below 1."""
+    retry: RetryPolicy | None = attrs.field(default=None, kw_only=True)
+    """Budgets, pauses and remedies for every kind of fault, instead of `retries` and `max_retries`;
+    None: the default table with these two."""
+    fail_fast: int | None = attrs.field(default=20, kw_only=True)
+    """Stop the stage when so many ranks were given up for the same error of its own code (type and
+    innermost frame of user code) and none has succeeded, in this run or an earlier one; stages of
+    less than 40 ranks stop at half of them, at least 3. Running ranks finish, the rest is skipped.
+    None: never. Off by itself where `max_failed` allows as many."""
     setup: Callable[[RankContext], Any] | None = attrs.field(default=None, kw_only=True)
     """Called once per process before its first rank; its value is `ctx.setup_value`."""
     setup_timeout_s: float = attrs.field(default=900.0, kw_only=True)
@@ -177,6 +186,15 @@ class Stage:
     def failed_allowed(self) -> int:
         """`max_failed` as a number of ranks."""
         return allowed(self.max_failed, self.world_size)
+
+    @property
+    def fail_fast_after(self) -> int | None:
+        """`fail_fast` for this many ranks; None: it is off."""
+        if self.fail_fast is None:
+            return None
+        few = max(3, self.world_size // 2) if self.world_size < 40 else self.fail_fast
+        limit = min(self.fail_fast, few)
+        return None if self.failed_allowed >= limit else limit
 
     @property
     def edges(self) -> tuple[After, ...]:

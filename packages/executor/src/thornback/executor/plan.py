@@ -20,7 +20,7 @@ from thornback.graph import Dag, GraphError, Node, depths, resolve
 from thornback.placement import Bundle, GangRequest, Strategy
 from thornback.placement.bundles import resources_of
 from thornback.pool import Assignment, FinishedWhen, WorkerSpec
-from thornback.scheduler import StagePlan, ports
+from thornback.scheduler import SchedulerParams, StagePlan, ports
 from thornback.scheduler.commands import Dispatch, ShapeKey
 
 PROGRAM_MODULE = "thornback.executor.program"
@@ -37,6 +37,7 @@ class Settings:
     runtime_env: Mapping[str, object] = attrs.field(factory=dict)
     seed: int = 0
     retry_failed: bool = True
+    scheduler: SchedulerParams = attrs.field(factory=SchedulerParams)
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -72,6 +73,13 @@ def _shape(stage: Stage) -> _Shape:
         strategy=strategy if stage.nodes > 1 else None,  # one bundle cannot be spread
         runtime_env=stage.runtime_env,
     )
+
+
+def _policy(stage: Stage) -> RetryPolicy:
+    own = stage.retry
+    if own is None:
+        own = RetryPolicy(retries=stage.retries, max_retries=stage.max_retries)
+    return own if own.memory_bytes is not None else own.__replace__(memory_bytes=stage.memory)
 
 
 class RunPlan:
@@ -139,18 +147,14 @@ class RunPlan:
                 policy=policies[number],
                 priority=priorities[number],
                 max_failed=stage.failed_allowed,
+                fail_fast=stage.fail_fast_after,
             )
             for number, stage in enumerate(self.stages)
         ]
 
     def policies(self) -> list[RetryPolicy]:
         """Return the retry policy of each stage."""
-        return [
-            RetryPolicy(
-                retries=stage.retries, max_retries=stage.max_retries, memory_bytes=stage.memory
-            )
-            for stage in self.stages
-        ]
+        return [_policy(stage) for stage in self.stages]
 
     def request(self, key: ShapeKey) -> GangRequest:
         """Return what to lease for a gang of this shape."""

@@ -27,13 +27,14 @@ def deciding(
     """Return the scheduler of a run, to be asked, and what is to be told its events: its own
     `handle`, or that of a recorder which gives each line to `record`."""
     if record is None:
-        scheduler = Scheduler(stages, plan.dag(), seed=plan.settings.seed)
+        scheduler = Scheduler(stages, plan.dag(), plan.settings.scheduler, plan.settings.seed)
         return scheduler, scheduler.handle
     from thornback.scheduler.recorder import Recorder  # only where something is recorded
 
     recorder = Recorder(
         stages,
         plan.dag(),
+        plan.settings.scheduler,
         seed=plan.settings.seed,
         names=[stage.name for stage in plan.stages],
         keep=0,

@@ -37,6 +37,7 @@ from thornback.placement.explain import (
     may_come,
     show_resources,
 )
+from thornback.placement.fit import fitting
 from thornback.placement.params import (
     AllocatorParams,
     Explainer,
@@ -307,8 +308,13 @@ class Allocator:
                 # Also when it was granted a moment ago: close() has taken it back already.
                 raise AllocatorClosed("the allocator was closed while the lease was pending")
             if attempt.grant is not None:
-                grant = attempt.grant
-                return Lease(lease_id=attempt.lease_id, nodes=grant.nodes, handle=grant.handle)
+                grant, seen = attempt.grant, self._watcher.snapshot
+                return Lease(
+                    lease_id=attempt.lease_id,
+                    nodes=grant.nodes,
+                    fitting=None if seen is None else fitting(attempt.request, seen.nodes),
+                    handle=grant.handle,
+                )
             if attempt.error is not None:
                 raise attempt.error
             snapshot, now = self._watcher.snapshot, anyio.current_time()

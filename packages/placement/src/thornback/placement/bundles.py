@@ -147,6 +147,9 @@ class Lease:
     """Unique within its allocator."""
     nodes: tuple[str, ...]
     """One node per bundle, in the order of the bundles."""
+    fitting: int | None = None
+    """Live nodes that could hold one of its bundles, free or not, when it was granted; None: not
+    known."""
     handle: object = attrs.field(eq=False, repr=False, default=None)
     """Opaque: made by the cluster, understood by the worker backend of the same family (on Ray: the
     placement group)."""

@@ -69,6 +69,16 @@ def most_together(request: GangRequest, nodes: Sequence[NodeView]) -> int:
     return Matching(request, may, room).most(strategy_of(request))
 
 
+def fitting(request: GangRequest, nodes: Sequence[NodeView]) -> int:
+    """Return how many of the nodes could hold a bundle of the request if they were free."""
+    need = resources_of(request.bundle)
+    may = [_allowed(selectors, nodes, ()) for selectors, _ in kinds_of(request)]
+    return sum(
+        not node.draining and copies(need, node.resources) > 0 and any(kind[at] for kind in may)
+        for at, node in enumerate(nodes)
+    )
+
+
 def _allowed(
     selectors: Selectors, nodes: Sequence[NodeView], coming: Sequence[NodeView]
 ) -> list[bool]:

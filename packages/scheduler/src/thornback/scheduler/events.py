@@ -6,8 +6,8 @@ job); `node` is the backend's name of a machine. Ranks count from 0. A fault `F`
 only the retry policy of the stage looks into it.
 
 What answers a command is best made by the command itself (`commands`). What nobody asked for is
-`RunStarted`, `NodeDraining`, `CancelRequested` and `Ticked`. An event that is repeated, late, or
-about something that was given up is *stale*: it changes nothing.
+`RunStarted`, `GangPlaced`, `NodeDraining`, `CancelRequested` and `Ticked`. An event that is
+repeated, late, or about something that was given up is *stale*: it changes nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = [
     "Event",
     "GangClosed",
     "GangLost",
+    "GangPlaced",
     "GangReady",
     "JournalFailed",
     "NodeDraining",
@@ -50,6 +51,15 @@ class RunStarted:
     failed: Mapping[int, Ranks] = attrs.field(factory=dict)
     """Ranks that failed earlier and shall stay failed; a run that tries them again leaves them out.
     """
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class GangPlaced:
+    """A gang holds its resources, and its workers are starting. Optional: it answers nothing."""
+
+    gang: int
+    nodes: tuple[str, ...]
+    """Where its workers start."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -162,6 +172,7 @@ class Ticked:
 
 RareEvent: TypeAlias = (
     RunStarted
+    | GangPlaced
     | GangReady
     | GangLost[F]
     | GangClosed

@@ -295,6 +295,7 @@ def _trip(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:
     if board.ending is not None or stage.stopped is not None:
         return
     if stage.tripped is None:
+        stage.tripped_idle_at = None
         board.tripped.append(stage)
         recall_unstarted(board, stage)
     text = f"no progress: {what}, and no rank finished since. The last: {verdict.reason}"
@@ -304,9 +305,17 @@ def _trip(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:
 def stop_tripped(board: Board[F]) -> None:
     """Stop the tripped stages of which nothing is left that may succeed."""
     for stage in list(board.tripped):
-        if not stage.assigned and not any(map(_may_prove, _old_gangs(stage))):
-            assert stage.tripped is not None
-            stop(board, stage, stage.tripped)
+        if stage.assigned:
+            continue
+        if stage.tripped_idle_at is None:
+            stage.tripped_idle_at = board.now
+        due_at = stage.tripped_idle_at + board.params.avoid_wait_s
+        if any(_may_prove(board, gang, due_at) for gang in _old_gangs(stage)):
+            if board.now < due_at:
+                board.wake(due_at)
+            continue
+        assert stage.tripped is not None
+        stop(board, stage, stage.tripped)
 
 
 def _old_gangs(stage: Stage[F]) -> list[Gang[F]]:
@@ -315,9 +324,16 @@ def _old_gangs(stage: Stage[F]) -> list[Gang[F]]:
     return [gang for gang in gangs if gang.number < stage.streak.first_gang]
 
 
-def _may_prove(gang: Gang[F]) -> bool:
-    """Whether a gang has not shown yet that its node is bad, too."""
-    return gang.state is GangState.OPENING or (gang.usable and not gang.assigned)
+def _may_prove(board: Board[F], gang: Gang[F], due_at: float) -> bool:
+    """Whether a gang has not shown yet that its node is bad, too. One that is not placed may wait
+    for resources that the stage itself holds."""
+    if gang.state is not GangState.OPENING:
+        return gang.usable and not gang.assigned
+    if not gang.nodes:
+        return board.now < due_at
+    shape = gang.lane.shape
+    suspects = board.evidence.suspects(shape.nodes, shape.most_suspects, board.now)
+    return not any(node in suspects for node in gang.nodes)
 
 
 def _stop_if_all_alike(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:

@@ -21,6 +21,7 @@ from thornback.scheduler.events import (
     Event,
     GangClosed,
     GangLost,
+    GangPlaced,
     GangReady,
     JournalFailed,
     NodeDraining,
@@ -180,6 +181,10 @@ class Scheduler(Generic[F]):
             case RunStarted():
                 if not board.started:
                     settling.start(board, event)
+            case GangPlaced():
+                placed = self._gang(event.gang)
+                if placed is not None and placed.state is GangState.OPENING:
+                    placed.nodes = event.nodes
             case GangReady():
                 self._gang_ready(event)
             case GangLost():

@@ -82,6 +82,8 @@ class Stage(Generic[F]):
         """Why the whole stage was given up."""
         self.tripped: Stopped | None = None
         """Why nothing more is dispatched until what runs has ended."""
+        self.tripped_idle_at: float | None = None
+        """Since when nothing of it runs, while it is tripped."""
         self.streak = Streak()
         self.alike: dict[str, int] = {}
         """Ranks given up by signature, while none has succeeded."""
