@@ -52,7 +52,7 @@ def slow(ctx: RankContext) -> None:
 STAGES = {
     StopReason.NO_RETRIES: Stage("a", bug),
     StopReason.FINAL: Stage("a", hopeless, retries=5),
-    StopReason.POISON: Stage("a", dies),
+    StopReason.UNDECIDED: Stage("a", dies),
     StopReason.BUDGET: Stage("a", slow, timeout_s=0.5),
     StopReason.UNSCHEDULABLE: Stage("a", bug, cpus=99),
 }

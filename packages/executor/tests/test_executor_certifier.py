@@ -11,7 +11,6 @@ from opentelemetry.trace import NoOpTracer
 
 from thornback.executor import AttemptReport, Job, RankContext, Stage
 from thornback.executor.certifier import Certifier, LiveAssignment, no_logs
-from thornback.executor.chronicle import why_given_up
 from thornback.executor.plan import RunPlan, Settings
 from thornback.executor.records import RecordDesk
 from thornback.executor.tracing import RunTracer
@@ -28,7 +27,13 @@ FAULT = Fault(
     kind=FaultKind.WORKER_CRASH, origin=Origin.PROCESS, rule="r", error_type="E", message="m"
 )
 LIVE = cmd.Dispatch(gang=1, assignment=7, stage=0, ranks=(range(3, 4),))
-FAILED = cmd.Record(stage=0, ranks=(range(3, 4),), assignment=None, state=cmd.RecordState.FAILED)
+FAILED = cmd.Record(
+    stage=0,
+    ranks=(range(3, 4),),
+    assignment=None,
+    state=cmd.RecordState.FAILED,
+    stop=StopReason.NO_PROGRESS,
+)
 
 
 def work(ctx: RankContext) -> None: ...
@@ -48,30 +53,13 @@ def certifier(plan: RunPlan) -> Certifier:
     return made
 
 
-@pytest.mark.parametrize(
-    ("reason", "verdicts", "stop"),
-    [
-        (SPENT.reason, [SPENT], StopReason.BUDGET),
-        (SPENT.reason, [AGAIN, SPENT], StopReason.BUDGET),
-        (NO_PROGRESS, [AGAIN], StopReason.NO_PROGRESS),
-        (NO_PROGRESS, [SPENT], StopReason.NO_PROGRESS),
-        (f"{NO_PROGRESS} ({AGAIN.reason})", [AGAIN], StopReason.NO_PROGRESS),
-        (NO_PROGRESS, [], StopReason.NO_PROGRESS),
-    ],
-)
-def test_a_verdict_gives_up_in_its_own_words_and_a_stopped_stage_in_others(
-    reason: str, verdicts: Sequence[RetryVerdict], stop: StopReason
-) -> None:
-    assert why_given_up(reason, verdicts) is stop
-
-
 def test_a_rank_whose_stage_was_stopped_is_certified_with_that_reason(
     plan: RunPlan, certifier: Certifier
 ) -> None:
     live = LiveAssignment(LIVE, "000001.000000007", outcomes={3: Outcome(rank=3, ok=False)})
     event = ev.RankFailed(assignment=7, rank=3, fault=FAULT, node="n")
     certifier.rank_failed(event, AGAIN, [FAILED], live, lambda stage, rank: NO_PROGRESS)
-    done = RecordDesk(plan, certifier, 1).ended(FAILED, NO_PROGRESS, [AGAIN])
+    done = RecordDesk(plan, certifier, 1).ended(FAILED, NO_PROGRESS)
     (attempt,) = certifier.chronicle.attempts
     (ended,) = certifier.chronicle.given_up
     assert (attempt.stop, attempt.verdict, attempt.retried) == (
@@ -88,7 +76,8 @@ def test_a_rank_lost_with_its_gang_has_the_word_of_its_own_verdict(certifier: Ce
     live = LiveAssignment(LIVE, "000001.000000007")
     event = ev.GangLost(gang=1, fault=FAULT, node="n")
     lost = [(live, LIVE.ranks)]
-    certifier.gang_lost(event, [AGAIN, SPENT], [FAILED], lost, lambda stage, rank: SPENT.reason)
+    spent = attrs.evolve(FAILED, stop=StopReason.BUDGET)
+    certifier.gang_lost(event, [AGAIN, SPENT], [spent], lost, lambda stage, rank: SPENT.reason)
     certifier.gang_lost(event, [AGAIN, AGAIN], [], lost, lambda stage, rank: "")
     certifier.gang_lost(event, [SPENT], [], [], lambda stage, rank: "")
     assert [(a.stop, a.retried) for a in certifier.chronicle.attempts] == [
@@ -123,7 +112,7 @@ def test_ranks_given_up_while_their_gang_opens_name_its_loss_and_no_other(
     all_of_them = attrs.evolve(FAILED, ranks=(range(0, 9),))
 
     def given_up(reason: str) -> AttemptReport | None:
-        desk.ended(all_of_them, reason, [AGAIN])
+        desk.ended(all_of_them, reason)
         return certifier.chronicle.given_up[-1].last
 
     assert given_up(NO_PROGRESS) is None
@@ -142,7 +131,7 @@ def test_what_is_skipped_was_not_given_up(plan: RunPlan, certifier: Certifier) -
     skipped = cmd.Record(
         stage=0, ranks=(range(3, 4),), assignment=None, state=cmd.RecordState.SKIPPED
     )
-    done = RecordDesk(plan, certifier, 1).ended(skipped, "skipped: rank 1 failed", [SPENT])
+    done = RecordDesk(plan, certifier, 1).ended(skipped, "skipped: rank 1 failed")
     assert (done.state, done.certificate) == (
         "skipped",
         {"reason": "skipped: rank 1 failed", "stop": None, "last": None},
