@@ -92,7 +92,7 @@ def _let_old_gangs_prove(board: Board[F], lane: Lane[F]) -> None:
     """Give one rank to each gang that was asked for before the trouble of its stage began: its node
     may be a good one. Nobody else gets any."""
     for gang in list(lane.idle.values()):
-        if not gang.assigned and gang.number < lane.stage.streak.first_gang:
+        if not gang.assigned and lane.stage.streak.is_older(gang.number):
             if lane.ready.count:
                 board.dispatch(lane, gang, *lane.ready.take(1))
             elif lane.alone:

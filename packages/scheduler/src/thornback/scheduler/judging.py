@@ -59,7 +59,7 @@ def rank_failed(board: Board[F], assignment: Assignment[F], event: RankFailed[F]
         convict(board, settled)
     if verdict.machine_fault:
         stage.streak.failed(board.next_gang)
-        _trip(board, stage, verdict)
+        _stop_without_progress(board, stage, verdict)
     elif not verdict.retry and verdict.signature:
         _stop_if_all_alike(board, stage, verdict)
 
@@ -233,7 +233,7 @@ def _lost_at_work(
         stage.streak.lost(gang.number, board.next_gang)
         if stage.streak.losses > 1:
             _ask_later(board, lane, verdict.delay_s, stage.streak.losses - 2)
-    _trip(board, stage, verdict)
+    _stop_without_progress(board, stage, verdict)
 
 
 def _lost_at_opening(board: Board[F], gang: Gang[F], event: GangLost[F], verdict: Verdict) -> None:
@@ -263,7 +263,7 @@ def _lost_at_opening(board: Board[F], gang: Gang[F], event: GangLost[F], verdict
         give_up_ready(board, lane, _final(verdict))
     else:
         lane.stage.streak.lost(gang.number, board.next_gang)
-        _trip(board, lane.stage, verdict)
+        _stop_without_progress(board, lane.stage, verdict)
 
 
 def _judge_waiting(board: Board[F], lane: Lane[F], event: GangLost[F]) -> None:
@@ -283,8 +283,8 @@ def _ask_later(board: Board[F], lane: Lane[F], delay_s: float, doublings: int) -
     board.wake(lane.retry_at)
 
 
-def _trip(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:
-    """Dispatch nothing more of a stage in which everything fails, until what runs has ended."""
+def _stop_without_progress(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:
+    """Stop a stage in which everything fails."""
     streak, params = stage.streak, board.params
     if streak.losses >= params.no_progress_losses:
         what = f"{streak.losses} gangs in a row were lost"
@@ -292,14 +292,32 @@ def _trip(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:
         what = f"{streak.faults} machine faults"
     else:
         return
+    text = f"no progress: {what}, and no rank finished since. The last: {verdict.reason}"
+    _trip(board, stage, Stopped(StopReason.NO_PROGRESS, text))
+
+
+def _stop_if_all_alike(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:
+    """Stop a stage whose first ranks all fail with the same error of the user's code."""
+    limit = stage.plan.fail_fast
+    if limit is None or stage.in_state[RankState.DONE] or stage.in_state[RankState.RECORDING]:
+        return
+    stage.streak.begin(board.next_gang)
+    count = stage.alike[verdict.signature] = stage.alike.get(verdict.signature, 0) + 1
+    if count >= limit:
+        text = f"every rank fails alike: {count} ranks, and none finished. {verdict.reason}"
+        _trip(board, stage, Stopped(StopReason.ALL_ALIKE, text))
+
+
+def _trip(board: Board[F], stage: Stage[F], why: Stopped) -> None:
+    """Dispatch nothing more of a stage until what runs has ended: one bad node may have failed all
+    of these, while the ranks on the others take longer."""
     if board.ending is not None or stage.stopped is not None:
         return
     if stage.tripped is None:
         stage.tripped_idle_at = None
         board.tripped.append(stage)
         recall_unstarted(board, stage)
-    text = f"no progress: {what}, and no rank finished since. The last: {verdict.reason}"
-    stage.tripped = Stopped(StopReason.NO_PROGRESS, text)
+    stage.tripped = why
 
 
 def stop_tripped(board: Board[F]) -> None:
@@ -309,7 +327,7 @@ def stop_tripped(board: Board[F]) -> None:
             continue
         if stage.tripped_idle_at is None:
             stage.tripped_idle_at = board.now
-        due_at = stage.tripped_idle_at + board.params.avoid_wait_s
+        due_at = stage.tripped_idle_at + board.params.place_wait_s
         if any(_may_prove(board, gang, due_at) for gang in _old_gangs(stage)):
             if board.now < due_at:
                 board.wake(due_at)
@@ -321,7 +339,7 @@ def stop_tripped(board: Board[F]) -> None:
 def _old_gangs(stage: Stage[F]) -> list[Gang[F]]:
     """Return the gangs of a stage that were asked for before its trouble began."""
     gangs = (g for lane in stage.lanes for g in (*lane.opening.values(), *lane.gangs.values()))
-    return [gang for gang in gangs if gang.number < stage.streak.first_gang]
+    return [gang for gang in gangs if stage.streak.is_older(gang.number)]
 
 
 def _may_prove(board: Board[F], gang: Gang[F], due_at: float) -> bool:
@@ -334,14 +352,3 @@ def _may_prove(board: Board[F], gang: Gang[F], due_at: float) -> bool:
     shape = gang.lane.shape
     suspects = board.evidence.suspects(shape.nodes, shape.most_suspects, board.now)
     return not any(node in suspects for node in gang.nodes)
-
-
-def _stop_if_all_alike(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:
-    """Stop a stage whose first ranks all fail with the same error of the user's code."""
-    limit = stage.plan.fail_fast
-    if limit is None or stage.in_state[RankState.DONE] or stage.in_state[RankState.RECORDING]:
-        return
-    count = stage.alike[verdict.signature] = stage.alike.get(verdict.signature, 0) + 1
-    if count >= limit and board.ending is None:
-        text = f"every rank fails alike: {count} ranks, none finished. {verdict.reason}"
-        stop(board, stage, Stopped(StopReason.ALL_ALIKE, text))

@@ -123,7 +123,7 @@ def succeed(board: Board[F], assignment: Assignment[F], ranks: Ranks, count: int
     board.recording += count
     if assignment.retried:
         stage.failures.pop(ranks[0].start, None)
-    if stage.streak.faults or stage.streak.losses:
+    if stage.streak.first_gang is not None:
         stage.streak.end()
         if stage.tripped is not None:
             stage.tripped = None

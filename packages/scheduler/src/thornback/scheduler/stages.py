@@ -224,30 +224,36 @@ class Streak:
     dies with fifty gangs is one event."""
     faults: int = 0
     """Machine faults, all of them."""
-    first_gang: int = 0
-    """Gangs before this one were asked for before the trouble began."""
+    first_gang: int | None = None
+    """Gangs before this one were asked for before the trouble began; None: there is none."""
     last_gang: int = -1
     """Gangs up to this one were asked for before the last loss was known."""
 
     def lost(self, gang: int, next_gang: int) -> None:
         """Count the loss of a gang."""
-        self._begin(next_gang)
+        self.begin(next_gang)
         if gang > self.last_gang:
             self.losses += 1
             self.last_gang = next_gang - 1
 
     def failed(self, next_gang: int) -> None:
         """Count a machine fault."""
-        self._begin(next_gang)
+        self.begin(next_gang)
         self.faults += 1
 
-    def _begin(self, next_gang: int) -> None:
-        if not self.losses and not self.faults:
+    def begin(self, next_gang: int) -> None:
+        """Note that there is trouble, if it is new."""
+        if self.first_gang is None:
             self.first_gang = next_gang
 
     def end(self) -> None:
         """A rank has finished."""
         self.losses = self.faults = 0
+        self.first_gang = None
+
+    def is_older(self, gang: int) -> bool:
+        """Return whether a gang was asked for before the trouble began."""
+        return self.first_gang is not None and gang < self.first_gang
 
 
 @attrs.frozen(slots=True)
