@@ -63,7 +63,7 @@ def test_the_wait_for_another_node_ends_by_a_timer() -> None:
     game.ready(0, "a")
     game.ready(1, "b")
     game.tick(50.0)
-    game.fail(0, 0, "elsewhere", "a")
+    game.fail(0, 0, "again", "a")
     while not (fed := dispatches(game.tick())):
         pass
     assert fed == [(0, 2, one(0))]
@@ -77,7 +77,7 @@ def test_the_wait_for_another_node_ends_at_the_very_time_of_its_timer() -> None:
     game.start()
     game.ready(0, "a")
     game.ready(1, "b")
-    game.fail(0, 0, "elsewhere", "a")
+    game.fail(0, 0, "again", "a")
     fed: list[object] = []
     while not fed:
         assert game.scheduler.wake_at is not None, "no other time to look is known"
@@ -99,7 +99,7 @@ def test_an_idle_gang_is_not_taken_from_an_equal_that_waits_for_another_node() -
     game.start()
     game.ready(0, "a")
     game.ready(1, "b")
-    assert dispatches(game.fail(0, 0, "elsewhere", "a")) == []
+    assert dispatches(game.fail(0, 0, "again", "a")) == []
 
 
 def test_a_retried_rank_borrows_an_idle_gang_of_its_shape() -> None:
@@ -138,7 +138,7 @@ def test_a_lost_gang_names_its_node_in_the_history_if_it_has_only_one(
 
 
 def test_a_node_is_suspected_only_when_the_verdict_blames_it() -> None:
-    for fault, node, avoided in (("crash", "a", ()), ("elsewhere", None, ())):
+    for fault, node, avoided in (("crash", "a", ()), ("again", None, ())):
         game = play(plan(9, max_gangs=2))
         game.start()
         game.ready(0, "a")
@@ -164,7 +164,7 @@ def test_draws_fill_the_whole_interval() -> None:
     game.ready(0)
     for rank in range(40):
         game.fail(rank, rank, "code")
-    draws = sorted(draw for _, _, draw in policy.asked)
+    draws = sorted(draw for _, _, _, draw in policy.asked)
     assert draws[0] < 0.2
     assert 0.8 < draws[-1] < 1.0
 
@@ -174,7 +174,7 @@ def test_a_failure_that_blames_its_node_keeps_new_gangs_away() -> None:
     game.start()
     game.ready(0, "a")
     game.ready(1, "b")
-    game.fail(0, 0, "elsewhere", "a")
+    game.fail(0, 0, "again", "a")
     (again,) = [c for c in game.lost(1, "preempted") if isinstance(c, OpenGang)]
     assert again.avoid == ("a",)
 

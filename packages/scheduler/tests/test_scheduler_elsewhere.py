@@ -27,7 +27,7 @@ def test_an_idle_gang_where_the_rank_has_failed_is_passed_over_for_one_elsewhere
     for gang in (1, 2):
         game.succeed(held(game, gang)[0])
     (number,) = held(game, 0)
-    commands = game.fail(number, 0, "elsewhere", "bad")
+    commands = game.fail(number, 0, "again", "bad")
     assert [(gang, ranks) for gang, _, ranks in dispatches(commands)] == [(2, one(0))]
     assert game.scheduler.counts(0).gangs == 2, "and the one it failed in stays"
 
@@ -43,7 +43,7 @@ def test_only_the_first_that_wait_are_looked_at_for_one_that_may_run() -> None:
     game.ready(1, "good")
     *failing, last = held(game, 0)
     for number in failing:
-        assert not dispatches(game.fail(number, first_rank(game, number), "elsewhere", "bad"))
+        assert not dispatches(game.fail(number, first_rank(game, number), "again", "bad"))
     plain = first_rank(game, last)
     assert not dispatches(game.fail(last, plain, "again", "bad"))
     assert game.scheduler.counts(0).ready == slots

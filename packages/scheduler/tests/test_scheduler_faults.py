@@ -128,12 +128,12 @@ def test_the_policy_is_asked_with_the_whole_history_and_a_fixed_draw() -> None:
     game.fail(0, 0, "again", "a")
     game.fail(1, 0, "preempted", "a")
     (last,) = [c for c in game.fail(2, 0, "again", "b") if isinstance(c, Dispatch)]
-    assert [(fault, history) for fault, history, _ in policy.asked] == [
+    assert [(fault, history) for fault, history, _, _ in policy.asked] == [
         ("again", ()),
         ("preempted", (("again", "a"),)),
         ("again", (("again", "a"), ("preempted", "a"))),
     ]
-    draws = [draw for _, _, draw in policy.asked]
+    draws = [draw for _, _, _, draw in policy.asked]
     assert draws[1] == draws[2] != draws[0]
     assert all(0.0 <= draw < 1.0 for draw in draws)
     assert (last.attempt, last.timeout_factor) == (3, 2.0)
@@ -144,9 +144,9 @@ def test_a_rank_goes_to_another_node_if_one_has_a_gang_and_waits_no_longer_than_
     game.start()
     game.ready(0, "a")
     game.ready(1, "b")
-    assert dispatches(game.fail(0, 0, "elsewhere", "a")) == []
+    assert dispatches(game.fail(0, 0, "again", "a")) == []
     assert dispatches(game.tick(11.0)) == [(0, 2, one(0))]
-    game.fail(2, 0, "elsewhere", "a")
+    game.fail(2, 0, "again", "a")
     assert dispatches(game.succeed(1)) == [(1, 3, one(0))]
 
 
@@ -154,7 +154,7 @@ def test_a_rank_stays_where_it_is_if_there_is_no_other_node() -> None:
     game = play(plan(1))
     game.start()
     game.ready(0, "a")
-    assert dispatches(game.fail(0, 0, "elsewhere", "a")) == [(0, 1, one(0))]
+    assert dispatches(game.fail(0, 0, "again", "a")) == [(0, 1, one(0))]
 
 
 def test_more_memory_is_another_shape_with_one_slot() -> None:
@@ -213,7 +213,7 @@ def test_a_lost_worker_sends_a_batch_back_in_halves_until_the_culprit_is_alone()
             game.tick()
         game.ready(gang + 1)
     assert sizes == [8, 4, 2, 1, 1, 1]
-    paid = [len(history) for _, history, _ in policy.asked if history]
+    paid = [len(history) for _, history, _, _ in policy.asked if history]
     assert paid == [1, 2], "the culprit pays, once it is alone"
 
 
@@ -239,7 +239,7 @@ def test_only_a_rank_that_can_have_been_running_pays_for_a_lost_worker() -> None
     assert [ranks for _, _, ranks in fed] == [one(1), one(2)]
     (gang,) = opened(game.lost(0, "crash"))
     # Once for the gang, once for rank 1, which was running; rank 2 was queued behind it.
-    assert [history for _, history, _ in policy.asked] == [(), ()]
+    assert [history for _, history, _, _ in policy.asked] == [(), ()]
     commands = game.ready(gang)
     (retried,) = [c for c in commands if isinstance(c, Dispatch)]
     assert (retried.ranks, retried.attempt) == (one(1), 2)
@@ -341,7 +341,7 @@ def test_twenty_faults_in_a_row_stop_the_stage() -> None:
 
 def test_faults_of_the_ranks_own_code_say_nothing_of_progress() -> None:
     """A last rank that may be tried thirty times is tried thirty times."""
-    own = ScriptedPolicy({"own": FakeVerdict(infrastructure=False)})
+    own = ScriptedPolicy({"own": FakeVerdict(machine_fault=False)})
     game = play(plan(1, max_gangs=1, policy=own))
     game.start()
     game.ready(0)
@@ -383,7 +383,7 @@ def test_blamed_nodes_are_avoided_but_never_more_than_half() -> None:
     game = play(plan(100, max_gangs=1))
     game.start()
     game.ready(0, "a")
-    (again,) = [c for c in game.lost(0, "elsewhere", "a") if isinstance(c, OpenGang)]
+    (again,) = [c for c in game.lost(0, "again", "a") if isinstance(c, OpenGang)]
     assert again.avoid == (), "there is no other node yet"
     game.ready(1, "b")
     (again,) = [c for c in game.lost(1, "preempted") if isinstance(c, OpenGang)]

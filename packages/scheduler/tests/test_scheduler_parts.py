@@ -55,7 +55,6 @@ from thornback.scheduler.states import (
     after_gang_move,
     after_rank_move,
 )
-from thornback.scheduler.suspicion import Suspicion
 from thornback.scheduler.testing import (
     FakeVerdict,
     Referee,
@@ -276,32 +275,6 @@ def test_a_small_last_share_does_not_make_the_next_batches_small() -> None:
     assert pace.size(10_000, 1) == 16, "that assignment has not ended"
 
 
-def test_suspicion_takes_half_at_most_expires_and_doubles() -> None:
-    suspicion = Suspicion(parole_s=10.0, max_parole_s=35.0)
-    suspicion.blame("a", 0.0)
-    assert suspicion.avoid((), 1.0) == ()
-    suspicion.saw(("b", "c"))
-    assert suspicion.avoid((), 1.0) == ("a",)
-    suspicion.blame("b", 1.0)
-    suspicion.blame("b", 1.0)
-    assert suspicion.avoid((), 2.0) == ("b",), "the worst one"
-    assert suspicion.avoid(("c",), 2.0) == ("c",)
-    assert suspicion.avoid((), 12.0) == ("b",)
-    assert suspicion.avoid((), 30.0) == ()
-    suspicion.blame("b", 31.0)
-    assert suspicion.avoid((), 65.9) == ("b",), "blamed on parole: the term doubles, up to 35 s"
-    assert suspicion.avoid((), 66.1) == ()
-
-
-def test_blame_after_a_clean_parole_starts_anew_also_if_nobody_has_asked_meanwhile() -> None:
-    suspicion = Suspicion(parole_s=10.0, max_parole_s=99.0)
-    suspicion.saw(("a", "b"))
-    suspicion.blame("a", 0.0)
-    suspicion.blame("a", 25.0)
-    assert suspicion.avoid((), 34.0) == ("a",)
-    assert suspicion.avoid((), 36.0) == ()
-
-
 # -- helpers --------------------------------------------------------------------------------------
 
 
@@ -328,7 +301,9 @@ def test_check_retry_policy_passes_a_pure_policy_and_not_a_moody_one() -> None:
         def __init__(self) -> None:
             self.calls = 0
 
-        def decide(self, fault: str, history: object, draw: float, /) -> FakeVerdict:
+        def decide(
+            self, fault: str, history: object, standing: object, draw: float, /
+        ) -> FakeVerdict:
             self.calls += 1
             return FakeVerdict(delay_s=self.calls)
 

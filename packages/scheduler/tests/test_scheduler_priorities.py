@@ -259,7 +259,7 @@ def test_a_rank_told_to_try_elsewhere_takes_over_an_idle_gang_elsewhere() -> Non
     game.succeed(held(game, 2)[0])
     (number,) = held(game, 0)
     rank = game.scheduler.outstanding(number)[0].start
-    commands = game.fail(number, rank, "elsewhere", node="bad")
+    commands = game.fail(number, rank, "again", node="bad")
     (again,) = [c for c in commands if isinstance(c, Dispatch)]
     assert (again.gang, again.ranks[0].start) == (2, rank)
 
@@ -305,7 +305,7 @@ def test_nobody_makes_way_for_a_rank_that_must_not_run_there() -> None:
         game.ready(gang, "bad")
         end_all(game, gang, 0.3)
     (number,) = held(game, bad)
-    game.fail(number, game.scheduler.outstanding(number)[0].start, "elsewhere", node="bad")
+    game.fail(number, game.scheduler.outstanding(number)[0].start, "again", node="bad")
     assert not [c for c in game.tick(6.0) if isinstance(c, Recall)], "one gang is idle already"
     game.lost(bad, "later", "bad")
     assert not [c for c in game.tick(3.0) if isinstance(c, Recall)], "and none is any use"
@@ -326,7 +326,7 @@ def test_a_gang_elsewhere_makes_way_for_a_rank_that_must_not_run_where_it_failed
         for number in held(game, gang):
             game.succeed(number, busy_s=9.0)
     for number in held(game, other):
-        game.fail(number, game.scheduler.outstanding(number)[0].start, "elsewhere", node="bad")
+        game.fail(number, game.scheduler.outstanding(number)[0].start, "again", node="bad")
     game.lost(other, "later", "bad")
     game.tick(6.0)
     assert [game.scheduler._board.gangs[gang].nodes for gang in yielding(game)] == [("good",)]

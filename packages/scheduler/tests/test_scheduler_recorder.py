@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from thornback.faults import StopReason
 from thornback.scheduler import (
     Scheduler,
     SchedulerParams,
@@ -56,7 +57,7 @@ from thornback.scheduler.recorder import (
 )
 from thornback.scheduler.testing import FakeDependencies, Play, dispatches, opened, plan
 
-FAULTS = ("code", "again", "later", "crash", "elsewhere", "preempted", "oom", "waited")
+FAULTS = ("code", "again", "later", "crash", "died", "preempted", "oom", "waited")
 K = MomentKind
 
 
@@ -348,6 +349,7 @@ BY_TYPE: dict[str, st.SearchStrategy[object]] = {
     "F": st.builds(RecordedFault, texts, st.none() | st.dictionaries(texts, numbers, max_size=2)),
     "ShapeKey": st.builds(ShapeKey, numbers, numbers | st.none()),
     "RecordState": st.sampled_from(RecordState),
+    "StopReason | None": st.none() | st.sampled_from(StopReason),
     "RunState": st.sampled_from(RunState),
 }
 CLASSES: list[type[attrs.AttrsInstance]] = [
@@ -421,10 +423,11 @@ def test_plans_params_and_seed_are_in_the_header() -> None:
         "max_gangs": None,
         "priority": 0,
         "max_failed": 0,
+        "fail_fast": None,
     }
 
 
-HEADER = '{"format":"thornback.scheduler record","version":1,"seed":0,"plans":[],"params":{}}\n'
+HEADER = '{"format":"thornback.scheduler record","version":2,"seed":0,"plans":[],"params":{}}\n'
 
 
 @pytest.mark.parametrize(
@@ -433,7 +436,7 @@ HEADER = '{"format":"thornback.scheduler record","version":1,"seed":0,"plans":[]
         ("", "the first line is not that of a scheduler's record"),
         ("[]\n", "the first line is not"),
         ('{"a": 1}\n', "the first line is not"),
-        (HEADER.replace(":1", ":2"), "it is of version 2; this can read 1"),
+        (HEADER.replace(":2", ":3"), "it is of version 3; this can read 2"),
         (HEADER.replace('"params":{}', '"params":{"x":1}'), "line 1: .*'x'"),
         (HEADER + "nonsense\n", "line 2: Expecting value"),
         (HEADER + '{"at":0,"event":{"is":"Vanished"}}\n', "line 2: it has a 'Vanished', which"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from thornback.faults import Standing
 from thornback.scheduler import SchedulerParams
 from thornback.scheduler.commands import RunState
 from thornback.scheduler.events import CancelRequested, GangLost, RunStarted
@@ -45,7 +46,14 @@ class Odd:
     def __init__(self, **fields: Any) -> None:
         self._verdict = FakeVerdict(**fields)
 
-    def decide(self, fault: str, history: Sequence[tuple[str, str]], draw: float, /) -> FakeVerdict:
+    def decide(
+        self,
+        fault: str,
+        history: Sequence[tuple[str, str, Standing]],
+        standing: Standing,
+        draw: float,
+        /,
+    ) -> FakeVerdict:
         return self._verdict
 
 

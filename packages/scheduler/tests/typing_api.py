@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, assert_never, assert_type
 
+from thornback.faults import Standing
 from thornback.scheduler import (
     GangState,
     InvalidTransition,
@@ -101,20 +102,25 @@ class Again:
     retry = True
     delay_s = 1.0
     charged = True
-    infrastructure = True
+    machine_fault = False
     blames_rank = False
     blames_node = False
-    avoid_node = False
     memory_bytes = None
     timeout_factor = 1.0
     reason = "once more"
+    stop = None
+    signature = ""
 
 
 class Thrice:
     """A policy."""
 
     def decide(
-        self, fault: Exception, history: Sequence[tuple[Exception, str]], draw: float
+        self,
+        fault: Exception,
+        history: Sequence[tuple[Exception, str, Standing]],
+        standing: Standing,
+        draw: float,
     ) -> Verdict:
         return Again() if len(history) < 3 else FakeVerdict(retry=False)
 
@@ -341,4 +347,4 @@ referee.tell(Ticked())
 referee.heard(given)
 assert_type(referee.gangs, dict[int, GangSeen])
 assert_type(referee.ended, dict[tuple[int, int], RecordState])
-assert_type(scripted.asked, list[tuple[str, tuple[tuple[str, str], ...], float]])
+assert_type(scripted.asked, list[tuple[str, tuple[tuple[str, str, Standing], ...], Standing, float]])
