@@ -21,11 +21,14 @@ from thornback.faults import (
     is_retriable,
 )
 from thornback.faults.budgets import DEFAULT_BUDGETS
+from thornback.faults.kinds import Attribute
 from thornback.faults.memory import MIB, memory_need, rung
 from thornback.faults.testing import check_retry_policy, fault, lookalike, lookalike_task_error
+from thornback.faults.verdicts import Standing
 
 K = FaultKind
 GIB = 2**30
+OPEN = Standing.OPEN
 History = Sequence[tuple[Fault, str]]
 
 
@@ -464,6 +467,30 @@ class TestOneLiners:
         assert backoff_s(lookalike("ActorDiedError"), 1) == 0.0
         with pytest.raises(ValueError, match="attempts count from 1"):
             backoff_s(lookalike("RpcError"), 0)
+
+
+class TestSecondhand:
+    """What a `RayTaskError` carries befell another task: neither node nor memory is to blame."""
+
+    @pytest.mark.parametrize("kind", list(FaultKind))
+    def test_secondhand_fault_blames_nobody(self, kind: FaultKind) -> None:
+        what = fault(kind, Origin.WORKER, node="a", secondhand=True)
+        earlier = [(what, "a", OPEN), (what, "b", OPEN)]
+        for history in ([], earlier[:1], earlier):
+            verdict = RetryPolicy(memory_bytes=2**30).decide(what, history, OPEN, 0.5)
+            assert not verdict.blames_node
+            assert not verdict.blames_rank
+            assert verdict.memory_bytes is None
+
+    def test_secondhand_oom_is_no_rung_of_the_memory_ladder(self) -> None:
+        facts: dict[str, Attribute] = {"peak_rss_bytes": 2**30, "largest_memory_bytes": 2**30}
+        own = fault(FaultKind.OOM, Origin.PROCESS, **facts)
+        other = fault(FaultKind.OOM, Origin.PROCESS, **facts, secondhand=True)
+        policy = RetryPolicy(memory_bytes=2**29)
+        assert policy.decide(own, [(other, "a", OPEN)] * 2, OPEN, 0.5).memory_bytes == 2**30
+        verdict = policy.decide(other, [(own, "a", OPEN)] * 2, OPEN, 0.5)
+        assert verdict.retry, verdict.reason
+        assert "it befell another task" in verdict.reason
 
 
 @pytest.mark.parametrize(

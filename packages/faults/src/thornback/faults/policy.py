@@ -130,11 +130,12 @@ class RetryPolicy(Value):
             delay_s=self.delay_s(fault, earlier, draw),
             charged=budget.charged and not free and not _is_busy(fault),
             machine_fault=(
-                need.exhausted
+                need.exhausted and not _is_secondhand(fault)
                 if fault.kind is FaultKind.OOM
                 else budget.machine_fault or _is_worker_loss(fault)
             ),
-            blames_rank=budget.blames_rank or fault.phase == "heartbeat",
+            blames_rank=(budget.blames_rank and not _is_secondhand(fault))
+            or fault.phase == "heartbeat",
             blames_node=self._blames_node(fault),
             memory_bytes=need.memory_bytes,
             timeout_factor=self.timeout_factor ** min(timeouts, MAX_EXPONENT),
@@ -211,7 +212,7 @@ class RetryPolicy(Value):
         poison = _poison(fault, history, standing)
         if poison:
             return StopReason.POISON, poison
-        if fault.kind is FaultKind.OOM and need.exhausted:
+        if fault.kind is FaultKind.OOM and need.exhausted and not _is_secondhand(fault):
             why = f"it ran out of memory with the most there is, {need.memory_bytes} bytes"
             return StopReason.OUT_OF_MEMORY, why
         if self._is_free(fault, standing):
@@ -268,6 +269,8 @@ class RetryPolicy(Value):
         return sum(1 for past, _, then in history if self._is_free(past, then))
 
     def _blames_node(self, fault: Fault) -> bool:
+        if _is_secondhand(fault):
+            return False
         return self.budget(counted_as(fault)).blames_node or _is_worker_loss(fault)
 
 
@@ -328,6 +331,8 @@ def _poison(fault: Fault, history: History, standing: Standing) -> str:
 
 def _remedy(fault: Fault, budget: FaultBudget, need: MemoryNeed) -> str:
     """Return what is different the next time: for people."""
+    if _is_secondhand(fault):
+        return "as it is: it befell another task, which this one needs"
     if need.memory_bytes is None:
         unknown = "as it is: how much memory it needs is not known"
         return unknown if fault.kind is FaultKind.OOM else budget.remedy
@@ -355,6 +360,11 @@ def _is_worker_loss(fault: Fault) -> bool:
     if fault.kind is FaultKind.UNAVAILABLE or counted_as(fault) is not fault.kind:
         return fault.origin is Origin.WORKER
     return False
+
+
+def _is_secondhand(fault: Fault) -> bool:
+    """Return whether it befell another task, perhaps on another node: this one only met it."""
+    return fault.facts.get("secondhand") is True
 
 
 def _is_own_death(fault: Fault) -> bool:
