@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thornback.faults import (
+    NETWORK_RULES,
+    THROTTLED_RULES,
     Fault,
     FaultBudget,
     FaultKind,
@@ -458,7 +460,8 @@ class TestOneLiners:
         assert is_retriable(lookalike("ActorDiedError"))
         assert is_retriable(lookalike("NodeDiedError"))
         assert not is_retriable(ValueError("x"))
-        assert not is_retriable(lookalike_task_error(lookalike("ActorDiedError")))
+        assert is_retriable(lookalike_task_error(lookalike("ActorDiedError")))
+        assert not is_retriable(lookalike_task_error(ValueError("x")))
         assert not is_retriable(lookalike("ActorUnschedulableError"))
 
     def test_backoff(self) -> None:
@@ -467,6 +470,15 @@ class TestOneLiners:
         assert backoff_s(lookalike("ActorDiedError"), 1) == 0.0
         with pytest.raises(ValueError, match="attempts count from 1"):
             backoff_s(lookalike("RpcError"), 0)
+
+    def test_rules_given_come_before_the_default_ones(self) -> None:
+        busy = lookalike("my.HttpError", status_code=503, retry_after=7)
+        rules = (*THROTTLED_RULES, *NETWORK_RULES)
+        assert not is_retriable(busy)
+        assert is_retriable(busy, rules=rules)
+        assert backoff_s(busy, 1, 0.0, rules=rules) == 7.0
+        assert backoff_s(ConnectionResetError("x"), 3, rules=rules) == 4.0
+        assert not is_retriable(lookalike("ssl.SSLCertVerificationError"), rules=rules)
 
 
 class TestSecondhand:

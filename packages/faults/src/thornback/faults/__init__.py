@@ -25,8 +25,9 @@ from thornback.faults.classifier import (
 )
 from thornback.faults.history import FaultHistory
 from thornback.faults.kinds import ErrorData, Fault, FaultKind, Origin
+from thornback.faults.on_gpu import CUDA_RULES
 from thornback.faults.on_ray import RAY_RULES, RAY_VERSIONS
-from thornback.faults.opt_in import CUDA_RULES, NETWORK_RULES, THROTTLED_RULES
+from thornback.faults.opt_in import NETWORK_RULES, THROTTLED_RULES
 from thornback.faults.policy import RetryPolicy, backoff_s, is_retriable
 from thornback.faults.records import ErrorRecord
 from thornback.faults.rules import Rule

@@ -12,13 +12,14 @@ where nothing else can run on that node (UNDECIDED). Free retries are bounded to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from thornback.faults.budgets import DEFAULT_BUDGETS, FaultBudget
 from thornback.faults.classifier import Classifier
 from thornback.faults.kinds import ErrorData, Fault, FaultKind, Origin
 from thornback.faults.memory import MemoryNeed, memory_need
+from thornback.faults.rules import Rule
 from thornback.faults.values import Value
 from thornback.faults.verdicts import RetryVerdict, Standing, StopReason
 
@@ -281,29 +282,44 @@ def counted_as(fault: Fault) -> FaultKind:
     return fault.kind
 
 
-def is_retriable(error: BaseException | ErrorData) -> bool:
+def is_retriable(error: BaseException | ErrorData, *, rules: Iterable[Rule] = ()) -> bool:
     """Return whether the default policy tries again when this error happens for the first time.
 
-    Never raises an `Exception`. Fits `tenacity.retry_if_exception(is_retriable)` and
-    `stamina.retry(on=is_retriable)`; a `FaultHistory` knows more: budgets, pauses, your own rules.
+    No exception makes it raise. Fits `tenacity.retry_if_exception(is_retriable)` and
+    `stamina.retry(on=is_retriable)`; with rules, by `functools.partial(is_retriable, rules=...)`.
+    A `FaultHistory` keeps to budgets, too.
+
+    Args:
+        error: what the attempt raised.
+        rules: before the default rules: opt-in sets such as
+            `(*THROTTLED_RULES, *NETWORK_RULES)`, or your own.
     """
-    return RetryPolicy().decide(Classifier().classify(error), (), Standing.UNDECIDED, 1.0).retry
+    fault = Classifier(user_rules=rules).classify(error)
+    return RetryPolicy().decide(fault, (), Standing.UNDECIDED, 1.0).retry
 
 
-def backoff_s(error: BaseException | ErrorData, attempt: int, draw: float = 1.0) -> float:
+def backoff_s(
+    error: BaseException | ErrorData,
+    attempt: int,
+    draw: float = 1.0,
+    *,
+    rules: Iterable[Rule] = (),
+) -> float:
     """Return how long to wait, in seconds, before trying again after this error.
 
     Args:
         error: what the attempt raised.
         attempt: its number, from 1.
         draw: give `random.random()` for full jitter; 1: the longest pause.
+        rules: the same as for `is_retriable`.
 
     Raises:
         ValueError: `attempt` is less than 1.
     """
     if attempt < 1:
         raise ValueError(f"attempt must be >= 1 (attempts count from 1), not {attempt!r}.")
-    return RetryPolicy().delay_s(Classifier().classify(error), attempt - 1, draw)
+    fault = Classifier(user_rules=rules).classify(error)
+    return RetryPolicy().delay_s(fault, attempt - 1, draw)
 
 
 def _poison(fault: Fault, history: History, standing: Standing) -> str:

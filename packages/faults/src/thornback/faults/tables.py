@@ -26,7 +26,6 @@ FACT_RULES = (
         kind=FaultKind.PREEMPTION,
         origins=NOT_RANK,
         facts={"preempted": True},
-        nested=False,
         why="the node was taken away while it drained",
     ),
     Rule(
