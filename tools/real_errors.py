@@ -23,6 +23,7 @@ from thornback.faults import (
     Explanation,
     FaultKind,
     RetryPolicy,
+    Standing,
 )
 
 FAULTS = Path(__file__).resolve().parents[1] / "packages" / "faults"
@@ -33,7 +34,7 @@ PLACE = re.compile(r"(<!-- real errors -->\n).*?(<!-- end -->)", re.DOTALL)
 def verdict(told: Explanation) -> str:
     """Return what becomes of it, in short."""
     fault = told.fault
-    if RetryPolicy().decide(fault, (), 0.5).retry:
+    if RetryPolicy().decide(fault, (), Standing.UNDECIDED, 0.5).retry:
         again = "retried"
     elif fault.facts.get("non_retryable") is True or fault.kind is not FaultKind.APPLICATION:
         again = "never retried"

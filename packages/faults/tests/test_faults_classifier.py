@@ -24,6 +24,7 @@ from thornback.faults import (
     Origin,
     RetryPolicy,
     Rule,
+    Standing,
     backoff_s,
     explain,
     is_retriable,
@@ -470,7 +471,7 @@ class TestWhatAnExceptionSays:
         what = self.lenient.classify(outer, RANK)
         assert (what.kind, what.facts["non_retryable"]) == (K.NETWORK, True)
         assert what.facts["retry_after_s"] == 7.0
-        assert not RetryPolicy(retries=5).decide(what, (), 0.5).retry
+        assert not RetryPolicy(retries=5).decide(what, (), Standing.UNDECIDED, 0.5).retry
 
     def test_the_outermost_counts(self) -> None:
         first = lookalike("my.Outer", retry_after=1)
@@ -533,7 +534,7 @@ class TestRulesOfOnesOwn:
         assert Rule.from_json(rule.as_json()) == rule
         what = mine.classify(KeyError("x"), RANK)
         assert what.facts == {"non_retryable": True}
-        assert not RetryPolicy().decide(what, (), 0.5).retry
+        assert not RetryPolicy().decide(what, (), Standing.UNDECIDED, 0.5).retry
         says = lookalike("my.Error", non_retryable=False)
         says.__cause__ = KeyError("x")
         assert mine.classify(says, RANK).facts["non_retryable"] is False

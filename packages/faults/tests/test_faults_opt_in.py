@@ -19,6 +19,7 @@ from thornback.faults import (
     Origin,
     RetryPolicy,
     Rule,
+    Standing,
     StopReason,
 )
 from thornback.faults.kinds import Attribute
@@ -566,7 +567,9 @@ def test_retry_after_date_counts_from_when_it_was_observed() -> None:
 def test_final_errors_are_not_retried_even_with_retries(error: BaseException) -> None:
     fault = lenient.classify(error, RANK)
     assert fault.kind is K.APPLICATION
-    verdict = RetryPolicy(retries=5, max_retries="unbounded").decide(fault, (), 0.5)
+    verdict = RetryPolicy(retries=5, max_retries="unbounded").decide(
+        fault, (), Standing.UNDECIDED, 0.5
+    )
     assert verdict.stop is StopReason.FINAL
 
 

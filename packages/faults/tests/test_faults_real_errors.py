@@ -19,6 +19,7 @@ from thornback.faults import (
     ErrorRecord,
     FaultKind,
     RetryPolicy,
+    Standing,
     StopReason,
 )
 
@@ -37,12 +38,11 @@ def test_real_error_gets_expected_verdict(row: dict[str, Any]) -> None:
     # The same facts on an error that nobody expects them of would be as wrong.
     for name in ("secondhand", "gpu_fault", "gpu_context_lost"):
         assert (name in fault.facts) is (name in row["facts"]), name
-    verdict = RetryPolicy(retries=5).decide(fault, (), 0.5)
+    verdict = RetryPolicy(retries=5).decide(fault, (), Standing.UNDECIDED, 0.5)
     assert (verdict.stop is StopReason.FINAL) is row["final"]
     if row["facts"].get("secondhand"):
         assert not verdict.blames_node
         assert not verdict.blames_rank
-        assert not verdict.avoid_node
         assert verdict.memory_bytes is None
 
 
