@@ -103,7 +103,7 @@ OF_THE_OBSERVED = frozenset(
         "signal",
     )
 )
-"""Facts about the process or node that reported: not about what a `RayTaskError` carries."""
+"""Facts about the process or node that reported: not about the error of Ray in its report."""
 SAID = ("non_retryable", "retry_after", "retry_after_s")
 """What an exception can say about trying again."""
 
@@ -333,9 +333,9 @@ def _evidence(
     """Return what rules look at. An error of Ray itself in a `RayTaskError` counts as seen by Ray,
     even if the code of a rank met it; what is known of the process that met it does not explain it.
     """
-    if nested:
+    if nested and is_system_error(error):
         facts = {name: value for name, value in facts.items() if name not in OF_THE_OBSERVED}
-        if origin in (Origin.RANK, Origin.PROCESS) and is_system_error(error):
+        if origin in (Origin.RANK, Origin.PROCESS):
             origin = Origin.WORKER
     return Evidence.of(error, origin, facts, nested)
 
@@ -401,7 +401,7 @@ def _fault(
     if evidence.nested and is_system_error(evidence.error):
         kept["secondhand"] = True
     said = known.get("retry_after_s", known.get("retry_after"))
-    after = _seconds(said, facts.get("observed_at"))
+    after = _seconds(said, known.get("observed_at"))
     if after is not None:
         kept["retry_after_s"] = after
     phase = rule.phase or known.get("phase") or ""

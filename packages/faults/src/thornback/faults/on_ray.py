@@ -61,6 +61,8 @@ def _dead(
         origins=OUTSIDE,
         facts=facts,
         texts=texts,
+        # Who reported what its code raised was alive.
+        nested=False if known else None,
         phase=phase,
         why=why,
     )

@@ -258,10 +258,11 @@ def _circumstances(error: BaseException) -> list[tuple[str, Attribute]]:
     if "grpc.RpcError" in _type_names(error):
         found.append(("grpc_status", plain_value(_get(_call(_get(error, "code")), "name"))))
     if isinstance(error, OSError) and _get(error, "errno") == errno.EAGAIN:
-        last = error.__traceback__
-        while last is not None and last.tb_next is not None:
+        last = _get(error, "__traceback__")
+        while isinstance(last, TracebackType) and last.tb_next is not None:
             last = last.tb_next
-        if last is not None and any(name in FORKS for name in last.tb_frame.f_code.co_names):
+        names = last.tb_frame.f_code.co_names if isinstance(last, TracebackType) else ()
+        if any(name in FORKS for name in names):
             found.append(("of_fork", True))
     return found
 
