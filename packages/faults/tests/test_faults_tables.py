@@ -345,6 +345,16 @@ RAY = [
         phase="setup",
     ),
     Row(
+        "ray.runtime_env_unfetched",
+        K.SETUP,
+        "WLD",
+        said(
+            "RuntimeEnvSetupError",
+            "Could not fetch URL x: certificate; ERROR: No matching distribution found for x",
+        ),
+        phase="setup",
+    ),
+    Row(
         "ray.runtime_env_pip",
         K.SETUP,
         "WLD",

@@ -203,13 +203,19 @@ RAY_RULES = (
         REMOVED,
     ),
     # pip says that it finds no such package also where it could not reach the index.
-    _rule(
-        "runtime_env_offline",
-        K.SETUP,
-        _names("RuntimeEnvSetupError"),
-        "the package index could not be reached",
-        "connection broken by",
-        phase="setup",
+    *(
+        _rule(
+            f"runtime_env_{name}",
+            K.SETUP,
+            _names("RuntimeEnvSetupError"),
+            "the package index could not be reached",
+            text,
+            phase="setup",
+        )
+        for name, text in (
+            ("offline", "connection broken by"),
+            ("unfetched", "Could not fetch URL"),
+        )
     ),
     *(
         _rule(

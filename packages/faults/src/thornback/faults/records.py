@@ -26,7 +26,7 @@ MAX_ATTRIBUTES = 32
 MAX_FRAMES = 50
 
 LIBRARY_FOLDERS = ("/site-packages/", "/dist-packages/")
-STANDARD_LIBRARY = enum.__file__.rpartition("/")[0] + "/"
+STANDARD_LIBRARY = enum.__file__.replace("\\", "/").rpartition("/")[0] + "/"
 COMPILED = ("<frozen ", ".pyx", ".pxi")
 """How the file names of frozen modules begin, and those of Cython end."""
 FORKS = ("fork", "forkpty", "_fork_exec", "_posix_spawn", "posix_spawn")
