@@ -129,6 +129,7 @@ OURS = [
         phase="start",
     ),
     Row("pool.worker_died", K.WORKER_CRASH, "W", named("thornback.pool", "WorkerDied")),
+    Row("pool.no_slot_left", K.RESOURCE, "W", named("thornback.pool", "NoSlotLeft")),
     Row(
         "pool.recall_timed_out",
         K.TIMEOUT,

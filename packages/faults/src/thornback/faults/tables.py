@@ -129,6 +129,13 @@ POOL_RULES = (
         why="the worker's process ended",
     ),
     Rule(
+        name="pool.no_slot_left",
+        kind=FaultKind.RESOURCE,
+        types=("thornback.pool.NoSlotLeft",),
+        origins=(Origin.WORKER,),
+        why="the GPUs of all slots of the worker failed",
+    ),
+    Rule(
         name="pool.recall_timed_out",
         kind=FaultKind.TIMEOUT,
         types=("thornback.pool.RecallTimedOut",),
