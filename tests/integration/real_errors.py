@@ -862,12 +862,24 @@ def torch_error(text: str, cls: str = "AcceleratorError") -> Exception:
     return made(text)
 
 
-@case("-", "PyTorch: uncorrectable ECC error", K.RESOURCE, gpu_fault=True)
+@case(
+    "-",
+    "PyTorch: uncorrectable ECC error",
+    K.RESOURCE,
+    gpu_fault=True,
+    gpu_context_lost=True,
+)
 def cuda_ecc() -> object:
     return torch_error("CUDA error: uncorrectable ECC error encountered")
 
 
-@case("-", "PyTorch: the GPU has fallen off the bus", K.RESOURCE, gpu_fault=True)
+@case(
+    "-",
+    "PyTorch: the GPU has fallen off the bus",
+    K.RESOURCE,
+    gpu_fault=True,
+    gpu_context_lost=True,
+)
 def cuda_off_the_bus() -> object:
     return torch_error(
         "NVML: NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.", "RuntimeError"
@@ -878,7 +890,6 @@ def cuda_off_the_bus() -> object:
     "-",
     "PyTorch: unspecified launch failure",
     K.APPLICATION,
-    gpu_fault=True,
     gpu_context_lost=True,
 )
 def cuda_launch_failure() -> object:

@@ -244,8 +244,7 @@ class Classifier:
             [(one, chain[0][1]) for one in (leaf, *leaf.causes)] for leaf in chain[0][0].members
         ]
         found = [
-            self._judge(links, origin, facts, record.traceback, brief=brief)
-            for links in leaves or [chain]
+            self._judge(links, origin, facts, record, brief=brief) for links in leaves or [chain]
         ]
         at = _decisive([one.fault.kind for one in found], origin)
         if leaves:
@@ -257,7 +256,7 @@ class Classifier:
         links: Sequence[tuple[ErrorData, bool]],
         origin: Origin,
         facts: Mapping[str, Attribute],
-        traceback: str,
+        whole: ErrorRecord,
         *,
         brief: bool,
     ) -> Explanation:
@@ -274,18 +273,20 @@ class Classifier:
             if not rule.last_resort
         ]
         tries += [(evidence[0], rule) for rule in rules[0] if rule.last_resort]
-        known = {**gpu_facts([error for error, nested in links if not nested], facts), **facts}
+        # What a task raised elsewhere says nothing about the GPU here.
+        here = not any(nested for _, nested in links)
+        known = {**(gpu_facts(whole, facts) if here else {}), **facts}
         trials: list[Trial] = []
         for one, rule in tries:
             why_not = mismatch(rule, one)
             if not brief or not why_not:
                 trials.append(Trial(rule=rule.name, error_type=_name(one.error), mismatch=why_not))
             if not why_not:
-                fault = _fault(rule, one, origin, known, traceback)
+                fault = _fault(rule, one, origin, known, whole.traceback)
                 return Explanation(fault=fault, why=rule.why, trials=tuple(trials))
         # Only with rules of one's own that have no last resort.
         nothing = Rule(name="unknown", kind=FaultKind.UNKNOWN, why="no rule knows it")
-        fault = _fault(nothing, evidence[0], origin, known, traceback)
+        fault = _fault(nothing, evidence[0], origin, known, whole.traceback)
         return Explanation(fault=fault, why=nothing.why, trials=tuple(trials))
 
     def _assumed_origin(self, error: ErrorData, nested: bool) -> Origin:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 
 _FRAME = re.compile(r'^[ |]*File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<name>.+)$', re.M)
-_NOT_THE_USERS = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib[/\\]python3\.|^<frozen ")
+_LIBRARY = re.compile(
+    r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib[/\\]python3\.|^<frozen |\.(?:pyx|pxi)$", re.I
+)
+"""Installed packages, Python itself, and what Cython has compiled."""
+
+
+def is_library(file: str) -> bool:
+    """Return whether a frame of this file is none of user code."""
+    return _LIBRARY.search(file) is not None
 
 
 def user_frame(traceback: str) -> str:
@@ -16,7 +24,7 @@ def user_frame(traceback: str) -> str:
     text has no frames.
     """
     frames = list(_FRAME.finditer(traceback))
-    users = [match for match in frames if not _NOT_THE_USERS.search(match["file"])]
+    users = [match for match in frames if not is_library(match["file"])]
     if not frames:
         return ""
     last = (users or frames)[-1]

@@ -3,15 +3,16 @@
 Hardware that says so itself, and engines whose process died, are in every classifier. What the code
 may have caused (a full GPU), and what depends on others (a peer of a collective), is opt-in.
 
-Sources: PyTorch's `torch/csrc/Exceptions.cpp`, `c10/cuda/CUDAException.cpp` and
-`ProcessGroupNCCL.cpp`; CUDA's runtime API, `cudaError_t`; vLLM's `v1/engine/exceptions.py`.
+Sources: PyTorch's `torch/csrc/Exceptions.cpp` and `ProcessGroupNCCL.cpp`; vLLM's
+`v1/engine/exceptions.py`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from thornback.faults.gpu import HARDWARE, is_gpu_fault, loses_gpu
 from thornback.faults.kinds import Attribute, ErrorData, FaultKind, Origin
 from thornback.faults.rules import Rule
 
@@ -22,32 +23,7 @@ PEER = "another process of the collective is gone, or cannot be reached"
 GPU = "the GPU, or its driver, is out of order: another machine may do"
 FULL = "the memory of the GPU is full"
 
-BROKEN_TEXTS = (
-    ("ecc", "uncorrectable ECC error"),
-    ("ecc_code", "ECC_UNCORRECTABLE"),
-    ("ecc_name", "ECCUncorrectable"),
-    ("nvlink", "uncorrectable NVLink error"),
-    ("off_the_bus", "fallen off the bus"),
-    ("lost", "GPU is lost"),
-    ("reset", "GPU requires reset"),
-    ("hardware", "hardware stack error"),
-    ("xid", "NVRM: Xid"),
-)
-"""Only the hardware or its driver says so, whatever the code did."""
-LAUNCH_FAILURE = (
-    "unspecified launch failure",
-    "cudaErrorLaunchFailure",
-    "CUDA_ERROR_LAUNCH_FAILED",
-)
-CONTEXT_LOST = (
-    *LAUNCH_FAILURE,
-    "illegal memory access",
-    "device-side assert",
-    "misaligned address",
-    "an illegal instruction was encountered",
-)
-"""After these, every further call of the same process fails. Code causes them as hardware does."""
-DEVICE = re.compile(r"\b(?:cuda:|GPU[ :]|device[ :=])(\d{1,3})\b(?!:)", re.IGNORECASE)
+DEVICE_NUMBER = re.compile(r"\b(?:cuda:|GPU[ :]|device[ :=])(\d{1,3})\b(?!:)", re.IGNORECASE)
 
 
 def _rule(
@@ -57,7 +33,7 @@ def _rule(
 
 
 GPU_RULES = (
-    *(_rule(f"gpu.{name}", R, GPU, text) for name, text in BROKEN_TEXTS),
+    *(_rule(f"gpu.{text.replace(' ', '_')}", R, GPU, text) for text in HARDWARE),
     _rule(
         "gpu.engine_dead",
         FaultKind.WORKER_CRASH,
@@ -148,29 +124,22 @@ by the names and texts of PyTorch, CuPy, JAX and TensorFlow. Asserts and illegal
 device, and wrong usage of NCCL, stay what they are: bugs. Broken GPUs need no opting in."""
 
 
-def gpu_facts(errors: Sequence[ErrorData], facts: Mapping[str, Attribute]) -> dict[str, Attribute]:
-    """Return what the texts of an exception and its causes say of the GPU itself.
+def gpu_facts(error: ErrorData, facts: Mapping[str, Attribute]) -> dict[str, Attribute]:
+    """Return what an exception and its causes say of the GPU, as facts.
 
-    - `gpu_context_lost`: the CUDA context of this process is lost; only a new process gets another.
-    - `gpu_fault`: the GPU is to blame: its hardware says so, a kernel failed to launch, or the
-      context was lost in a process that had done other work before (`healthy_before`).
-    - `gpu_device`: its number, if the text names it: as the process sees it, after
+    - `gpu_fault`: it is evidence against the GPU (`is_gpu_fault`, with the fact `healthy_before`).
+    - `gpu_context_lost`: this process cannot use its GPU any more (`loses_gpu`).
+    - `gpu_device`: the number of the GPU, if the text names it: as the process counts them, after
       `CUDA_VISIBLE_DEVICES`.
     """
-    found: dict[str, Attribute] = {}
-    for error in errors:
-        if RUNTIME not in error.type_names:
-            continue
-        said = error.message.lower()
-        lost = any(text.lower() in said for text in CONTEXT_LOST)
-        healthy = facts.get("healthy_before") is True
-        launch = any(text.lower() in said for text in LAUNCH_FAILURE)
-        broken = any(text.lower() in said for _, text in BROKEN_TEXTS)
-        if lost:
-            found["gpu_context_lost"] = True
-        if broken or launch or (lost and healthy):
-            found["gpu_fault"] = True
-            device = DEVICE.search(error.message)
-            if device is not None:
-                found.setdefault("gpu_device", int(device[1]))
+    if not loses_gpu(error):
+        return {}
+    found: dict[str, Attribute] = {"gpu_context_lost": True}
+    if is_gpu_fault(error, healthy_before=facts.get("healthy_before") is True):
+        found["gpu_fault"] = True
+        device = DEVICE_NUMBER.search(
+            "\n".join([error.message, *(c.message for c in error.causes)])
+        )
+        if device is not None:
+            found["gpu_device"] = int(device[1])
     return found

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 import errno
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import cast
 
+from thornback.faults.frames import is_library
 from thornback.faults.kinds import (
     MESSAGE_CHARS,
     TRACEBACK_CHARS,
@@ -25,10 +25,6 @@ MAX_TYPES = 40
 MAX_ATTRIBUTES = 32
 MAX_FRAMES = 50
 
-LIBRARY_FOLDERS = ("/site-packages/", "/dist-packages/")
-STANDARD_LIBRARY = enum.__file__.replace("\\", "/").rpartition("/")[0] + "/"
-COMPILED = ("<frozen ", ".pyx", ".pxi")
-"""How the file names of frozen modules begin, and those of Cython end."""
 FORKS = ("fork", "forkpty", "_fork_exec", "_posix_spawn", "posix_spawn")
 
 WRAPPED = {"ray.exceptions.RayTaskError": "cause", "thornback.pool.GangLostError": "error"}
@@ -169,12 +165,8 @@ def _below(error: BaseException) -> BaseException | ErrorData | None:
 def is_translation(type_names: Sequence[str], file: str) -> bool:
     """Return whether an exception stands for the one that was being handled when it was raised: one
     of a library, or an OSError, raised by a library's handler in this file. A KeyError is a bug."""
-    name = file.replace("\\", "/")
-    return ("builtins.OSError" in type_names or not type_names[0].startswith("builtins.")) and (
-        any(folder in name for folder in LIBRARY_FOLDERS)
-        or name.startswith((STANDARD_LIBRARY, COMPILED[0]))
-        or name.endswith(COMPILED[1:])
-    )
+    own = type_names[0].startswith("builtins.") and "builtins.OSError" not in type_names
+    return not own and is_library(file)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException], limit: int) -> list[BaseException]:
