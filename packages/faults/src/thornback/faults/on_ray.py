@@ -252,7 +252,13 @@ RAY_RULES = (
     _rule("raylet_died", K.NODE_LOST, _names("LocalRayletDiedError"), "the node's raylet died"),
     _rule("worker_crashed", K.WORKER_CRASH, _names("WorkerCrashedError"), "the process ended"),
     _rule("worker_exit", K.WORKER_CRASH, _names("AsyncioActorExit"), "the actor left its process"),
-    _rule("object_freed", K.SYSTEM, _names("ObjectFreedError"), "freed by hand", final=True),
+    _rule(
+        "object_freed",
+        K.SYSTEM,
+        _names("ObjectFreedError"),
+        "the object was freed explicitly: it is gone for good",
+        final=True,
+    ),
     _rule(
         "reference_count",
         K.SYSTEM,

@@ -75,14 +75,14 @@ THROTTLED_RULES = (
     _rule(
         "throttled.no_quota",
         BUG,
-        "the account has no money left: waiting does not help",
+        "the quota of the account is used up: waiting does not help",
         final=True,
         code=("insufficient_quota", "billing_hard_limit_reached"),
     ),
     _rule(
         "throttled.grpc_too_large",
         BUG,
-        "a message is larger than gRPC lets pass",
+        "the message exceeds the size limit of gRPC",
         "message larger than max",
         final=True,
         grpc_status=("RESOURCE_EXHAUSTED",),
@@ -123,7 +123,7 @@ THROTTLED_RULES = (
     _rule(
         "throttled.locked",
         T,
-        "another process writes to the database",
+        "another connection is writing to the database",
         "is locked",
         types=("sqlite3.OperationalError",),
     ),
@@ -207,7 +207,7 @@ NETWORK_RULES = (
     _rule(
         "network.aws_credentials",
         N,
-        "an instance gets its credentials over HTTP, and there were none",
+        "the credentials of an AWS instance or container could not be fetched",
         types=(
             "botocore.exceptions.CredentialRetrievalError",
             "botocore.exceptions.MetadataRetrievalError",
