@@ -6,6 +6,8 @@ import email.utils
 import errno
 import json
 import pickle
+import subprocess
+import sys
 import time
 import traceback
 
@@ -29,6 +31,9 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
         return caught
 
 
+FRAME = f"test_pool_caught.py:{raised.__code__.co_firstlineno + 2} in raised"
+
+
 def test_names_are_those_of_the_whole_mro() -> None:
     assert catch(raised(FileNotFoundError(errno.ENOENT, "no", "x"))) == CaughtError(
         type_names=(
@@ -39,7 +44,7 @@ def test_names_are_those_of_the_whole_mro() -> None:
         ),
         message="[Errno 2] no: 'x'",
         traceback=catch(raised(FileNotFoundError(errno.ENOENT, "no", "x"))).traceback,
-        attributes={"errno": 2},
+        attributes={"errno": 2, "user_frame": FRAME},
     )
 
 
@@ -132,7 +137,7 @@ class Hostile(Exception):
 def test_an_exception_that_defends_itself_is_caught_all_the_same() -> None:
     caught = catch(raised(Hostile()))
     assert caught.message == "<str() of this Hostile raised SystemExit>"
-    assert caught.attributes == {}
+    assert list(caught.attributes) == ["user_frame"]
 
 
 def test_only_plain_attributes_travel_and_no_secrets() -> None:
@@ -236,3 +241,26 @@ def test_data_survives_json(error: CaughtError) -> None:
 def test_what_is_not_an_error_is_refused(wrong: object) -> None:
     with pytest.raises(ValueError, match="not an error as data"):
         from_plain(wrong)
+
+
+def test_failure_for_lack_of_files_is_caught_in_full() -> None:
+    """In a process that cannot open another file, nothing may be imported or read."""
+    program = """
+import resource
+from thornback.pool.caught import catch, to_plain
+
+def work():
+    open("/dev/null")
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    work()
+except OSError as error:
+    caught = catch(error, skip_frames=1)
+print(caught.attributes, caught.type_names[0])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    expected = "{'errno': 24, 'user_frame': '<string>:6 in work'} builtins.OSError\n"
+    assert (done.stdout, done.stderr) == (expected, "")

@@ -19,6 +19,13 @@ from thornback.pool.ports import Attribute, CaughtError
 
 USER_FRAME = "user_frame"
 """Attribute of what is caught: where in the user's code it was raised."""
+# Known without a look at the disk: a process without free files has failures to report as well.
+_NOT_USERS = (
+    "<frozen",
+    f"{os.path.dirname(os.__file__)}{os.sep}",
+    f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}{os.sep}",
+)
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _TRACEBACK = vars(BaseException)["__traceback__"]
 
 
@@ -71,18 +78,11 @@ def _exited(caught: CaughtError) -> CaughtError:
 def _user_frame(trace: TracebackType | None) -> str:
     """Return the innermost frame of user code, as `job.py:12 in clean`: of all ranks that fail by
     one bug it is the same. Where all code is installed, it is the innermost frame of all."""
-    import sysconfig  # only a failure needs it
-
-    installed = [
-        sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
-    ]
-    installed.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    prefixes = ("<frozen", *(f"{path}{os.sep}" for path in installed))
     innermost = found = ""
     for frame, line in traceback.walk_tb(trace):
         path, name = frame.f_code.co_filename, frame.f_code.co_name
         innermost = f"{os.path.basename(path)}:{line} in {name}"
-        if not path.startswith(prefixes):
+        if not path.startswith(_NOT_USERS) and not any(part in path for part in _INSTALLED):
             found = innermost
     return found or innermost
 
