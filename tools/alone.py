@@ -44,7 +44,7 @@ BRINGS: dict[str, frozenset[str] | None] = {
     "graph": PURE,
     "scheduler": PURE,
     "placement": ASYNC,
-    "pool": ASYNC,
+    "pool": ASYNC | {"thornback-faults"},
     "executor": EXECUTOR,
     "cli": EXECUTOR | DISPLAY | SDK | {"thornback-executor"},
     "datatrove": None,

@@ -146,7 +146,7 @@ def test_live_exceptions_of_ray() -> None:
     assert classifier.classify(timeout).kind is FaultKind.TIMEOUT
 
 
-@pytest.mark.parametrize("cause", [ValueError("x"), KeyError("x"), exceptions.NodeDiedError("x")])
+@pytest.mark.parametrize("cause", [ValueError("x"), KeyError("x"), exceptions.RayError("x")])
 def test_the_real_task_error_is_unwrapped(cause: Exception) -> None:
     wrapped = exceptions.RayTaskError("f", "Traceback\n", cause, "title", 1, "ip")
     for error in (wrapped, wrapped.as_instanceof_cause()):

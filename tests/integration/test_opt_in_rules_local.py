@@ -96,6 +96,29 @@ def test_a_bug_is_not_tried_again_whatever_the_set(tmp_path: Path) -> None:
     assert (attempt.fault.kind, attempt.retried) == (FaultKind.APPLICATION, False)
 
 
+def test_a_bug_in_a_handler_of_connection_errors_is_not_retried(tmp_path: Path) -> None:
+    def bug(ctx: RankContext) -> None:
+        urls: dict[str, str] = {}
+        try:
+            raise ConnectionResetError("gone")
+        except ConnectionResetError:
+            urls["mirror"].strip()
+
+    (attempt,) = run(tmp_path, Stage("a", bug), classifier=PATIENT).attempts
+    assert (attempt.fault.kind, attempt.retried) == (FaultKind.APPLICATION, False)
+
+
+def test_a_broken_disk_is_retried_without_a_set(tmp_path: Path) -> None:
+    def read(ctx: RankContext) -> int:
+        if ctx.attempt == 1:
+            raise OSError(5, "Input/output error", "/data/part")
+        return ctx.attempt
+
+    report = run(tmp_path, Stage("a", read))
+    assert report.results("a"), report.reason
+    assert report.attempts[0].fault.kind is FaultKind.RESOURCE
+
+
 @pytest.mark.parametrize("fn", [cut(1), throttled("0.1")], ids=["cut", "throttled"])
 def test_without_the_sets_these_are_errors_of_the_code(
     tmp_path: Path, fn: Callable[[RankContext], int]

@@ -24,7 +24,10 @@ from thornback.faults import (
     Origin,
     RetryPolicy,
     Rule,
+    Standing,
+    backoff_s,
     explain,
+    is_retriable,
     root_cause,
 )
 from thornback.faults.kinds import Attribute
@@ -220,9 +223,12 @@ OTHERS: list[tuple[BaseException, dict[str, Attribute], FaultKind, str]] = [
     (ConnectionResetError(), PROCESS, K.WORKER_CRASH, "rank"),
     (OSError(113, "no route"), DRIVER, K.UNAVAILABLE, ""),
     (OSError(24, "too many open files"), PROCESS, K.RESOURCE, "rank"),
-    (OSError(24, "too many open files"), RANK, K.APPLICATION, "rank"),
+    (OSError(24, "too many open files"), RANK, K.RESOURCE, "rank"),
+    (OSError(11, "try again"), PROCESS, K.RESOURCE, "rank"),
+    (OSError(11, "try again"), RANK, K.APPLICATION, "rank"),
+    (OSError(13, "permission denied"), RANK, K.APPLICATION, "rank"),
     (OSError(5, "io"), WORKER, K.RESOURCE, ""),
-    (OSError(5, "io"), RANK, K.APPLICATION, "rank"),
+    (OSError(5, "io"), RANK, K.RESOURCE, "rank"),
     (OSError(116, "stale file handle"), RANK, K.RESOURCE, "rank"),
     (RuntimeError("can't start new thread"), PROCESS, K.RESOURCE, "rank"),
     (RuntimeError("another"), PROCESS, K.UNKNOWN, "rank"),
@@ -265,7 +271,7 @@ def test_others(
         MemoryError("x"),
         lookalike("ActorDiedError", preempted=True),
         lookalike("thornback.pool.RankProcessDied", signal=9, oom_kill=True),
-        lookalike_task_error(lookalike("NodeDiedError")),
+        lookalike_task_error(lookalike("RayError")),
     ],
 )
 def test_what_the_rank_raised_is_its_own_whatever_its_name(error: BaseException) -> None:
@@ -329,15 +335,39 @@ def test_a_last_resort_gives_way_to_what_is_known_of_a_cause(
 
 class TestWrappers:
     def test_without_an_origin_user_code_is_to_blame_for_a_task_error(self) -> None:
-        for cause in (ValueError("x"), lookalike("ActorDiedError"), lookalike("RayError")):
+        for cause in (ValueError("x"), lookalike("RayError")):
             fault = classifier.classify(lookalike_task_error(cause))
             assert (fault.kind, fault.origin) == (K.APPLICATION, Origin.RANK)
             assert not fault.error_type.startswith("ray.exceptions.RayTaskError")
+            assert "secondhand" not in fault.facts
 
-    def test_the_death_of_another_actor_is_not_ours(self) -> None:
+    @pytest.mark.parametrize("origin", [None, *Origin])
+    def test_ray_error_in_task_error_is_judged_as_ray_error(self, origin: Origin | None) -> None:
+        """Whoever saw it, and whatever is known of the process or node that reported it."""
         error = lookalike_task_error(lookalike("ActorDiedError", preempted=True))
-        fault = classifier.classify(error, WORKER)
-        assert (fault.kind, fault.rule) == (K.SYSTEM, "ray.actor_nested")
+        facts: dict[str, Attribute] = {"phase": "setup", "signal": 9, "oom_kill": True}
+        facts |= {"death_cause": "NODE_DIED", "exit_type": "NODE_OUT_OF_MEMORY"}
+        if origin is not None:
+            facts["origin"] = origin.value
+        fault = classifier.classify(error, facts)
+        assert (fault.kind, fault.rule) == (K.PREEMPTION, "facts.preempted")
+        assert fault.origin is (origin or Origin.WORKER)
+        assert fault.facts["secondhand"] is True
+
+    def test_ray_error_raised_by_rank_stays_application(self) -> None:
+        assert classifier.classify(lookalike("NodeDiedError"), RANK).kind is K.APPLICATION
+
+    def test_task_error_of_error_raised_from_ray_error_is_ray_error(self) -> None:
+        cause = ValueError("lost its input")
+        cause.__cause__ = lookalike("OwnerDiedError")
+        fault = classifier.classify(lookalike_task_error(cause))
+        assert (fault.kind, fault.facts["secondhand"]) == (K.OBJECT_LOST, True)
+
+    def test_cancelled_by_us_holds_for_ray_error_in_task_error(self) -> None:
+        error = lookalike_task_error(lookalike("TaskCancelledError"))
+        known: dict[str, Attribute] = {"cancelled_by_us": True}
+        assert classifier.classify(error, {**WORKER, **known}).kind is K.CANCELLED
+        assert classifier.classify(error, {**RANK, **known}).kind is K.CANCELLED
 
     def test_a_lost_argument_is_an_object_lost(self) -> None:
         error = lookalike_task_error(lookalike("OwnerDiedError"))
@@ -365,8 +395,9 @@ class TestWrappers:
     def test_a_dual_record_without_its_cause_is_nested_all_the_same(self) -> None:
         record = ErrorRecord.of(lookalike_task_error(lookalike("ActorDiedError")))
         lone = record.__replace__(causes=())
-        assert classifier.classify(lone, WORKER).kind is K.SYSTEM
-        assert classifier.classify(lone).kind is K.APPLICATION
+        for facts in (WORKER, {}):
+            fault = classifier.classify(lone, facts)
+            assert (fault.kind, fault.facts["secondhand"]) == (K.WORKER_CRASH, True)
 
 
 class TestGroups:
@@ -440,7 +471,7 @@ class TestWhatAnExceptionSays:
         what = self.lenient.classify(outer, RANK)
         assert (what.kind, what.facts["non_retryable"]) == (K.NETWORK, True)
         assert what.facts["retry_after_s"] == 7.0
-        assert not RetryPolicy(retries=5).decide(what, (), 0.5).retry
+        assert not RetryPolicy(retries=5).decide(what, (), Standing.UNDECIDED, 0.5).retry
 
     def test_the_outermost_counts(self) -> None:
         first = lookalike("my.Outer", retry_after=1)
@@ -485,17 +516,28 @@ class TestRulesOfOnesOwn:
             name="mine",
             kind=K.RESOURCE,
             types=("builtins.OSError",),
-            when=lambda error, known: known.get("errno") == 5 and "disk" in error.message,
+            when=lambda error, known: known.get("errno") == 1 and "disk" in error.message,
         )
         mine = Classifier(user_rules=[rule])
-        assert mine.classify(OSError(5, "disk"), RANK).rule == "mine"
-        assert mine.classify(OSError(5, "net"), RANK).kind is K.APPLICATION
+        assert mine.classify(OSError(1, "disk"), RANK).rule == "mine"
+        assert mine.classify(OSError(1, "net"), RANK).kind is K.APPLICATION
 
     def test_one_that_raises_does_not_hold(self) -> None:
         broken = Rule(name="mine", kind=K.RESOURCE, when=lambda error, known: 1 / 0 > 0)
         mine = Classifier(user_rules=[broken])
         assert mine.classify(ValueError("x"), RANK).kind is K.APPLICATION
         assert "raised ZeroDivisionError" in str(mine.explain(ValueError("x"), RANK))
+
+    def test_final_rule_makes_fault_non_retryable(self) -> None:
+        rule = Rule(name="mine", kind=K.RESOURCE, types=(KeyError,), final=True)
+        mine = Classifier(user_rules=[rule])
+        assert Rule.from_json(rule.as_json()) == rule
+        what = mine.classify(KeyError("x"), RANK)
+        assert what.facts == {"non_retryable": True}
+        assert not RetryPolicy().decide(what, (), Standing.UNDECIDED, 0.5).retry
+        says = lookalike("my.Error", non_retryable=False)
+        says.__cause__ = KeyError("x")
+        assert mine.classify(says, RANK).facts["non_retryable"] is False
 
     def test_rules_without_a_last_resort(self) -> None:
         fault = Classifier(rules=()).classify(ValueError("x"), RANK)
@@ -560,6 +602,58 @@ class TestAnything:
         assert classifier.classify(Hostile(), RANK).kind is K.APPLICATION
         assert "raised RuntimeError" in classifier.classify(Hostile(), RANK).message
 
+    @pytest.mark.parametrize("what", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()])
+    def test_exceptions_that_end_the_program_are_data(self, what: BaseException) -> None:
+        """A property, `str()`, the method `code()`, a header, or a user's rule may raise it."""
+
+        def end(*args: object) -> str:
+            raise what
+
+        class Headers:
+            get = end
+
+        class Ending(Exception):
+            __str__ = end
+            __repr__ = end
+            status_code = property(end)
+            response = None
+            headers = Headers()
+
+            def __getattribute__(self, name: str) -> object:
+                if name in ("__cause__", "__context__", "__suppress_context__", "__dict__"):
+                    raise what
+                return super().__getattribute__(name)
+
+        type.__setattr__(Ending, "code", end)
+        rpc = type("RpcError", (Ending,), {"__module__": "grpc"})
+        asks = Rule(name="asks", kind=K.RESOURCE, when=lambda error, known: bool(end()))
+        lenient = Classifier(user_rules=[asks, *THROTTLED_RULES, *NETWORK_RULES])
+        for error in (Ending(), rpc(), ExceptionGroup("g", [Ending(), rpc()])):
+            for facts in ({}, RANK):
+                fault = lenient.classify(error, facts)
+                assert (fault.kind, fault.rule) == (K.APPLICATION, "rank.raised")
+        assert f"raised {type(what).__name__}" in lenient.classify(Ending()).message
+        assert not is_retriable(Ending())
+        assert backoff_s(Ending(), 1, rules=[asks]) == 1.0
+
+    def test_data_that_ends_the_program_is_unknown(self) -> None:
+        class Ending:
+            @property
+            def type_names(self) -> object:
+                raise SystemExit(1)
+
+        fault = classifier.classify(Ending(), WORKER)  # type: ignore[arg-type]  # the test
+        assert (fault.kind, fault.rule) == (K.UNKNOWN, "classifier.failed")
+
+    def test_interrupt_while_data_is_read_is_not_swallowed(self) -> None:
+        class Interrupted:
+            @property
+            def type_names(self) -> object:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            classifier.classify(Interrupted(), WORKER)  # type: ignore[arg-type]  # the test
+
     def test_what_is_no_error_at_all_is_unknown_and_not_lost(self) -> None:
         fault = classifier.classify(42, WORKER)  # type: ignore[arg-type]  # the test
         assert (fault.kind, fault.origin, fault.rule) == (
@@ -601,7 +695,10 @@ class TestAnything:
         if facts.get("origin") in {origin.value for origin in Origin}:
             assert fault.origin.value == facts["origin"]
             if fault.origin is Origin.RANK:
-                assert fault.kind in (K.APPLICATION, K.SETUP)
+                # What a rank may raise besides: a pool that broke, a program that took too long,
+                # an engine that died, and an error of Ray that a RayTaskError carries.
+                others = ("python.", "gpu.", "ray.actor", "facts.cancelled")
+                assert fault.kind in (K.APPLICATION, K.SETUP) or fault.rule.startswith(others)
 
 
 def test_a_fault_reads_as_one_line() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from email.message import Message
+from ssl import SSLEOFError, SSLZeroReturnError
 
 import pytest
 
@@ -16,7 +17,10 @@ from thornback.faults import (
     ErrorRecord,
     FaultKind,
     Origin,
+    RetryPolicy,
     Rule,
+    Standing,
+    StopReason,
 )
 from thornback.faults.kinds import Attribute
 from thornback.faults.testing import lookalike
@@ -100,7 +104,7 @@ def test_every_class_that_a_rule_names_is_decided_by_it(rule: Rule, name: str) -
         (lookalike("my.Busy", retry_after="soon"), K.APPLICATION),
         (lookalike("torch.OutOfMemoryError", "CUDA out of memory. Tried"), K.RESOURCE),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), K.RESOURCE),
-        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), K.RESOURCE),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), K.RESOURCE),
         (RuntimeError("CUDA error: device-side assert triggered"), K.APPLICATION),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), K.APPLICATION),
         (lookalike("torch.distributed.DistNetworkError", "recv failed"), K.NETWORK),
@@ -130,7 +134,7 @@ AIOHTTP = "aiohttp.client_exceptions.ClientResponseError"
 BACKEND = "torch.distributed.DistBackendError"
 
 DECIDED: dict[str, tuple[FaultKind, list[BaseException]]] = {
-    "throttled.status": (K.THROTTLED, answered("my.E", "status_code", 429, 503, 529)),
+    "throttled.status": (K.THROTTLED, answered("my.E", "status_code", 423, 425, 429, 503, 529)),
     "throttled.aiohttp_status": (K.THROTTLED, answered(AIOHTTP, "status", 429, 503, 529)),
     "throttled.code": (
         K.THROTTLED,
@@ -148,6 +152,8 @@ DECIDED: dict[str, tuple[FaultKind, list[BaseException]]] = {
             "BandwidthLimitExceeded",
             "EC2ThrottledException",
             "LimitExceededException",
+            "OperationAborted",
+            "ConditionalRequestConflict",
             "PriorRequestNotComplete",
             "ProvisionedThroughputExceededException",
             "RequestLimitExceeded",
@@ -162,6 +168,31 @@ DECIDED: dict[str, tuple[FaultKind, list[BaseException]]] = {
             "TransactionInProgressException",
         ),
     ),
+    "throttled.no_quota": (
+        K.APPLICATION,
+        [
+            lookalike("openai.RateLimitError", "x", code="insufficient_quota", status_code=429),
+            lookalike("my.E", "x", code="billing_hard_limit_reached"),
+        ],
+    ),
+    "throttled.grpc_too_large": (
+        K.APPLICATION,
+        [
+            lookalike("grpc.RpcError", text, grpc_status="RESOURCE_EXHAUSTED")
+            for text in (
+                "Received message larger than max (8 vs. 4)",
+                "CLIENT: Sent message larger than max (8 vs. 4)",
+            )
+        ],
+    ),
+    "throttled.grpc": (K.THROTTLED, answered("grpc.RpcError", "grpc_status", "RESOURCE_EXHAUSTED")),
+    "throttled.locked": (
+        K.THROTTLED,
+        [
+            *said("sqlite3.OperationalError", "database is locked"),
+            *said("sqlite3.OperationalError", "database table is locked: t"),
+        ],
+    ),
     "throttled.text_boto": (
         K.THROTTLED,
         [Exception("An error occurred (SlowDown) when calling the PutObject operation")],
@@ -171,6 +202,14 @@ DECIDED: dict[str, tuple[FaultKind, list[BaseException]]] = {
     "throttled.text_arrow_busy": (
         K.THROTTLED,
         [OSError("AWS Error SERVICE_UNAVAILABLE during HeadObject operation")],
+    ),
+    "throttled.text_arrow_throttling": (
+        K.THROTTLED,
+        [OSError("AWS Error THROTTLING during ListObjectsV2 operation: no")],
+    ),
+    "throttled.text_arrow_aborted": (
+        K.THROTTLED,
+        [OSError("AWS Error UNKNOWN (HTTP status 409): ExceptionName: OperationAborted")],
     ),
     "throttled.names": (
         K.THROTTLED,
@@ -182,11 +221,23 @@ DECIDED: dict[str, tuple[FaultKind, list[BaseException]]] = {
     ),
     "network.certificate": (
         K.APPLICATION,
-        [*named("ssl", "SSLCertVerificationError"), *named("requests.exceptions", "SSLError")],
+        named("ssl", "SSLCertVerificationError"),
     ),
     "network.certificate_text": (
         K.APPLICATION,
         [OSError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")],
+    ),
+    "network.certificate_required": (
+        K.APPLICATION,
+        [OSError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert")],
+    ),
+    "network.certificate_bad": (
+        K.APPLICATION,
+        [OSError(1, "[SSL: SSLV3_ALERT_BAD_CERTIFICATE] sslv3 alert bad certificate")],
+    ),
+    "network.certificate_unknown": (
+        K.APPLICATION,
+        [OSError(1, "[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca")],
     ),
     "network.useless": (
         K.APPLICATION,
@@ -215,9 +266,35 @@ DECIDED: dict[str, tuple[FaultKind, list[BaseException]]] = {
             "botocore.exceptions.ClientError",
             "error_code",
             "InternalError",
+            "InternalFailure",
             "RequestTimeout",
             "RequestTimeoutException",
         ),
+    ),
+    "network.grpc": (
+        K.NETWORK,
+        answered(
+            "grpc.RpcError",
+            "grpc_status",
+            *("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL"),
+        ),
+    ),
+    "network.retries": (
+        K.NETWORK,
+        said("urllib3.exceptions.MaxRetryError", "ResponseError('too many 502 error responses')"),
+    ),
+    "network.aws_credentials": (
+        K.NETWORK,
+        named(
+            "botocore.exceptions",
+            "CredentialRetrievalError",
+            "MetadataRetrievalError",
+            "NoCredentialsError",
+        ),
+    ),
+    "network.text_arrow_failed": (
+        K.NETWORK,
+        [OSError("AWS Error INTERNAL_FAILURE during ListObjectsV2 operation: no")],
     ),
     "network.names": (
         K.NETWORK,
@@ -227,7 +304,11 @@ DECIDED: dict[str, tuple[FaultKind, list[BaseException]]] = {
             BrokenPipeError("x"),
             ConnectionResetError("x"),
             *named("socket", "gaierror"),
-            *named("ssl", "SSLEOFError", "SSLZeroReturnError"),
+            *named("ssl", "SSLError"),
+            SSLEOFError(8, "unexpected EOF"),
+            SSLZeroReturnError(6, "closed"),
+            *named("urllib3.exceptions", "SSLError"),
+            *named("google.api_core.exceptions", "Aborted"),
             *named("http.client", "IncompleteRead"),
             *named(
                 "requests.exceptions",
@@ -293,6 +374,23 @@ DECIDED: dict[str, tuple[FaultKind, list[BaseException]]] = {
     ),
     "cuda.out_of_memory_text": (K.RESOURCE, [RuntimeError("CUDA out of memory. Tried to")]),
     "cuda.out_of_memory_error": (K.RESOURCE, [RuntimeError("CUDA error: out of memory")]),
+    **{
+        f"cuda.out_of_memory_{name}": (K.RESOURCE, [RuntimeError(f"CUDA error: {text} when")])
+        for name, text in (
+            ("cublas", "CUBLAS_STATUS_ALLOC_FAILED"),
+            ("cublas_start", "CUBLAS_STATUS_NOT_INITIALIZED"),
+            ("cudnn", "CUDNN_STATUS_ALLOC_FAILED"),
+            ("cudnn_start", "CUDNN_STATUS_NOT_INITIALIZED"),
+        )
+    },
+    "nccl.plain_watchdog": (
+        K.NETWORK,
+        [RuntimeError("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(Seq)")],
+    ),
+    "nccl.plain_watchdog_ended": (
+        K.NETWORK,
+        [RuntimeError("[PG 0 Rank 1] Process group watchdog thread terminated with exception: x")],
+    ),
     "cuda.out_of_memory_jax": (
         K.RESOURCE,
         [RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.")],
@@ -319,18 +417,31 @@ are found worth another try, and a name that is lost from a table is one that is
 DECIDED |= {
     rule: (K.RESOURCE, said("RuntimeError", f"CUDA error: {text} (x)"))
     for rule, text in (
-        ("cuda.ecc", "uncorrectable ECC error encountered"),
-        ("cuda.nvlink", "uncorrectable NVLink error detected during the execution"),
-        ("cuda.off_the_bus", "GPU 0000:01:00.0: GPU has fallen off the bus."),
-        ("cuda.lost", "Unable to determine the device handle: GPU is lost."),
         ("cuda.busy", "CUDA-capable device(s) is/are busy or unavailable"),
         ("cuda.all_busy", "all CUDA-capable devices are busy or unavailable"),
         ("cuda.none", "no CUDA-capable device is detected"),
         ("cuda.driver", "CUDA driver initialization failed, you might not have a CUDA gpu."),
         ("cuda.unknown", "CUDA unknown error - this may be due to an incorrectly set up"),
-        ("cuda.hardware", "hardware stack error"),
         ("cuda.fabric", "system not yet initialized"),
     )
+}
+DECIDED |= {
+    f"throttled.retries_{n}": (
+        K.THROTTLED,
+        [
+            lookalike(name, f"(Caused by ResponseError('too many {n} error responses'))")
+            for name in ("urllib3.exceptions.MaxRetryError", "requests.exceptions.RetryError")
+        ],
+    )
+    for n in (423, 425, 429, 503, 529)
+}
+DECIDED |= {
+    f"throttled.text_arrow_{n}": (K.THROTTLED, [OSError(f"AWS Error UNKNOWN (HTTP status {n})")])
+    for n in (423, 425, 429, 503, 529)
+}
+DECIDED |= {
+    f"network.text_arrow_{n}": (K.NETWORK, [OSError(f"AWS Error UNKNOWN (HTTP status {n})")])
+    for n in (408, 500, 502, 504, 520, 521, 522, 523, 524)
 }
 DECIDED |= {
     rule: (K.NETWORK, said(BACKEND, f"NCCL error in: x.cpp:1, {text}"))
@@ -364,6 +475,11 @@ def test_what_the_libraries_raise(rule: str) -> None:
         RuntimeError("the connection of two tables"),
         ValueError("CUDA out of memory"),
         ValueError("uncorrectable ECC error"),
+        lookalike("sqlite3.OperationalError", "no such table: locked"),
+        lookalike("my.E", "too many 503 error responses"),
+        lookalike("urllib3.exceptions.MaxRetryError", "too many redirects"),
+        lookalike("grpc.RpcError", "x", grpc_status="INVALID_ARGUMENT"),
+        ValueError("(HTTP status 503)"),
         ValueError("NCCL communicator was aborted"),
         ValueError("please reduce your request rate"),
         ValueError("AWS Error SLOW_DOWN"),
@@ -424,6 +540,37 @@ def test_how_long_a_server_asks_to_wait(headers: dict[str, str], after: float | 
     fault = lenient.classify(lookalike("my.HttpError", response=Response(**headers)), RANK)
     assert fault.kind is K.THROTTLED
     assert fault.facts.get("retry_after_s") == after
+
+
+def test_retry_after_date_counts_from_when_it_was_observed() -> None:
+    """For a server that does not tell its own time."""
+    error = lookalike("my.E", response=Response(Retry_After="Wed, 21 Oct 2026 07:28:30 GMT"))
+    at = 1_792_567_680.0  # 07:28:00 of that day
+    fault = lenient.classify(error, {**RANK, "observed_at": at})
+    assert fault.facts["retry_after_s"] == 30.0
+    assert "observed_at" not in fault.facts
+    assert lenient.classify(error, {**RANK, "observed_at": at + 99}).facts["retry_after_s"] == 0.0
+    dated = lookalike("my.E", response=Response(Retry_After="17"))
+    assert lenient.classify(dated, {**RANK, "observed_at": at}).facts["retry_after_s"] == 17.0
+    odd = lookalike("my.E", status_code=429, retry_after="sometime GMT")
+    assert "retry_after_s" not in lenient.classify(odd, {**RANK, "observed_at": at}).facts
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lookalike("ssl.SSLCertVerificationError"),
+        lookalike("httpx.UnsupportedProtocol"),
+        lookalike("openai.RateLimitError", "x", code="insufficient_quota", status_code=429),
+    ],
+)
+def test_final_errors_are_not_retried_even_with_retries(error: BaseException) -> None:
+    fault = lenient.classify(error, RANK)
+    assert fault.kind is K.APPLICATION
+    verdict = RetryPolicy(retries=5, max_retries="unbounded").decide(
+        fault, (), Standing.UNDECIDED, 0.5
+    )
+    assert verdict.stop is StopReason.FINAL
 
 
 def test_the_answer_may_be_the_error_itself() -> None:

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thornback.faults import (
+    NETWORK_RULES,
+    THROTTLED_RULES,
     Fault,
     FaultBudget,
     FaultKind,
@@ -21,11 +23,14 @@ from thornback.faults import (
     is_retriable,
 )
 from thornback.faults.budgets import DEFAULT_BUDGETS
+from thornback.faults.kinds import Attribute
 from thornback.faults.memory import MIB, memory_need, rung
 from thornback.faults.testing import check_retry_policy, fault, lookalike, lookalike_task_error
+from thornback.faults.verdicts import Standing
 
 K = FaultKind
 GIB = 2**30
+OPEN = Standing.OPEN
 History = Sequence[tuple[Fault, str]]
 
 
@@ -455,7 +460,8 @@ class TestOneLiners:
         assert is_retriable(lookalike("ActorDiedError"))
         assert is_retriable(lookalike("NodeDiedError"))
         assert not is_retriable(ValueError("x"))
-        assert not is_retriable(lookalike_task_error(lookalike("ActorDiedError")))
+        assert is_retriable(lookalike_task_error(lookalike("ActorDiedError")))
+        assert not is_retriable(lookalike_task_error(ValueError("x")))
         assert not is_retriable(lookalike("ActorUnschedulableError"))
 
     def test_backoff(self) -> None:
@@ -464,6 +470,39 @@ class TestOneLiners:
         assert backoff_s(lookalike("ActorDiedError"), 1) == 0.0
         with pytest.raises(ValueError, match="attempts count from 1"):
             backoff_s(lookalike("RpcError"), 0)
+
+    def test_rules_given_come_before_the_default_ones(self) -> None:
+        busy = lookalike("my.HttpError", status_code=503, retry_after=7)
+        rules = (*THROTTLED_RULES, *NETWORK_RULES)
+        assert not is_retriable(busy)
+        assert is_retriable(busy, rules=rules)
+        assert backoff_s(busy, 1, 0.0, rules=rules) == 7.0
+        assert backoff_s(ConnectionResetError("x"), 3, rules=rules) == 4.0
+        assert not is_retriable(lookalike("ssl.SSLCertVerificationError"), rules=rules)
+
+
+class TestSecondhand:
+    """What a `RayTaskError` carries befell another task: neither node nor memory is to blame."""
+
+    @pytest.mark.parametrize("kind", list(FaultKind))
+    def test_secondhand_fault_blames_nobody(self, kind: FaultKind) -> None:
+        what = fault(kind, Origin.WORKER, node="a", secondhand=True)
+        earlier = [(what, "a", OPEN), (what, "b", OPEN)]
+        for history in ([], earlier[:1], earlier):
+            verdict = RetryPolicy(memory_bytes=2**30).decide(what, history, OPEN, 0.5)
+            assert not verdict.blames_node
+            assert not verdict.blames_rank
+            assert verdict.memory_bytes is None
+
+    def test_secondhand_oom_is_no_rung_of_the_memory_ladder(self) -> None:
+        facts: dict[str, Attribute] = {"peak_rss_bytes": 2**30, "largest_memory_bytes": 2**30}
+        own = fault(FaultKind.OOM, Origin.PROCESS, **facts)
+        other = fault(FaultKind.OOM, Origin.PROCESS, **facts, secondhand=True)
+        policy = RetryPolicy(memory_bytes=2**29)
+        assert policy.decide(own, [(other, "a", OPEN)] * 2, OPEN, 0.5).memory_bytes == 2**30
+        verdict = policy.decide(other, [(own, "a", OPEN)] * 2, OPEN, 0.5)
+        assert verdict.retry, verdict.reason
+        assert "it befell another task" in verdict.reason
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import pickle
+import urllib.request
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from thornback.faults.kinds import plain_facts
 from thornback.faults.records import public_name
 from thornback.faults.testing import Hostile, lookalike, lookalike_task_error
 from thornback.faults.text import MARK_CHARS, clip, looks_secret, safe
+from thornback.faults.tracebacks import record_of_text
 
 
 class Level(enum.IntEnum):
@@ -106,10 +108,50 @@ def test_the_chain_is_flat_nearest_first() -> None:
             raise RuntimeError("third") from error
     except RuntimeError as error:
         record = ErrorRecord.of(error)
-    assert [cause.message for cause in record.causes] == ["second", "'first'"]
+    assert [cause.message for cause in record.causes] == ["second"], "a bug in a handler of ours"
     assert all(cause.causes == () for cause in record.causes)
     assert record.traceback.index("first") < record.traceback.index("RuntimeError: third")
     assert "direct cause" in record.traceback
+
+
+@pytest.mark.parametrize(
+    ("file", "counts"),
+    [
+        ("/venv/lib/python3.11/site-packages/requests/adapters.py", True),
+        ("/usr/lib/python3/dist-packages/urllib3/pool.py", True),
+        (urllib.request.__file__, True),
+        ("<frozen importlib._bootstrap>", True),
+        ("pyarrow/error.pxi", True),
+        ("C:\\venv\\Lib\\site-packages\\requests\\adapters.py", True),
+        ("/home/me/job.py", False),
+        ("<stdin>", False),
+        ("/home/me/site-packages.py", False),
+    ],
+)
+def test_context_counts_if_library_code_handled_it(file: str, counts: bool) -> None:
+    code = (
+        "try:\n    fail(ConnectionResetError('gone'))\nexcept ConnectionError:\n    fail(other)\n"
+    )
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    own = lookalike("requests.exceptions.ConnectionError", "x")
+    for other, translates in ((own, True), (OSError("x"), True), (KeyError("x"), False)):
+        with pytest.raises(type(other)) as caught:
+            exec(compile(code, file, "exec"), {"fail": fail, "other": other})
+        record = ErrorRecord.of(caught.value)
+        found = [cause.type_names[0] for cause in record.causes]
+        assert found == (["builtins.ConnectionResetError"] if counts and translates else [])
+        assert "ConnectionResetError: gone" in record.traceback
+        # A text says the same, but for what it does not tell: the bases of a class.
+        assert [cause.type_names[0] for cause in record_of_text(record.traceback).causes] == found
+
+
+def test_context_without_a_traceback_is_left_out() -> None:
+    error = KeyError("x")
+    error.__context__ = ConnectionResetError("gone")
+    assert ErrorRecord.of(error).causes == ()
 
 
 def test_a_suppressed_context_is_left_out() -> None:

@@ -129,6 +129,7 @@ OURS = [
         phase="start",
     ),
     Row("pool.worker_died", K.WORKER_CRASH, "W", named("thornback.pool", "WorkerDied")),
+    Row("pool.no_slot_left", K.RESOURCE, "W", named("thornback.pool", "NoSlotLeft")),
     Row(
         "pool.recall_timed_out",
         K.TIMEOUT,
@@ -187,16 +188,26 @@ PYTHON = [
     Row(
         "python.disk_broken",
         K.RESOURCE,
-        "PWLD",
-        numbered(errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV),
+        "RPWLD",
+        numbered(
+            errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.EREMOTEIO
+        ),
     ),
     Row(
         "python.too_many",
         K.RESOURCE,
-        "PWLD",
-        numbered(errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS),
+        "RPWLD",
+        numbered(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     ),
-    Row("python.no_thread", K.RESOURCE, "PWLD", [RuntimeError("can't start new thread")]),
+    Row(
+        "python.too_many_processes",
+        K.RESOURCE,
+        "RPWLD",
+        numbered(errno.EAGAIN),
+        {"of_fork": True},
+    ),
+    Row("python.try_again", K.RESOURCE, "PWLD", numbered(errno.EAGAIN, errno.ENOBUFS)),
+    Row("python.no_thread", K.RESOURCE, "RPWLD", [RuntimeError("can't start new thread")]),
     Row("python.out_of_memory", K.OOM, "PWLD", [MemoryError()]),
     Row(
         "python.interrupted",
@@ -243,6 +254,25 @@ PYTHON = [
             *named("anyio", "BrokenWorkerProcess"),
         ],
     ),
+    Row(
+        "python.process_pool_broken",
+        K.WORKER_CRASH,
+        "R",
+        [
+            *named("concurrent.futures.process", "BrokenProcessPool"),
+            *named("anyio", "BrokenWorkerProcess"),
+        ],
+    ),
+    Row(
+        "python.child_killed",
+        K.WORKER_CRASH,
+        "R",
+        [
+            lookalike("subprocess.CalledProcessError", returncode=-9),
+            lookalike("subprocess.CalledProcessError", returncode=137),
+        ],
+    ),
+    Row("python.child_timed_out", K.TIMEOUT, "R", named("subprocess", "TimeoutExpired")),
     Row(
         "python.timed_out",
         K.TIMEOUT,
@@ -303,6 +333,47 @@ RAY = [
         K.SETUP,
         "WLD",
         named("ray.exceptions", "RuntimeEnvSetupError"),
+        phase="setup",
+    ),
+    Row(
+        "ray.runtime_env_offline",
+        K.SETUP,
+        "WLD",
+        said(
+            "RuntimeEnvSetupError",
+            "after connection broken by 'x': ERROR: No matching distribution found for x",
+        ),
+        phase="setup",
+    ),
+    Row(
+        "ray.runtime_env_unfetched",
+        K.SETUP,
+        "WLD",
+        said(
+            "RuntimeEnvSetupError",
+            "Could not fetch URL x: certificate; ERROR: No matching distribution found for x",
+        ),
+        phase="setup",
+    ),
+    Row(
+        "ray.runtime_env_pip",
+        K.SETUP,
+        "WLD",
+        said("RuntimeEnvSetupError", "ERROR: No matching distribution found for x==1"),
+        phase="setup",
+    ),
+    Row(
+        "ray.runtime_env_pip_invalid",
+        K.SETUP,
+        "WLD",
+        said("RuntimeEnvSetupError", "ERROR: Invalid requirement: 'x='"),
+        phase="setup",
+    ),
+    Row(
+        "ray.runtime_env_uv",
+        K.SETUP,
+        "WLD",
+        said("RuntimeEnvSetupError", "x No solution found when resolving dependencies:"),
         phase="setup",
     ),
     Row(
@@ -408,15 +479,6 @@ RAY = [
     ),
     Row("ray.actor_died", K.WORKER_CRASH, "WLD", dead("x")),
     Row("ray.actor", K.WORKER_CRASH, "WLD", named("ray.exceptions", "RayActorError")),
-    Row(
-        "ray.actor_nested",
-        K.SYSTEM,
-        "WLD",
-        [
-            lookalike_task_error(lookalike(name, "because its node has died"))
-            for name in ("RayActorError", "ActorDiedError", "ActorUnavailableError")
-        ],
-    ),
     Row("ray.data_system", K.SYSTEM, "WLD", named("ray.data.exceptions", "SystemException")),
     Row(
         "ray.data_timed_out",
@@ -482,7 +544,39 @@ LAST = [
     Row("unknown", K.UNKNOWN, "PWLD", ANY),
 ]
 
-ROWS = [*FACTS, *OURS, *PYTHON, *RAY, *LAST]
+GPU = [
+    *(
+        Row(f"gpu.{name}", K.RESOURCE, "R", [RuntimeError(f"CUDA error: {text} (x)")])
+        for name, text in (
+            ("uncorrectable_ecc_error", "uncorrectable ECC error encountered"),
+            ("ecc_uncorrectable", "CUDA_ERROR_ECC_UNCORRECTABLE"),
+            ("eccuncorrectable", "cudaErrorECCUncorrectable"),
+            ("uncorrectable_nvlink_error", "uncorrectable NVLink error detected"),
+            ("fallen_off_the_bus", "GPU 0000:01:00.0: GPU has fallen off the bus."),
+            ("gpu_is_lost", "Unable to determine the device handle: GPU is lost."),
+            ("gpu_requires_reset", "GPU requires reset"),
+            ("hardware_stack_error", "hardware stack error"),
+        )
+    ),
+    Row(
+        "gpu.engine_dead",
+        K.WORKER_CRASH,
+        "R",
+        [
+            *named("vllm.v1.engine.exceptions", "EngineDeadError"),
+            *named("vllm.engine.async_llm_engine", "AsyncEngineDeadError"),
+            *named("vllm.engine.multiprocessing", "MQEngineDeadError"),
+        ],
+    ),
+    Row(
+        "gpu.engine_unborn",
+        K.SETUP,
+        "R",
+        [RuntimeError("Engine core initialization failed. See root cause above.")],
+    ),
+]
+
+ROWS = [*FACTS, *OURS, *PYTHON, *RAY, *GPU, *LAST]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.rule for row in ROWS])
@@ -507,6 +601,7 @@ def test_a_rule_decides_what_it_is_for_and_only_for_who_saw_it(row: Row) -> None
         ([Exception("File 12 does not exist.")], "unknown"),
         ([KeyError("Placement group 12 does not exist.")], "unknown"),
         ([RuntimeError("can't start a car")], "unknown"),
+        (said("RuntimeEnvSetupError", "ERROR: Could not install x"), "ray.runtime_env"),
         ([LookupError("can't start new thread")], "unknown"),
         (said("RaySystemError", "System error: x"), "ray.system"),
     ],
@@ -539,16 +634,54 @@ def test_every_rule_has_a_row() -> None:
     }
 
 
-OF_ACTORS = [row for row in RAY if row.rule.startswith("ray.actor") and "nested" not in row.rule]
+OF_ACTORS = [row for row in RAY if row.rule.startswith("ray.actor") and not row.facts]
 
 
 @pytest.mark.parametrize("row", OF_ACTORS, ids=[row.rule for row in OF_ACTORS])
-def test_what_befell_an_actor_that_user_code_called_did_not_befall_ours(row: Row) -> None:
+def test_death_of_another_actor_is_the_same_fault_secondhand(row: Row) -> None:
     for error in row.errors:
         inside = lookalike_task_error(error)
-        assert lenient.classify(inside, {**row.facts, "origin": "worker"}).rule != row.rule
-        told = lenient.classify(inside)
-        assert (told.kind, told.origin) == (K.APPLICATION, Origin.RANK)
+        for facts in ({}, {"origin": "worker"}, {"origin": "rank"}):
+            told = lenient.classify(inside, facts)
+            assert (told.kind, told.rule) == (row.kind, row.rule)
+            assert told.facts["secondhand"] is True
+
+
+LOST: dict[str, Attribute] = {"gpu_context_lost": True}
+BROKEN: dict[str, Attribute] = {"gpu_context_lost": True, "gpu_fault": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "facts", "expected"),
+    [
+        ("uncorrectable ECC error encountered", {}, BROKEN),
+        ("uncorrectable ECC error on cuda:3", {}, {**BROKEN, "gpu_device": 3}),
+        ("GPU 0000:01:00.0: GPU has fallen off the bus", {}, BROKEN),
+        ("all CUDA-capable devices are busy or unavailable", {}, BROKEN),
+        ("an illegal memory access was encountered", {}, LOST),
+        ("an illegal memory access was encountered", {"healthy_before": False}, LOST),
+        ("an illegal memory access was encountered", {"healthy_before": True}, BROKEN),
+        ("unspecified launch failure", {}, LOST),
+        (
+            "unspecified launch failure on GPU 1",
+            {"healthy_before": True},
+            {**BROKEN, "gpu_device": 1},
+        ),
+        ("device-side assert triggered", {"healthy_before": True}, LOST),
+        ("out of memory on GPU 1", {"healthy_before": True}, {}),
+    ],
+)
+def test_gpu_facts_of_cuda_errors(
+    text: str, facts: dict[str, Attribute], expected: dict[str, Attribute]
+) -> None:
+    for outer in (RuntimeError(f"CUDA error: {text}"), KeyError("x")):
+        if isinstance(outer, KeyError):
+            outer.__cause__ = RuntimeError(f"CUDA error: {text}")
+        fault = Classifier().classify(outer, {"origin": "rank", **facts})
+        found = {name: value for name, value in fault.facts.items() if name.startswith("gpu_")}
+        assert found == expected
+    elsewhere = lookalike_task_error(RuntimeError(f"CUDA error: {text}"))
+    assert "gpu_fault" not in Classifier().classify(elsewhere).facts
 
 
 KEPT: dict[str, Attribute] = {
@@ -558,6 +691,7 @@ KEPT: dict[str, Attribute] = {
     "errno": 2,
     "error_code": "E",
     "exit_code": 3,
+    "grpc_status": "OK",
     "largest_memory_bytes": 4,
     "non_retryable": False,
     "peak_rss_bytes": 5,

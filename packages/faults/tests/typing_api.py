@@ -53,8 +53,10 @@ Plain = str | int | float | bool | None
 
 def one_line(error: Exception) -> None:
     assert_type(is_retriable(error), bool)
+    assert_type(is_retriable(error, rules=NETWORK_RULES), bool)
     assert_type(backoff_s(error, attempt=1), float)
     assert_type(backoff_s(error, 1, draw=0.5), float)
+    assert_type(backoff_s(error, 1, rules=[*NETWORK_RULES]), float)
     assert_type(explain(error), Explanation)
     hook: Callable[[BaseException], bool] = is_retriable
     hook(error)

@@ -8,6 +8,8 @@
   Ray's exceptions (`RAY_VERSIONS`: of which releases). `NETWORK_RULES`, `THROTTLED_RULES` and
   `CUDA_RULES` are opt-in: they are about errors of the user's own code that may go away, and only
   the user knows that to try again does no harm.
+- Questions about one error: `is_gpu_fault`, `is_gpu_broken` and `loses_gpu`; and `user_frame` finds
+  the line of user code in a traceback.
 - Failures that come over a wire: `ErrorRecord` is an exception as data, `ErrorData` any such data.
 
 All of it is pure: no clock, no randomness, no I/O. Jitter is an argument (`draw`).
@@ -23,10 +25,13 @@ from thornback.faults.classifier import (
     explain,
     root_cause,
 )
+from thornback.faults.frames import user_frame
+from thornback.faults.gpu import is_gpu_broken, is_gpu_fault, loses_gpu
 from thornback.faults.history import FaultHistory
 from thornback.faults.kinds import ErrorData, Fault, FaultKind, Origin
+from thornback.faults.on_gpu import CUDA_RULES
 from thornback.faults.on_ray import RAY_RULES, RAY_VERSIONS
-from thornback.faults.opt_in import CUDA_RULES, NETWORK_RULES, THROTTLED_RULES
+from thornback.faults.opt_in import NETWORK_RULES, THROTTLED_RULES
 from thornback.faults.policy import RetryPolicy, backoff_s, is_retriable
 from thornback.faults.records import ErrorRecord
 from thornback.faults.rules import Rule
@@ -57,6 +62,10 @@ __all__ = [
     "Trial",
     "backoff_s",
     "explain",
+    "is_gpu_broken",
+    "is_gpu_fault",
     "is_retriable",
+    "loses_gpu",
     "root_cause",
+    "user_frame",
 ]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from thornback.faults.classifier import DEFAULT_RULES, Classifier
 from thornback.faults.kinds import Attribute, Origin
+from thornback.faults.on_gpu import CUDA_RULES
 from thornback.faults.on_ray import RAY_VERSIONS, unruled
-from thornback.faults.opt_in import CUDA_RULES, NETWORK_RULES, THROTTLED_RULES
+from thornback.faults.opt_in import NETWORK_RULES, THROTTLED_RULES
 from thornback.faults.policy import RetryPolicy
 from thornback.faults.reading import read_failure
 from thornback.faults.records import ErrorRecord

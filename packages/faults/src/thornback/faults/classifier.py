@@ -4,7 +4,9 @@ Theory of operation. Everything is first made a record (`ErrorRecord`), so that 
 data that crossed a process border are judged by the same code. Then:
 
 1. *Unwrap*: a `RayTaskError` or `GangLostError` gives way to what it carries. What was under a
-   `RayTaskError` is *nested*: the death of an actor in there is not the death of a worker of ours.
+   `RayTaskError` is *nested*. If that is an error of Ray itself, it is judged as such (Ray wraps so
+   if the task of an argument failed), and the fact `secondhand` says that it befell another task:
+   neither the node that reported it nor the memory of the rank is to blame.
 2. *Origin*: who saw it (`facts["origin"]`); every rule may ask for it, and does so before any name.
 3. *Rules*: for the exception, then for each of its causes, nearest first, the first matching rule
    wins; user rules come first. Rules of last resort come after all that, on the exception itself.
@@ -28,9 +30,10 @@ from thornback.faults.kinds import (
     Origin,
     plain_facts,
 )
+from thornback.faults.on_gpu import GPU_RULES, gpu_facts
 from thornback.faults.on_python import PYTHON_RULES
-from thornback.faults.on_ray import RAY_RULES, RAY_TASK_ERROR
-from thornback.faults.records import WRAPPED, ErrorRecord, public_name
+from thornback.faults.on_ray import RAY_RULES, RAY_TASK_ERROR, is_system_error
+from thornback.faults.records import WRAPPED, ErrorRecord, public_name, seconds_until
 from thornback.faults.rules import WRONG_ORIGIN, Evidence, Rule, mismatch
 from thornback.faults.tables import (
     EXECUTOR_RULES,
@@ -49,10 +52,11 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     *PLACEMENT_RULES,
     *EXECUTOR_RULES,
     *PYTHON_RULES,
+    *GPU_RULES,
     *LAST_RULES,
 )
 """Every rule, in the order in which they are tried: facts that are known, then what Ray, this
-project and Python raise, then the last resorts. Add your own by `Classifier(user_rules=...)`."""
+project, Python and GPUs raise, then the last resorts. `Classifier(user_rules=...)` adds to them."""
 
 # These attributes go into the fault. No others: user exceptions may carry anything.
 KEPT_ATTRIBUTES = (
@@ -62,6 +66,7 @@ KEPT_ATTRIBUTES = (
     "errno",
     "error_code",
     "exit_code",
+    "grpc_status",
     "largest_memory_bytes",
     "non_retryable",
     "peak_rss_bytes",
@@ -83,6 +88,22 @@ COLLATERAL = (
     FaultKind.UNKNOWN,
 )
 """What happens to the others when one fails: they decide only among themselves."""
+NOT_KEPT = ("observed_at", "origin", "phase")
+"""Facts that are fields of the fault, or only needed to find out others."""
+OF_THE_OBSERVED = frozenset(
+    (
+        "death_cause",
+        "exit_code",
+        "exit_type",
+        "memory_limit_exceeded",
+        "node_death_reason",
+        "node_draining",
+        "oom_kill",
+        "preempted",
+        "signal",
+    )
+)
+"""Facts about the process or node that reported: not about the error of Ray in its report."""
 SAID = ("non_retryable", "retry_after", "retry_after_s")
 """What an exception can say about trying again."""
 
@@ -170,7 +191,7 @@ class Classifier:
     def classify(
         self, error: BaseException | ErrorData, facts: Mapping[str, Attribute] | None = None, /
     ) -> Fault:
-        """Return the fault. Never raises an `Exception`: what cannot be judged is UNKNOWN.
+        """Return the fault. Never raises, but for an interrupt: what cannot be judged is UNKNOWN.
 
         Args:
             error: the exception, or its data.
@@ -181,11 +202,16 @@ class Classifier:
                 `memory_limit_exceeded`, `preempted`, `death_cause`, `exit_type`,
                 `node_death_reason`, `node_draining`, `cancelled_by_us`. All are kept in the fault.
                 The last one is said by who has asked for the end of what failed: so does this
-                project's executor of what fails after it had to be killed.
+                project's executor of what fails after it had to be killed. Three more:
+                `observed_at`, in seconds since 1970, for a `Retry-After` that is a date when the
+                server does not tell its time; `healthy_before`, whether the same process has
+                finished other work, for GPUs; `secondhand`, whether it befell another task.
         """
         try:
             return self._explain(error, dict(facts or {}), brief=True).fault
-        except Exception as broken:  # noqa: BLE001 - a failure must never be lost while it is described
+        except KeyboardInterrupt:
+            raise
+        except BaseException as broken:  # noqa: BLE001 - a failure must never be lost while it is described
             return Fault(
                 kind=FaultKind.UNKNOWN,
                 origin=_origin_of(facts) or Origin.DRIVER,
@@ -218,8 +244,7 @@ class Classifier:
             [(one, chain[0][1]) for one in (leaf, *leaf.causes)] for leaf in chain[0][0].members
         ]
         found = [
-            self._judge(links, origin, facts, record.traceback, brief=brief)
-            for links in leaves or [chain]
+            self._judge(links, origin, facts, record, brief=brief) for links in leaves or [chain]
         ]
         at = _decisive([one.fault.kind for one in found], origin)
         if leaves:
@@ -231,33 +256,41 @@ class Classifier:
         links: Sequence[tuple[ErrorData, bool]],
         origin: Origin,
         facts: Mapping[str, Attribute],
-        traceback: str,
+        whole: ErrorRecord,
         *,
         brief: bool,
     ) -> Explanation:
         """Try the rules on the links of one chain; only those of the origin when `brief`."""
-        rules = self._by_origin[origin] if brief else self._rules
         evidence = [
-            Evidence.of(error, origin, {**_said(links[:at]), **facts}, nested)
+            _evidence(error, origin, {**_said(links[:at]), **facts}, nested)
             for at, (error, nested) in enumerate(links)
         ]
-        tries = [(one, rule) for one in evidence for rule in rules if not rule.last_resort]
-        tries += [(evidence[0], rule) for rule in rules if rule.last_resort]
+        rules = [self._by_origin[one.origin] if brief else self._rules for one in evidence]
+        tries = [
+            (one, rule)
+            for one, its in zip(evidence, rules, strict=True)
+            for rule in its
+            if not rule.last_resort
+        ]
+        tries += [(evidence[0], rule) for rule in rules[0] if rule.last_resort]
+        # What a task raised elsewhere says nothing about the GPU here.
+        here = not any(nested for _, nested in links)
+        known = {**(gpu_facts(whole, facts) if here else {}), **facts}
         trials: list[Trial] = []
         for one, rule in tries:
             why_not = mismatch(rule, one)
             if not brief or not why_not:
                 trials.append(Trial(rule=rule.name, error_type=_name(one.error), mismatch=why_not))
             if not why_not:
-                fault = _fault(rule, one, facts, traceback)
+                fault = _fault(rule, one, origin, known, whole.traceback)
                 return Explanation(fault=fault, why=rule.why, trials=tuple(trials))
         # Only with rules of one's own that have no last resort.
         nothing = Rule(name="unknown", kind=FaultKind.UNKNOWN, why="no rule knows it")
-        fault = _fault(nothing, evidence[0], facts, traceback)
+        fault = _fault(nothing, evidence[0], origin, known, whole.traceback)
         return Explanation(fault=fault, why=nothing.why, trials=tuple(trials))
 
     def _assumed_origin(self, error: ErrorData, nested: bool) -> Origin:
-        if nested:
+        if nested and not is_system_error(error):
             return Origin.RANK
         for full in error.type_names:
             name = public_name(full)
@@ -293,6 +326,19 @@ def root_cause(faults: Sequence[Fault]) -> Fault:
     if not faults:
         raise ValueError("nothing has failed: root_cause needs at least one fault.")
     return faults[_decisive([fault.kind for fault in faults], Origin.WORKER)]
+
+
+def _evidence(
+    error: ErrorData, origin: Origin, facts: Mapping[str, Attribute], nested: bool
+) -> Evidence:
+    """Return what rules look at. An error of Ray itself in a `RayTaskError` counts as seen by Ray,
+    even if the code of a rank met it; what is known of the process that met it does not explain it.
+    """
+    if nested and is_system_error(error):
+        facts = {name: value for name, value in facts.items() if name not in OF_THE_OBSERVED}
+        if origin in (Origin.RANK, Origin.PROCESS):
+            origin = Origin.WORKER
+    return Evidence.of(error, origin, facts, nested)
 
 
 def _said(outer: Sequence[tuple[ErrorData, bool]]) -> dict[str, Attribute]:
@@ -337,21 +383,32 @@ def _decisive(kinds: Sequence[FaultKind], origin: Origin) -> int:
     return next((at for at, kind in enumerate(kinds) if kind not in COLLATERAL), 0)
 
 
-def _fault(rule: Rule, evidence: Evidence, facts: Mapping[str, Attribute], traceback: str) -> Fault:
+def _fault(
+    rule: Rule,
+    evidence: Evidence,
+    origin: Origin,
+    facts: Mapping[str, Attribute],
+    traceback: str,
+) -> Fault:
     known = evidence.known
     kept: dict[str, Attribute] = {
-        name: value for name, value in facts.items() if name not in ("origin", "phase")
+        name: value for name, value in facts.items() if name not in NOT_KEPT
     }
     for name in KEPT_ATTRIBUTES:
         if name in known:
             kept.setdefault(name, known[name])
-    after = _seconds(known.get("retry_after_s", known.get("retry_after")))
+    if rule.final:
+        kept.setdefault("non_retryable", True)
+    if evidence.nested and is_system_error(evidence.error):
+        kept["secondhand"] = True
+    said = known.get("retry_after_s", known.get("retry_after"))
+    after = _seconds(said, known.get("observed_at"))
     if after is not None:
         kept["retry_after_s"] = after
     phase = rule.phase or known.get("phase") or ""
     return Fault(
         kind=rule.kind,
-        origin=evidence.origin,
+        origin=origin,
         rule=rule.name,
         error_type=_name(evidence.error),
         message=safe(evidence.error.message, MESSAGE_CHARS),
@@ -361,9 +418,11 @@ def _fault(rule: Rule, evidence: Evidence, facts: Mapping[str, Attribute], trace
     )
 
 
-def _seconds(value: Attribute) -> float | None:
-    """Return a `Retry-After` given in seconds; None for a date, which would need a clock."""
+def _seconds(value: Attribute, now: Attribute) -> float | None:
+    """Return a `Retry-After` in seconds; None for a date, unless somebody says what time it is."""
     try:
+        if isinstance(value, str) and isinstance(now, int | float) and "GMT" in value.upper():
+            return seconds_until(value, now)
         seconds = float(value) if value is not None else -1.0
     except ValueError:
         return None

@@ -37,6 +37,8 @@ def memory_need(base_bytes: int | None, faults: Iterable[Fault]) -> MemoryNeed:
     for fault in faults:
         if fault.kind not in (FaultKind.OOM, FaultKind.UNSCHEDULABLE):
             continue
+        if fault.facts.get("secondhand") is True:
+            continue  # Another task ran out of its memory.
         largest = _positive(fault, "largest_memory_bytes") or largest
         if fault.kind is FaultKind.OOM:
             peak = _positive(fault, "peak_rss_bytes") or 0

@@ -1,9 +1,10 @@
 """What the standard library (and anyio, trio) raise where no code of the rank runs: by origin.
 
 The same exception means something else in each place: a closed pipe is the death of the process at
-its other end for the supervisor, and a service that does not answer for the driver. Raised by the
-rank's own code it is that code's affair (`LAST_RULES`, or the opt-in sets), but for a full disk and
-a stale mount, which are the node's.
+its other end for the supervisor, and a service that does not answer for the driver. Errors of the
+rank's own code are its own (`LAST_RULES`, or the opt-in sets), with two exceptions. A broken disk
+or mount, and a node without free files, threads or kernel memory, are the node's fault wherever
+they are seen. A child process of the rank that was killed counts as a crash.
 """
 
 from __future__ import annotations
@@ -35,23 +36,46 @@ PYTHON_RULES = (
         name="python.disk_broken",
         kind=FaultKind.RESOURCE,
         types=("builtins.OSError",),
-        origins=NOT_RANK,
-        facts={"errno": (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV)},
-        why="a disk of the node is broken, gone, or read-only",
+        facts={
+            "errno": (
+                errno.EIO,
+                errno.EROFS,
+                errno.ENXIO,
+                errno.ENODEV,
+                errno.EREMOTEIO,
+                # "Transport endpoint is not connected": the process behind a FUSE mount has died.
+                errno.ENOTCONN,
+            )
+        },
+        why="a disk or mount of the node is broken, gone, or read-only",
     ),
     Rule(
         name="python.too_many",
         kind=FaultKind.RESOURCE,
         types=("builtins.OSError",),
+        facts={"errno": (errno.EMFILE, errno.ENFILE, errno.ENOMEM)},
+        why="the node has no more files or kernel memory to give",
+    ),
+    Rule(
+        name="python.too_many_processes",
+        kind=FaultKind.RESOURCE,
+        types=("builtins.OSError",),
+        facts={"errno": errno.EAGAIN, "of_fork": True},
+        why="the node has no more processes to give",
+    ),
+    # In a rank, EAGAIN is what a socket or lock that does not block answers: no fault of the node.
+    Rule(
+        name="python.try_again",
+        kind=FaultKind.RESOURCE,
+        types=("builtins.OSError",),
         origins=NOT_RANK,
-        facts={"errno": (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS)},
-        why="the node has no more files, processes or kernel memory to give",
+        facts={"errno": (errno.EAGAIN, errno.ENOBUFS)},
+        why="the node has no more processes or buffers to give",
     ),
     Rule(
         name="python.no_thread",
         kind=FaultKind.RESOURCE,
         types=("builtins.RuntimeError",),
-        origins=NOT_RANK,
         texts=("can't start new thread",),
         why="the node has no more threads to give",
     ),
@@ -118,6 +142,29 @@ PYTHON_RULES = (
         ),
         origins=PROCESSES,
         why="a child process died",
+    ),
+    # Not every BrokenExecutor: a thread pool breaks when its initializer raises, which is a bug.
+    Rule(
+        name="python.process_pool_broken",
+        kind=FaultKind.WORKER_CRASH,
+        types=("concurrent.futures.process.BrokenProcessPool", "anyio.BrokenWorkerProcess"),
+        origins=(Origin.RANK,),
+        why="a child process of the rank died",
+    ),
+    Rule(
+        name="python.child_killed",
+        kind=FaultKind.WORKER_CRASH,
+        types=("subprocess.CalledProcessError",),
+        origins=(Origin.RANK,),
+        facts={"returncode": (-9, 137)},
+        why="a program that the rank ran was killed, most often for its memory",
+    ),
+    Rule(
+        name="python.child_timed_out",
+        kind=FaultKind.TIMEOUT,
+        types=("subprocess.TimeoutExpired",),
+        origins=(Origin.RANK,),
+        why="a program that the rank ran took too long",
     ),
     Rule(
         name="python.timed_out",

@@ -31,15 +31,17 @@ def _rule(
     types: tuple[str, ...],
     why: str,
     *texts: str,
-    **facts: str | int | bool,
+    final: bool = False,
+    phase: str = "",
 ) -> Rule:
     return Rule(
         name=f"ray.{name}",
         kind=kind,
         types=types,
         origins=OUTSIDE,
-        facts=facts,
         texts=texts,
+        final=final,
+        phase=phase,
         why=why,
     )
 
@@ -47,7 +49,7 @@ def _rule(
 def _dead(
     name: str, kind: FaultKind, why: str, *texts: str, phase: str = "", **facts: str | int | bool
 ) -> Rule:
-    """Return a rule for the death of an actor of *ours*: not one that its code ran into (`nested`).
+    """Return a rule for the death of an actor.
 
     A structured death cause counts whatever the exception is called that brought the news.
     """
@@ -59,7 +61,8 @@ def _dead(
         origins=OUTSIDE,
         facts=facts,
         texts=texts,
-        nested=False,
+        # Who reported what its code raised was alive.
+        nested=False if known else None,
         phase=phase,
         why=why,
     )
@@ -135,7 +138,6 @@ ACTOR_RULES = (
         kind=K.UNAVAILABLE,
         types=_names("ActorUnavailableError"),
         origins=OUTSIDE,
-        nested=False,
         why="it does not answer; whether the call was executed is not known",
     ),
     Rule(
@@ -143,7 +145,6 @@ ACTOR_RULES = (
         kind=K.WORKER_CRASH,
         types=_names("ActorDiedError"),
         origins=OUTSIDE,
-        nested=False,
         why="its process ended",
     ),
     Rule(
@@ -151,18 +152,22 @@ ACTOR_RULES = (
         kind=K.WORKER_CRASH,
         types=_names("RayActorError"),
         origins=OUTSIDE,
-        nested=False,
         why="the actor failed, and no more is known",
     ),
-    Rule(
-        name="ray.actor_nested",
-        kind=K.SYSTEM,
-        types=_names("RayActorError"),
-        origins=OUTSIDE,
-        nested=True,
-        why="an actor that the worker's own code called is gone: our bug",
-    ),
 )
+
+
+def is_system_error(error: ErrorData) -> bool:
+    """Return whether Ray itself failed: not what a task raised and Ray only carries.
+
+    A plain `RayError` in a `RayTaskError` stands for an error of user code that does not pickle.
+    """
+    names = [name for name in error.type_names if name.startswith("ray.")]
+    carriers = (RAY_TASK_ERROR, "ray.exceptions.RayError")
+    return carriers[1] in names and not all(
+        name in carriers or name.startswith(f"{RAY_TASK_ERROR}(") for name in names
+    )
+
 
 REMOVED = "placement group was removed"
 GONE = ("placement group", "does not exist")
@@ -197,13 +202,43 @@ RAY_RULES = (
         "the placement group was removed while it waited there",
         REMOVED,
     ),
-    Rule(
-        name="ray.runtime_env",
-        kind=K.SETUP,
-        types=_names("RuntimeEnvSetupError"),
-        origins=OUTSIDE,
+    # pip says that it finds no such package also where it could not reach the index.
+    *(
+        _rule(
+            f"runtime_env_{name}",
+            K.SETUP,
+            _names("RuntimeEnvSetupError"),
+            "the package index could not be reached",
+            text,
+            phase="setup",
+        )
+        for name, text in (
+            ("offline", "connection broken by"),
+            ("unfetched", "Could not fetch URL"),
+        )
+    ),
+    *(
+        _rule(
+            f"runtime_env_{name}",
+            K.SETUP,
+            _names("RuntimeEnvSetupError"),
+            "no index has a package that the runtime_env requires",
+            *texts,
+            final=True,
+            phase="setup",
+        )
+        for name, texts in (
+            ("pip", ("No matching distribution found for",)),
+            ("pip_invalid", ("ERROR: Invalid requirement",)),
+            ("uv", ("No solution found when resolving dependencies",)),
+        )
+    ),
+    _rule(
+        "runtime_env",
+        K.SETUP,
+        _names("RuntimeEnvSetupError"),
+        "the runtime_env could not be made",
         phase="setup",
-        why="the runtime_env could not be made",
     ),
     _rule(
         "unschedulable",
@@ -217,7 +252,13 @@ RAY_RULES = (
     _rule("raylet_died", K.NODE_LOST, _names("LocalRayletDiedError"), "the node's raylet died"),
     _rule("worker_crashed", K.WORKER_CRASH, _names("WorkerCrashedError"), "the process ended"),
     _rule("worker_exit", K.WORKER_CRASH, _names("AsyncioActorExit"), "the actor left its process"),
-    _rule("object_freed", K.SYSTEM, _names("ObjectFreedError"), "freed by hand: our bug"),
+    _rule(
+        "object_freed",
+        K.SYSTEM,
+        _names("ObjectFreedError"),
+        "the object was freed explicitly: it is gone for good",
+        final=True,
+    ),
     _rule(
         "reference_count",
         K.SYSTEM,
@@ -271,7 +312,7 @@ RAY_RULES = (
         ),
         "Ray was used wrongly: our bug",
     ),
-    _rule("authentication", K.SYSTEM, _names("AuthenticationError"), "no valid token"),
+    _rule("authentication", K.SYSTEM, _names("AuthenticationError"), "no valid token", final=True),
     _rule(
         "channel",
         K.SYSTEM,

@@ -5,7 +5,7 @@ They are opt-in because only the user knows that trying again is harmless:
 
 Sources, read for the names: requests 2.34, urllib3 2.8, httpx 0.28 and httpx2 2.16, aiohttp 3.14,
 botocore 1.43 (its `retries/standard.py` for the codes), s3fs and gcsfs 2026, google-api-core 2.44,
-azure-core 1.41, huggingface_hub 2.4, fsspec 2026.9. PyTorch: `torch/csrc/Exceptions.cpp`.
+azure-core 1.41, huggingface_hub 2.4, fsspec 2026.9, grpcio 1.85, openai 3.57, pyarrow 26.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from collections.abc import Mapping
 from thornback.faults.kinds import Attribute, ErrorData, FaultKind, Origin
 from thornback.faults.rules import Rule
 
-PATIENCE = (429, 503, 529)
-"""Statuses that ask for patience; 529: overloaded (Anthropic, and some gateways)."""
-SERVER_FAILED = (408, 500, 502, 504, 520, 521, 522, 523, 524)
-"""Statuses of a server, or of a gateway before it, that failed; 520 to 524: Cloudflare."""
+PATIENCE = (423, 425, 429, 503, 529)
+"""Statuses that ask for patience; 423: locked; 425: too early; 529: overloaded (Anthropic, and some
+gateways)."""
+SERVER_FAILED = (408, 500, 502, 503, 504, 520, 521, 522, 523, 524)
+"""Statuses of a server, or of a gateway before it, that failed; 520 to 524: Cloudflare. 503 is here
+too, for who asks for the `NETWORK_RULES` alone."""
 CODE_IS_STATUS = (
     "urllib.error.HTTPError",
     "google.api_core.exceptions.GoogleAPICallError",
@@ -35,6 +37,7 @@ def _rule(
     why: str,
     *texts: str,
     types: tuple[str, ...] = (),
+    final: bool = False,
     **facts: tuple[Attribute, ...],
 ) -> Rule:
     return Rule(
@@ -44,6 +47,7 @@ def _rule(
         types=types,
         facts=facts,
         texts=texts,
+        final=final,
         why=why,
     )
 
@@ -58,13 +62,32 @@ def _names_a_time(error: ErrorData, known: Mapping[str, Attribute]) -> bool:
     return isinstance(after, int | float) and after > 0
 
 
-T, N, R = FaultKind.THROTTLED, FaultKind.NETWORK, FaultKind.RESOURCE
+T, N, BUG = FaultKind.THROTTLED, FaultKind.NETWORK, FaultKind.APPLICATION
 BUSY = "the server asks for patience"
 FAILED = "the server, or a gateway before it, failed"
 LOST = "the connection failed"
 REFUSED = "a certificate that is refused once is refused again"
+RETRIES = ("urllib3.exceptions.MaxRetryError", "requests.exceptions.RetryError")
+ARROW = ("builtins.OSError",)
 
 THROTTLED_RULES = (
+    # It has the status 429 as well.
+    _rule(
+        "throttled.no_quota",
+        BUG,
+        "the quota of the account is used up: waiting does not help",
+        final=True,
+        code=("insufficient_quota", "billing_hard_limit_reached"),
+    ),
+    _rule(
+        "throttled.grpc_too_large",
+        BUG,
+        "the message exceeds the size limit of gRPC",
+        "message larger than max",
+        final=True,
+        grpc_status=("RESOURCE_EXHAUSTED",),
+    ),
+    _rule("throttled.grpc", T, BUSY, grpc_status=("RESOURCE_EXHAUSTED",)),
     _rule("throttled.status", T, BUSY, status_code=PATIENCE),
     _rule("throttled.aiohttp_status", T, BUSY, types=AIOHTTP, status=PATIENCE),
     _rule("throttled.code", T, BUSY, types=CODE_IS_STATUS, code=_strings(PATIENCE)),
@@ -76,6 +99,8 @@ THROTTLED_RULES = (
             "BandwidthLimitExceeded",
             "EC2ThrottledException",
             "LimitExceededException",
+            "OperationAborted",  # S3: another operation on the same object is under way
+            "ConditionalRequestConflict",
             "PriorRequestNotComplete",
             "ProvisionedThroughputExceededException",
             "RequestLimitExceeded",
@@ -90,14 +115,29 @@ THROTTLED_RULES = (
             "TransactionInProgressException",
         ),
     ),
+    # By number: which status it was, only the text tells.
+    *(
+        _rule(f"throttled.retries_{n}", T, BUSY, f"too many {n} error responses", types=RETRIES)
+        for n in PATIENCE
+    ),
+    _rule(
+        "throttled.locked",
+        T,
+        "another connection is writing to the database",
+        "is locked",
+        types=("sqlite3.OperationalError",),
+    ),
     # Texts, for where the answer is not to be had: what botocore, s3fs and Arrow make of it.
     *(
         _rule(f"throttled.text_{name}", T, "the store asks for patience", text, types=types)
         for name, text, types in (
             ("boto", "an error occurred (SlowDown)", ()),
-            ("s3fs", "reduce your request rate", ("builtins.OSError",)),
-            ("arrow", "AWS Error SLOW_DOWN", ("builtins.OSError",)),
-            ("arrow_busy", "AWS Error SERVICE_UNAVAILABLE", ("builtins.OSError",)),
+            ("s3fs", "reduce your request rate", ARROW),
+            ("arrow", "AWS Error SLOW_DOWN", ARROW),
+            ("arrow_busy", "AWS Error SERVICE_UNAVAILABLE", ARROW),
+            ("arrow_throttling", "AWS Error THROTTLING", ARROW),
+            ("arrow_aborted", "ExceptionName: OperationAborted", ARROW),
+            *((f"arrow_{n}", f"(HTTP status {n})", ARROW) for n in PATIENCE),
         )
     ),
     _rule("throttled.names", T, BUSY, types=("openai.RateLimitError", "anthropic.RateLimitError")),
@@ -110,20 +150,31 @@ THROTTLED_RULES = (
     ),
 )
 """A server asks for patience: by status (requests, httpx, aiohttp, urllib, huggingface_hub, Google,
-Azure), by code (botocore), by text, or by a `retry_after` on the exception."""
+Azure, gRPC), by code (botocore), by text, or by a `retry_after` on the exception."""
 
 NETWORK_RULES = (
     _rule(
         "network.certificate",
-        FaultKind.APPLICATION,
+        BUG,
         REFUSED,
-        types=("ssl.SSLCertVerificationError", "requests.exceptions.SSLError"),
+        final=True,
+        types=("ssl.SSLCertVerificationError",),
     ),
-    _rule("network.certificate_text", FaultKind.APPLICATION, REFUSED, "CERTIFICATE_VERIFY_FAILED"),
+    *(
+        _rule(f"network.certificate_{name}", BUG, REFUSED, text, final=True)
+        for name, text in (
+            ("text", "CERTIFICATE_VERIFY_FAILED"),
+            # What a server says of ours.
+            ("required", "ALERT_CERTIFICATE_REQUIRED"),
+            ("bad", "ALERT_BAD_CERTIFICATE"),
+            ("unknown", "ALERT_UNKNOWN_CA"),
+        )
+    ),
     _rule(
         "network.useless",
-        FaultKind.APPLICATION,
+        BUG,
         "no connection was tried: it is the request that is wrong",
+        final=True,
         types=(
             "huggingface_hub.errors.OfflineModeIsEnabled",
             "httpx.LocalProtocolError",
@@ -139,7 +190,29 @@ NETWORK_RULES = (
         "network.aws_code",
         N,
         FAILED,
-        error_code=("InternalError", "RequestTimeout", "RequestTimeoutException"),
+        error_code=(
+            "InternalError",
+            "InternalFailure",
+            "RequestTimeout",
+            "RequestTimeoutException",
+        ),
+    ),
+    _rule(
+        "network.grpc",
+        N,
+        "the server of a call over gRPC failed, or cannot be reached",
+        grpc_status=("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL"),
+    ),
+    _rule("network.retries", N, FAILED, "too many 5", "error responses", types=RETRIES),
+    _rule(
+        "network.aws_credentials",
+        N,
+        "the credentials of an AWS instance or container could not be fetched",
+        types=(
+            "botocore.exceptions.CredentialRetrievalError",
+            "botocore.exceptions.MetadataRetrievalError",
+            "botocore.exceptions.NoCredentialsError",
+        ),
     ),
     _rule(
         "network.names",
@@ -149,8 +222,7 @@ NETWORK_RULES = (
             "builtins.ConnectionError",
             "builtins.TimeoutError",  # what `socket.timeout` is
             "socket.gaierror",
-            "ssl.SSLEOFError",
-            "ssl.SSLZeroReturnError",
+            "ssl.SSLError",
             "http.client.IncompleteRead",
             "requests.exceptions.ConnectionError",
             "requests.exceptions.Timeout",
@@ -158,6 +230,7 @@ NETWORK_RULES = (
             "requests.exceptions.RetryError",
             "urllib3.exceptions.ProtocolError",
             "urllib3.exceptions.ProxyError",
+            "urllib3.exceptions.SSLError",
             "urllib3.exceptions.TimeoutError",
             "httpx.TransportError",
             "httpx2.TransportError",
@@ -177,6 +250,7 @@ NETWORK_RULES = (
             "fsspec.exceptions.FSTimeoutError",
             "gcsfs.retry.ChecksumError",
             "google.auth.exceptions.TransportError",
+            "google.api_core.exceptions.Aborted",
             "google.api_core.exceptions.RetryError",
             "azure.core.exceptions.ServiceRequestError",
             "azure.core.exceptions.ServiceResponseError",
@@ -204,86 +278,15 @@ NETWORK_RULES = (
         ),
     ),
     *(
-        _rule(f"network.text_{name}", N, LOST, text, types=("builtins.OSError",))
-        for name, text in (
-            ("arrow", "AWS Error NETWORK_CONNECTION"),
-            ("arrow_slow", "AWS Error REQUEST_TIMEOUT"),
+        _rule(f"network.text_{name}", N, why, text, types=ARROW)
+        for name, why, text in (
+            ("arrow", LOST, "AWS Error NETWORK_CONNECTION"),
+            ("arrow_slow", LOST, "AWS Error REQUEST_TIMEOUT"),
+            ("arrow_failed", FAILED, "AWS Error INTERNAL_FAILURE"),
+            *((f"arrow_{n}", FAILED, f"(HTTP status {n})") for n in SERVER_FAILED if n != 503),
         )
     ),
 )
 """A connection failed, or a server did. Certificates, and requests that cannot be sent, are told
-apart first. `TimeoutError` is among them: sockets raise it."""
-
-DIST = "torch.distributed.DistBackendError"
-RUNTIME = "builtins.RuntimeError"
-PEER = "another process of the collective is gone, or cannot be reached"
-GPU = "the GPU, or its driver, is out of order: another machine may do"
-FULL = "the memory of the GPU is full"
-
-CUDA_RULES = (
-    _rule(
-        "cuda.out_of_memory",
-        R,
-        FULL,
-        types=(
-            "torch.OutOfMemoryError",
-            "torch.cuda.OutOfMemoryError",  # until torch 2.4
-            "cupy.cuda.memory.OutOfMemoryError",
-            "tensorflow.python.framework.errors_impl.ResourceExhaustedError",
-        ),
-    ),
-    *(
-        _rule(f"cuda.out_of_memory_{name}", R, FULL, *texts, types=(RUNTIME,))
-        for name, texts in (
-            ("text", ("CUDA out of memory",)),
-            ("error", ("CUDA error: out of memory",)),
-            ("jax", ("RESOURCE_EXHAUSTED: Out of memory",)),
-        )
-    ),
-    *(
-        _rule(f"cuda.{name}", R, GPU, text, types=(RUNTIME,))
-        for name, text in (
-            ("ecc", "uncorrectable ECC error"),
-            ("nvlink", "uncorrectable NVLink error"),
-            ("off_the_bus", "fallen off the bus"),
-            ("lost", "GPU is lost"),
-            ("busy", "CUDA-capable device(s) is/are busy or unavailable"),
-            ("all_busy", "CUDA-capable devices are busy or unavailable"),
-            ("none", "no CUDA-capable device is detected"),
-            ("driver", "CUDA driver initialization failed"),
-            ("unknown", "CUDA unknown error"),
-            ("hardware", "hardware stack error"),
-            ("fabric", "CUDA error: system not yet initialized"),
-        )
-    ),
-    _rule(
-        "nccl.names",
-        N,
-        PEER,
-        types=("torch.distributed.DistNetworkError", "torch.distributed.DistStoreError"),
-    ),
-    *(
-        _rule(f"nccl.{name}", N, PEER, text, types=(DIST,))
-        for name, text in (
-            ("remote", "ncclRemoteError"),
-            ("remote_text", "remote process exited"),
-            ("system", "ncclSystemError"),
-            ("closed", "Connection closed by"),
-            ("reset", "Connection reset by"),
-            ("timed_out", "timed out"),
-            ("timeout", "timeout"),
-            ("aborted", "communicator was aborted"),
-        )
-    ),
-    *(
-        _rule(f"nccl.plain_{name}", N, PEER, *texts, types=(RUNTIME,))
-        for name, texts in (
-            ("remote", ("NCCL error", "remote process exited")),
-            ("aborted", ("NCCL communicator was aborted",)),
-            ("gloo", ("gloo/transport/", "connection")),
-        )
-    ),
-)
-"""A GPU is full or broken (RESOURCE: another machine), or a peer of a collective is gone (NETWORK):
-by the names and texts of PyTorch, CuPy, JAX and TensorFlow. Asserts and illegal accesses on the
-device, and wrong usage of NCCL, stay what they are: bugs."""
+apart first: they are not tried again even with `retries`. `TimeoutError` is among them: sockets
+raise it."""

@@ -12,13 +12,14 @@ where nothing else can run on that node (UNDECIDED). Free retries are bounded to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from thornback.faults.budgets import DEFAULT_BUDGETS, FaultBudget
 from thornback.faults.classifier import Classifier
 from thornback.faults.kinds import ErrorData, Fault, FaultKind, Origin
 from thornback.faults.memory import MemoryNeed, memory_need
+from thornback.faults.rules import Rule
 from thornback.faults.values import Value
 from thornback.faults.verdicts import RetryVerdict, Standing, StopReason
 
@@ -130,11 +131,12 @@ class RetryPolicy(Value):
             delay_s=self.delay_s(fault, earlier, draw),
             charged=budget.charged and not free and not _is_busy(fault),
             machine_fault=(
-                need.exhausted
+                need.exhausted and not _is_secondhand(fault)
                 if fault.kind is FaultKind.OOM
                 else budget.machine_fault or _is_worker_loss(fault)
             ),
-            blames_rank=budget.blames_rank or fault.phase == "heartbeat",
+            blames_rank=(budget.blames_rank and not _is_secondhand(fault))
+            or fault.phase == "heartbeat",
             blames_node=self._blames_node(fault),
             memory_bytes=need.memory_bytes,
             timeout_factor=self.timeout_factor ** min(timeouts, MAX_EXPONENT),
@@ -211,7 +213,7 @@ class RetryPolicy(Value):
         poison = _poison(fault, history, standing)
         if poison:
             return StopReason.POISON, poison
-        if fault.kind is FaultKind.OOM and need.exhausted:
+        if fault.kind is FaultKind.OOM and need.exhausted and not _is_secondhand(fault):
             why = f"it ran out of memory with the most there is, {need.memory_bytes} bytes"
             return StopReason.OUT_OF_MEMORY, why
         if self._is_free(fault, standing):
@@ -268,6 +270,8 @@ class RetryPolicy(Value):
         return sum(1 for past, _, then in history if self._is_free(past, then))
 
     def _blames_node(self, fault: Fault) -> bool:
+        if _is_secondhand(fault):
+            return False
         return self.budget(counted_as(fault)).blames_node or _is_worker_loss(fault)
 
 
@@ -278,29 +282,44 @@ def counted_as(fault: Fault) -> FaultKind:
     return fault.kind
 
 
-def is_retriable(error: BaseException | ErrorData) -> bool:
+def is_retriable(error: BaseException | ErrorData, *, rules: Iterable[Rule] = ()) -> bool:
     """Return whether the default policy tries again when this error happens for the first time.
 
-    Never raises an `Exception`. Fits `tenacity.retry_if_exception(is_retriable)` and
-    `stamina.retry(on=is_retriable)`; a `FaultHistory` knows more: budgets, pauses, your own rules.
+    No exception makes it raise. Fits `tenacity.retry_if_exception(is_retriable)` and
+    `stamina.retry(on=is_retriable)`; with rules, by `functools.partial(is_retriable, rules=...)`.
+    A `FaultHistory` keeps to budgets, too.
+
+    Args:
+        error: what the attempt raised.
+        rules: before the default rules: opt-in sets such as
+            `(*THROTTLED_RULES, *NETWORK_RULES)`, or your own.
     """
-    return RetryPolicy().decide(Classifier().classify(error), (), Standing.UNDECIDED, 1.0).retry
+    fault = Classifier(user_rules=rules).classify(error)
+    return RetryPolicy().decide(fault, (), Standing.UNDECIDED, 1.0).retry
 
 
-def backoff_s(error: BaseException | ErrorData, attempt: int, draw: float = 1.0) -> float:
+def backoff_s(
+    error: BaseException | ErrorData,
+    attempt: int,
+    draw: float = 1.0,
+    *,
+    rules: Iterable[Rule] = (),
+) -> float:
     """Return how long to wait, in seconds, before trying again after this error.
 
     Args:
         error: what the attempt raised.
         attempt: its number, from 1.
         draw: give `random.random()` for full jitter; 1: the longest pause.
+        rules: the same as for `is_retriable`.
 
     Raises:
         ValueError: `attempt` is less than 1.
     """
     if attempt < 1:
         raise ValueError(f"attempt must be >= 1 (attempts count from 1), not {attempt!r}.")
-    return RetryPolicy().delay_s(Classifier().classify(error), attempt - 1, draw)
+    fault = Classifier(user_rules=rules).classify(error)
+    return RetryPolicy().delay_s(fault, attempt - 1, draw)
 
 
 def _poison(fault: Fault, history: History, standing: Standing) -> str:
@@ -328,6 +347,8 @@ def _poison(fault: Fault, history: History, standing: Standing) -> str:
 
 def _remedy(fault: Fault, budget: FaultBudget, need: MemoryNeed) -> str:
     """Return what is different the next time: for people."""
+    if _is_secondhand(fault):
+        return "as it is: it befell another task, which this one needs"
     if need.memory_bytes is None:
         unknown = "as it is: how much memory it needs is not known"
         return unknown if fault.kind is FaultKind.OOM else budget.remedy
@@ -355,6 +376,11 @@ def _is_worker_loss(fault: Fault) -> bool:
     if fault.kind is FaultKind.UNAVAILABLE or counted_as(fault) is not fault.kind:
         return fault.origin is Origin.WORKER
     return False
+
+
+def _is_secondhand(fault: Fault) -> bool:
+    """Return whether it befell another task, perhaps on another node: this one only met it."""
+    return fault.facts.get("secondhand") is True
 
 
 def _is_own_death(fault: Fault) -> bool:

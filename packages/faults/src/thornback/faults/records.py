@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import cast
 
+from thornback.faults.frames import is_library
 from thornback.faults.kinds import (
     MESSAGE_CHARS,
     TRACEBACK_CHARS,
@@ -21,6 +24,8 @@ MAX_MEMBER_CAUSES = 4
 MAX_TYPES = 40
 MAX_ATTRIBUTES = 32
 MAX_FRAMES = 50
+
+FORKS = ("fork", "forkpty", "_fork_exec", "_posix_spawn", "posix_spawn")
 
 WRAPPED = {"ray.exceptions.RayTaskError": "cause", "thornback.pool.GangLostError": "error"}
 """Exceptions that only carry another one: class -> attribute."""
@@ -64,9 +69,12 @@ class ErrorRecord(Value):
 
     @classmethod
     def of(cls, error: BaseException | ErrorData) -> ErrorRecord:
-        """Return the record of an exception (or of other error data). Never raises an `Exception`.
+        """Return the record of an exception (or of other error data). An exception never makes it
+        raise: not even one whose `str()`, properties or MRO raise `SystemExit`.
 
-        Even where `str(exc)`, a property or the MRO raises; cyclic and endless chains are cut.
+        Cyclic and endless chains are cut. What an exception was raised *from* is a cause. The
+        exception that was being handled (`__context__`) is one only for exceptions of libraries,
+        raised in their own code: a bug in an `except ConnectionError:` block is a bug.
         """
         if isinstance(error, ErrorRecord):
             return error
@@ -140,9 +148,25 @@ def _below(error: BaseException) -> BaseException | ErrorData | None:
             return inner
         if _get(inner, "type_names") is not None:
             return cast(ErrorData, inner)
-    if error.__cause__ is not None:
-        return error.__cause__
-    return None if error.__suppress_context__ else error.__context__
+    cause = _get(error, "__cause__")
+    if isinstance(cause, BaseException):
+        return cause
+    context = _get(error, "__context__")
+    if _get(error, "__suppress_context__") or not isinstance(context, BaseException):
+        return None
+    # The traceback of what was handled begins in the frame that handled it.
+    handled = _get(context, "__traceback__")
+    if not isinstance(handled, TracebackType):
+        return None
+    file = handled.tb_frame.f_code.co_filename
+    return context if is_translation(_type_names(error), file) else None
+
+
+def is_translation(type_names: Sequence[str], file: str) -> bool:
+    """Return whether an exception stands for the one that was being handled when it was raised: one
+    of a library, or an OSError, raised by a library's handler in this file. A KeyError is a bug."""
+    own = type_names[0].startswith("builtins.") and "builtins.OSError" not in type_names
+    return not own and is_library(file)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException], limit: int) -> list[BaseException]:
@@ -152,14 +176,16 @@ def _leaves(group: BaseExceptionGroup[BaseException], limit: int) -> list[BaseEx
     while todo and len(leaves) < limit:
         error = todo.pop()
         if isinstance(error, BaseExceptionGroup):
-            todo.extend(reversed(error.exceptions))
+            inner = _get(error, "exceptions")
+            todo.extend(reversed(inner) if isinstance(inner, tuple) else ())
         else:
             leaves.append(error)
     return leaves
 
 
 def _type_names(error: BaseException) -> tuple[str, ...]:
-    mro: Sequence[type] = type(error).__mro__
+    # Not `__mro__`: a metaclass can make that anything.
+    mro: Sequence[type] = type.__dict__["__mro__"].__get__(type(error))
     return tuple(
         clip(f"{_get(cls, '__module__')}.{_get(cls, '__qualname__')}", 300)
         for cls in mro[:MAX_TYPES]
@@ -170,7 +196,7 @@ def _type_names(error: BaseException) -> tuple[str, ...]:
 def _message(error: BaseException) -> str:
     try:
         return safe(str.__str__(str(error)), MESSAGE_CHARS)
-    except Exception as broken:  # noqa: BLE001 - user code may raise anything; it must become data
+    except BaseException as broken:  # noqa: BLE001 - user code may raise anything; it must become data
         return f"<str() of this {type(error).__qualname__} raised {type(broken).__qualname__}>"
 
 
@@ -185,7 +211,7 @@ def _attributes(error: BaseException) -> dict[str, Attribute]:
         value = plain_value(_get(error, name))
         if value is not None and len(name) <= 64:
             found.setdefault(name, value)
-    for name, value in _answer(error):
+    for name, value in (*_answer(error), *_circumstances(error)):
         if value is not None:
             found.setdefault(name, value)
     return found
@@ -194,9 +220,9 @@ def _attributes(error: BaseException) -> dict[str, Attribute]:
 def _own_names(error: BaseException) -> list[str]:
     """Return the names of the instance, and those that its classes give plain values to."""
     own = _get(error, "__dict__")
-    names = list(own) if isinstance(own, dict) else []
-    for cls in type(error).__mro__[:MAX_TYPES]:
-        if cls.__module__ != "builtins":
+    names = list(dict.keys(own)) if isinstance(own, dict) else []
+    for cls in type.__dict__["__mro__"].__get__(type(error))[:MAX_TYPES]:
+        if _get(cls, "__module__") != "builtins":
             names += [n for n, value in vars(cls).items() if plain_value(value) is not None]
     return names
 
@@ -217,8 +243,32 @@ def _answer(error: BaseException) -> list[tuple[str, Attribute]]:
     return [(name, plain_value(value)) for name, value in found]
 
 
+def _circumstances(error: BaseException) -> list[tuple[str, Attribute]]:
+    """Return what only methods or frames tell: the status of a call over gRPC, and whether the
+    system refused a process (`of_fork`: sockets and locks fail with the same errno)."""
+    found: list[tuple[str, Attribute]] = []
+    if "grpc.RpcError" in _type_names(error):
+        found.append(("grpc_status", plain_value(_get(_call(_get(error, "code")), "name"))))
+    if isinstance(error, OSError) and _get(error, "errno") == errno.EAGAIN:
+        last = _get(error, "__traceback__")
+        while isinstance(last, TracebackType) and last.tb_next is not None:
+            last = last.tb_next
+        names = last.tb_frame.f_code.co_names if isinstance(last, TracebackType) else ()
+        if any(name in FORKS for name in names):
+            found.append(("of_fork", True))
+    return found
+
+
+def _call(method: object) -> object:
+    try:
+        return method() if callable(method) else None
+    except BaseException:  # noqa: BLE001 - code of a foreign class, on the way to a description
+        return None
+
+
 def _retry_after(headers: object) -> object:
-    """Return for how many seconds a server asks for patience; of a date, by the server's clock."""
+    """Return for how many seconds a server asks for patience; of a date, by the server's clock. The
+    date itself, where the server does not tell what its clock says."""
     get = _get(headers, "get")
     if not callable(get):
         return None
@@ -229,34 +279,45 @@ def _retry_after(headers: object) -> object:
         after, now = get("Retry-After") or get("retry-after"), get("Date") or get("date")
         if not (isinstance(after, str) and isinstance(now, str)) or after.strip().isdigit():
             return after
-        from email.utils import parsedate_to_datetime  # Not above: it brings `socket`.
-
-        left = parsedate_to_datetime(after) - parsedate_to_datetime(now)
-        return max(left.total_seconds(), 0.0)
-    except Exception:  # noqa: BLE001 - code of a foreign class, on the way to a description
+        return seconds_until(after, seconds_of(now))
+    except BaseException:  # noqa: BLE001 - code of a foreign class, on the way to a description
         return None
+
+
+def seconds_of(date: str) -> float:
+    """Return an HTTP date in seconds since 1970; ValueError: it is none."""
+    from email.utils import parsedate_to_datetime  # Not above: it brings `socket`.
+
+    return parsedate_to_datetime(date).timestamp()
+
+
+def seconds_until(date: str, now: float) -> float:
+    """Return how long it is until an HTTP date; 0 if it is past. ValueError: it is no date."""
+    return max(seconds_of(date) - now, 0.0)
 
 
 def _get(thing: object, name: str) -> object:
     try:
         return getattr(thing, name, None)
-    except Exception:  # noqa: BLE001 - properties of user classes may raise anything
+    except BaseException:  # noqa: BLE001 - properties of user classes may raise anything
         return None
 
 
 def _traceback(head: BaseException, links: int) -> str:
     """Return the text that Python would print; for a long chain or group, the exception's own."""
-    import traceback  # Not above: it brings `tokenize`, and is needed only when something failed.
-
     short = links <= MAX_CAUSES
     if isinstance(head, BaseExceptionGroup):
         short = short and len(_leaves(head, MAX_MEMBERS)) < MAX_MEMBERS
     try:
+        # Not above: it brings `tokenize`, and is needed only when something failed. The import
+        # fails where that is that no more files can be opened.
+        import traceback
+
         if short:
             text = "".join(traceback.format_exception(head, limit=-MAX_FRAMES))
         else:
             frames = "".join(traceback.format_tb(head.__traceback__, limit=-MAX_FRAMES))
             text = f"{frames}{type(head).__qualname__}: {_message(head)}\n"
-    except Exception as broken:  # noqa: BLE001 - a broken exception class must not hide the failure
+    except BaseException as broken:  # noqa: BLE001 - a broken exception class must not hide the failure
         text = f"<its traceback could not be formatted: {type(broken).__qualname__}>\n"
     return safe(text, TRACEBACK_CHARS)

@@ -44,6 +44,9 @@ class Rule(Value):
     """Phase of the fault, where the name of the exception tells it."""
     last_resort: bool = False
     """Tried only after all other rules, and on the exception itself: not on its causes."""
+    final: bool = False
+    """Trying again is useless: the fault gets the fact `non_retryable`, unless the exception says
+    otherwise."""
     why: str = ""
     """One line for people."""
 
@@ -124,7 +127,7 @@ def _unpredicted(rule: Rule, evidence: Evidence) -> str:
         return ""
     try:
         return "" if rule.when(evidence.error, evidence.known) else "its predicate said no"
-    except Exception as error:  # noqa: BLE001 - user code; a broken rule must not hide the failure
+    except BaseException as error:  # noqa: BLE001 - user code; a broken rule must not hide the failure
         return f"its predicate raised {type(error).__qualname__}"
 
 

@@ -26,7 +26,6 @@ FACT_RULES = (
         kind=FaultKind.PREEMPTION,
         origins=NOT_RANK,
         facts={"preempted": True},
-        nested=False,
         why="the node was taken away while it drained",
     ),
     Rule(
@@ -128,6 +127,13 @@ POOL_RULES = (
         types=("thornback.pool.WorkerDied",),
         origins=(Origin.WORKER,),
         why="the worker's process ended",
+    ),
+    Rule(
+        name="pool.no_slot_left",
+        kind=FaultKind.RESOURCE,
+        types=("thornback.pool.NoSlotLeft",),
+        origins=(Origin.WORKER,),
+        why="the GPUs of all slots of the worker failed",
     ),
     Rule(
         name="pool.recall_timed_out",

@@ -13,16 +13,17 @@ from collections.abc import Callable, Sequence
 from thornback.faults.kinds import MESSAGE_CHARS, TRACEBACK_CHARS
 from thornback.faults.on_ray import RAY_TASK_ERROR
 from thornback.faults.ray_bases import RAY_BASES
-from thornback.faults.records import MAX_CAUSES, MAX_MEMBERS, ErrorRecord
+from thornback.faults.records import MAX_CAUSES, MAX_MEMBERS, ErrorRecord, is_translation
 from thornback.faults.text import safe
 from thornback.faults.values import Value
 
 HEADER = "Traceback (most recent call last):"
 CHAINED = re.compile(
-    r"^(?:The above exception was the direct cause of the following exception:"
+    r"^(The above exception was the direct cause of the following exception:"
     r"|During handling of the above exception, another exception occurred:)\n",
     re.MULTILINE,
 )
+FRAME = re.compile(r'^[ |]*File "([^"]+)", line \d+', re.MULTILINE)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 RAISED = re.compile(r"^(?P<type>[A-Za-z_][\w.<>]*(?:\(\w+\))?)(?:: ?(?P<text>.*))?$")
 MEMBER = re.compile(r"^[ |]*\+[-+]+ (?:\d+|\.\.\.) -+$", re.MULTILINE)
@@ -49,8 +50,15 @@ def record_of_text(text: str, bases: Bases = lambda name: ()) -> ErrorRecord:
     """
     text = _without_prefix(ANSI.sub("", text).replace("\r\n", "\n"))
     links: list[ErrorRecord] = []
-    for part in reversed(CHAINED.split(text)):
-        links += _links(part, bases)
+    parts = CHAINED.split(text)
+    for at in range(len(parts) - 1, -1, -2):
+        # The first frame of what was handled is the one that handled it.
+        handler = FRAME.search(parts[at])
+        handled = at + 1 < len(parts) and parts[at + 1].startswith("During handling")
+        file = handler[1] if handler else ""
+        if handled and links and not is_translation(links[-1].type_names, file):
+            break
+        links += _links(parts[at], bases)
     if not links:
         raise ValueError(
             "there is no exception in this text: its last line should be like 'ValueError: bad row'"
@@ -88,7 +96,7 @@ def _links(part: str, bases: Bases) -> list[ErrorRecord]:
     head = _record(raised, bases)
     members = []
     for box in boxes[1:]:
-        *_, last = CHAINED.split(box)
+        last = CHAINED.split(box)[-1]
         leaf = _raised(last)
         if leaf is not None and leaf.name not in GROUPS:
             members.append(_record(leaf, bases))
