@@ -86,12 +86,13 @@ def test_the_wait_for_another_node_ends_at_the_very_time_of_its_timer() -> None:
     assert game.now == now + 10.0
 
 
-def test_a_rank_avoids_a_node_only_when_it_was_told_to() -> None:
+def test_a_retry_of_any_kind_waits_for_a_gang_on_another_node() -> None:
     game = play(plan(2, max_gangs=2))
     game.start()
     game.ready(0, "a")
     game.ready(1, "b")
-    assert dispatches(game.fail(0, 0, "again", "a")) == [(0, 2, one(0))]
+    assert dispatches(game.fail(0, 0, "again", "a")) == []
+    assert dispatches(game.succeed(1)) == [(1, 2, one(0))]
 
 
 def test_an_idle_gang_is_not_taken_from_an_equal_that_waits_for_another_node() -> None:
@@ -134,7 +135,8 @@ def test_a_lost_gang_names_its_node_in_the_history_if_it_has_only_one(
     (gang,) = opened(game.lost(0, "crash"))
     ((_, assignment, _),) = dispatches(game.ready(gang, *nodes))
     game.fail(assignment, 0, "code")
-    assert policy.asked[-1][:2] == ("code", (("crash", told),))
+    fault, ((earlier, where, _),), _, _ = policy.asked[-1]
+    assert (fault, earlier, where) == ("code", "crash", told)
 
 
 def test_a_node_is_suspected_only_when_the_verdict_blames_it() -> None:
@@ -169,14 +171,16 @@ def test_draws_fill_the_whole_interval() -> None:
     assert 0.8 < draws[-1] < 1.0
 
 
-def test_a_failure_that_blames_its_node_keeps_new_gangs_away() -> None:
+def test_a_node_where_two_ranks_die_is_kept_from_new_gangs() -> None:
     game = play(plan(9, max_gangs=2))
     game.start()
     game.ready(0, "a")
     game.ready(1, "b")
-    game.fail(0, 0, "again", "a")
-    (again,) = [c for c in game.lost(1, "preempted") if isinstance(c, OpenGang)]
-    assert again.avoid == ("a",)
+    ((_, second, _),) = dispatches(game.fail(0, 0, "died", "a"))
+    commands = game.fail(second, 2, "died", "a")
+    assert dispatches(commands) == []
+    (instead,) = [c for c in commands if isinstance(c, OpenGang)]
+    assert instead.avoid == ("a",)
 
 
 # -- batches, records, ends ------------------------------------------------------------------------

@@ -12,7 +12,10 @@ from thornback.scheduler.events import NodeDraining
 from thornback.scheduler.stages import one
 from thornback.scheduler.testing import (
     GIB,
+    VERDICTS,
+    FakeVerdict,
     Play,
+    ScriptedPolicy,
     closed,
     dispatches,
     opened,
@@ -48,15 +51,15 @@ def test_ten_openings_that_fail_in_a_row_stop_the_stage() -> None:
     game = play(plan(2, max_gangs=1))
     game.start()
     for gang in range(10):
-        assert game.scheduler.counts(0).failed == 0
+        assert game.scheduler.counts(0).ready == 2
         next_gang(game, gang)
         game.lost(gang, "waited")
         game.close()
-    assert game.scheduler.counts(0).failed == 2
+    assert game.scheduler.counts(0).skipped == 2
     assert "10 gangs in a row" in game.scheduler.reason(0, 1)
 
 
-def test_a_gang_that_is_younger_than_the_trouble_does_not_keep_its_stage() -> None:
+def test_a_stage_in_trouble_waits_for_what_runs_and_dispatches_nothing_more() -> None:
     game = play(plan(9, max_gangs=2))
     game.start()
     game.tick(1.0)
@@ -64,29 +67,40 @@ def test_a_gang_that_is_younger_than_the_trouble_does_not_keep_its_stage() -> No
     game.lost(1, "crash")
     game.close()
     game.tick(1.0)
-    game.ready(0)
+    ((_, running, _),) = dispatches(game.ready(0))
     for gang in range(2, 11):
-        assert game.scheduler.counts(0).failed == 0
         next_gang(game, gang)
         game.tick(1.0)
         game.ready(gang)
         game.lost(gang, "crash")
         game.close()
-    assert game.scheduler.counts(0).failed == 8, "all but the one that runs"
+    counts = game.scheduler.counts(0)
+    assert (counts.ready, counts.running, counts.gangs) == (8, 1, 1)
+    assert game.scheduler.outstanding(running)
+    game.lost(0, "crash")
+    counts = game.scheduler.counts(0)
+    assert (counts.failed, counts.skipped) == (2, 7), "the two that were lost with their gangs"
 
 
 def test_a_stage_that_is_stopped_fails_also_what_waits_for_a_timer() -> None:
-    game = play(plan(5, slots=3, max_gangs=1), params=SchedulerParams(no_progress_faults=2))
+    policy = ScriptedPolicy(
+        {"later": FakeVerdict(delay_s=5.0, machine_fault=True), "code": VERDICTS["code"]}
+    )
+    params = SchedulerParams(no_progress_faults=2)
+    game = play(plan(5, slots=3, max_gangs=1, policy=policy), params=params)
     game.start()
     game.ready(0)
     game.fail(0, 0, "later")
     assert game.scheduler.counts(0).backoff == 1
-    assert not any(isinstance(command, Recall) for command in game.fail(3, 3, "again"))
+    game.fail(3, 3, "later")
+    assert game.scheduler.counts(0).running == 2, "these may succeed"
+    for assignment, rank in ((1, 1), (2, 2)):
+        game.fail(assignment, rank, "code")
     counts = game.scheduler.counts(0)
-    assert (counts.backoff, counts.failed, counts.running) == (0, 3, 2)
+    assert (counts.backoff, counts.failed, counts.skipped) == (0, 4, 1)
 
 
-def test_a_stage_that_is_stopped_asks_batches_back_and_lets_others_be() -> None:
+def test_a_stage_in_trouble_asks_batches_back_and_lets_others_be() -> None:
     params = SchedulerParams(no_progress_faults=1)
     game = play(plan(99, max_gangs=1), plan(99, shape=1, max_gangs=1), params=params)
     game.start()
@@ -96,7 +110,7 @@ def test_a_stage_that_is_stopped_asks_batches_back_and_lets_others_be() -> None:
         for _ in range(3):
             game.succeed(min(game.referee.gangs[gang].live), busy_s=0.001)
     first, second = game.referee.gangs[0].live
-    commands = game.fail(first, game.scheduler.outstanding(first)[0].start, "again")
+    commands = game.fail(first, game.scheduler.outstanding(first)[0].start, "died")
     recalled = [c.assignment for c in commands if isinstance(c, Recall)]
     assert recalled == [first, second]
 

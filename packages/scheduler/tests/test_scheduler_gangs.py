@@ -103,7 +103,7 @@ def test_avoidance_is_dropped_when_it_makes_a_shape_impossible() -> None:
     game.ready(0, "b")
     game.lost(0, "preempted")
     game.ready(1, "a")
-    game.lost(1, "again", "a")
+    game.lost(1, "gone", "a")
     (again,) = [c for c in game.lost(2, "impossible") if isinstance(c, OpenGang)]
     assert again.avoid == ()
     assert game.scheduler.counts(0).failed == 0

@@ -25,6 +25,7 @@ from thornback.scheduler.events import (
     Event,
     GangClosed,
     GangLost,
+    GangPlaced,
     GangReady,
     JournalFailed,
     NodeDraining,
@@ -43,6 +44,8 @@ VERDICTS = {
     "crash": FakeVerdict(blames_rank=True),
     "later": FakeVerdict(delay_s=3.0),
     "node": FakeVerdict(blames_node=True, delay_s=0.5),
+    "died": FakeVerdict(blames_node=True, machine_fault=True),
+    "alike": FakeVerdict(retry=False, signature="ValueError at job.py:3"),
     "oom": FakeVerdict(memory_bytes=3),
     "oom2": FakeVerdict(memory_bytes=5, delay_s=1.0),
     "preempted": FakeVerdict(charged=False),
@@ -65,6 +68,7 @@ plans: st.SearchStrategy[list[dict[str, int | None]]] = st.lists(
         max_gangs=st.none() | st.integers(1, 3),
         priority=st.integers(0, 1),
         after=st.booleans(),
+        fail_fast=st.none() | st.integers(1, 4),
     ),
     min_size=1,
     max_size=3,
@@ -121,6 +125,7 @@ class Runs(RuleBasedStateMachine):
                     max_gangs=plan["max_gangs"],
                     policy=self.policy,
                     priority=int(plan["priority"] or 0),
+                    fail_fast=plan["fail_fast"],
                 )
             )
             parents.append([number - 1] if plan["after"] and number else [])
@@ -169,17 +174,26 @@ class Runs(RuleBasedStateMachine):
     # -- the cluster -------------------------------------------------------------------------------
 
     @precondition(lambda self: self.gangs("opening"))
-    @rule(data=st.data(), node=st.sampled_from(NODES))
-    def gang_is_ready(self, data: st.DataObject, node: str) -> None:
+    @rule(
+        data=st.data(),
+        nodes=st.sampled_from([*((node,) for node in NODES), ("a", "b"), ("b", "c")]),
+        fitting=st.sampled_from([None, 1, 3, 8]),
+    )
+    def gang_is_ready(
+        self, data: st.DataObject, nodes: tuple[str, ...], fitting: int | None
+    ) -> None:
         gang = data.draw(st.sampled_from(self.gangs("opening")))
-        self.nodes[gang] = node
-        self.send(GangReady(gang=gang, nodes=(node,)))
+        self.nodes[gang] = nodes[0] if len(nodes) == 1 else ""
+        self.send(GangPlaced(gang=gang, nodes=nodes))
+        self.send(GangReady(gang=gang, nodes=nodes, fitting=fitting))
 
     @precondition(lambda self: self.gangs("opening", "ready"))
     @rule(data=st.data(), fault=st.sampled_from(sorted(VERDICTS)), named=st.booleans())
     def gang_is_lost(self, data: st.DataObject, fault: str, named: bool) -> None:
         gang = data.draw(st.sampled_from(self.gangs("opening", "ready")))
-        self.send(GangLost(gang=gang, fault=fault, node=self.nodes.get(gang) if named else None))
+        self.send(
+            GangLost(gang=gang, fault=fault, node=(self.nodes.get(gang) or None) if named else None)
+        )
 
     @precondition(lambda self: self.gangs("closing"))
     @rule(data=st.data(), confirmed=st.booleans())
@@ -333,15 +347,6 @@ TestRuns.settings = settings(
     stateful_step_count=50,
     suppress_health_check=[HealthCheck.too_slow],
 )
-
-
-def test_the_short_way_comes_to_the_same_as_looking_at_everything(
-    compared: type[Scheduler[str]],
-) -> None:
-    class ComparedRuns(Runs):
-        make = compared
-
-    run_state_machine_as_test(ComparedRuns, settings=TestRuns.settings)
 
 
 # -- planted bugs: the machine must find each ------------------------------------------------------

@@ -21,7 +21,7 @@ from thornback.scheduler.testing import (
     play,
 )
 
-ELSEWHERE = ScriptedPolicy({"elsewhere": FakeVerdict(), "later": FakeVerdict()})
+ELSEWHERE = ScriptedPolicy({"again": FakeVerdict(), "later": FakeVerdict()})
 
 
 def contended(*, slots: int, urgent: int, low_s: float, max_gangs: int | None = None) -> Play[str]:

@@ -245,7 +245,9 @@ def test_the_first_other_command_is_shown() -> None:
     assert difference.entry.commands == (CloseGang(gang=7),)
     assert [type(command) for command in difference.commands] == [Dispatch]
     text = str(difference)
-    assert text.startswith("entry 2, GangReady(gang=0, nodes=('n',)), at 0.0 s: other commands\n")
+    assert text.startswith(
+        "entry 2, GangReady(gang=0, nodes=('n',), fitting=None), at 0.0 s: other commands\n"
+    )
     assert "recorded: CloseGang(gang=7, kill=False)" in text
     assert "now: Dispatch(gang=0" in text
 

@@ -347,4 +347,6 @@ referee.tell(Ticked())
 referee.heard(given)
 assert_type(referee.gangs, dict[int, GangSeen])
 assert_type(referee.ended, dict[tuple[int, int], RecordState])
-assert_type(scripted.asked, list[tuple[str, tuple[tuple[str, str, Standing], ...], Standing, float]])
+assert_type(
+    scripted.asked, list[tuple[str, tuple[tuple[str, str, Standing], ...], Standing, float]]
+)

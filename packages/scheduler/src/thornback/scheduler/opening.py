@@ -23,7 +23,7 @@ def make_yield(board: Board[F]) -> None:
     `Board.slow` is of the last event: a result may have waited too long for the journal since."""
     is_slow = pressure(board) is not None
     for lane in board.active:
-        if lane.starves and not is_slow:
+        if lane.starves and not is_slow and lane.stage.tripped is None:
             _make_others_yield(board, lane)
     for lane in board.active:
         if lane.yielding:
@@ -222,11 +222,11 @@ def _close_held(board: Board[F], lane: Lane[F]) -> None:
     pause that grows: with no other node free, the backend comes back to the suspected one."""
     for gang in [gang for gang in lane.held.values() if not gang.live]:
         board.close(gang)
-        if lane.waiting:
-            pause_s = board.params.open_backoff_s * 2.0 ** min(lane.closed_held, 30)
-            lane.closed_held += 1
+        if lane.waiting and lane.closed_held:
+            pause_s = board.params.open_backoff_s * 2.0 ** min(lane.closed_held - 1, 30)
             lane.retry_at = board.now + min(pause_s, board.params.max_open_backoff_s)
             board.wake(lane.retry_at)
+        lane.closed_held += 1
 
 
 # -- yielding --------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def _carry_out_yields(board: Board[F], lane: Lane[F]) -> None:
 def is_wanted(gang: Gang[F], to: Lane[F]) -> bool:
     """Whether the lane still waits for this gang. On a node that goes away it is of no use but to
     a lane that starves: it can only be closed, to make room."""
-    if not (to.may_gain or to.stage is gang.lane.stage):
+    if to.stage.tripped is not None or not (to.may_gain or to.stage is gang.lane.stage):
         return False
     can_have_it = to.shape is gang.lane.shape and gang.drain_by is None
     takes_precedence = can_have_it and to.outranks(gang.lane)
