@@ -24,6 +24,7 @@ from thornback.faults import (
     Origin,
     RetryPolicy,
     Rule,
+    Standing,
     explain,
     root_cause,
 )
@@ -440,7 +441,7 @@ class TestWhatAnExceptionSays:
         what = self.lenient.classify(outer, RANK)
         assert (what.kind, what.facts["non_retryable"]) == (K.NETWORK, True)
         assert what.facts["retry_after_s"] == 7.0
-        assert not RetryPolicy(retries=5).decide(what, (), 0.5).retry
+        assert not RetryPolicy(retries=5).decide(what, (), Standing.UNDECIDED, 0.5).retry
 
     def test_the_outermost_counts(self) -> None:
         first = lookalike("my.Outer", retry_after=1)
