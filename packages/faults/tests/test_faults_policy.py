@@ -460,6 +460,8 @@ faults = st.builds(
 )
 standings = st.sampled_from(Standing)
 entries = st.tuples(faults, st.sampled_from(["a", "b", ""]), standings)
+doubtful = st.builds(fault, st.sampled_from([*ON_EVIDENCE, K.SETUP]), node=st.just("a"))
+settled = st.tuples(doubtful, st.just("a"), st.sampled_from([OPEN, NODE, RANK]))
 policies = st.builds(
     RetryPolicy,
     retries=st.integers(0, 3),
@@ -489,7 +491,13 @@ class TestWhatAlwaysHolds:
         if verdict.blames_node and what.kind is not K.NODE_LOST:  # which has its own 20
             assert not verdict.charged
 
-    @given(policies, faults, standings, st.lists(entries, min_size=1, max_size=15), st.data())
+    @given(
+        policies,
+        faults | doubtful,
+        standings,
+        st.lists(settled, min_size=1, max_size=4) | st.lists(entries, min_size=1, max_size=15),
+        st.data(),
+    )
     def test_settling_against_the_rank_is_never_more_lenient(
         self,
         policy: RetryPolicy,
