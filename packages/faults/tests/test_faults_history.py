@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from thornback.faults import (
     NETWORK_RULES,
     Breaker,
@@ -11,21 +13,28 @@ from thornback.faults import (
     FaultKind,
     Origin,
     RetryPolicy,
+    RetryVerdict,
+    Standing,
     StopReason,
 )
 from thornback.faults.testing import Hostile, fault, lookalike
+
+U = Standing.UNDECIDED
+MACHINE = RetryVerdict(retry=True, machine_fault=True, reason="x")
+"""What `Breaker` counts, whatever the fault."""
+OTHER = RetryVerdict(retry=True, machine_fault=False, reason="x")
 
 
 def test_verdicts_are_those_of_the_policy_with_all_that_was_before() -> None:
     policy, classifier = RetryPolicy(retries=1), Classifier(user_rules=NETWORK_RULES)
     history = FaultHistory(policy, classifier)
     errors = [ConnectionResetError("gone"), ValueError("x"), ConnectionResetError("gone")]
-    past: list[tuple[Fault, str]] = []
+    past: list[tuple[Fault, str, Standing]] = []
     for error, draw in zip(errors, (0.0, 0.5, 1.0), strict=True):
         what = classifier.classify(error)
-        assert history.failed(error, draw=draw) == policy.decide(what, past, draw)
-        past.append((what, ""))
-    assert history.faults == tuple(what for what, _ in past)
+        assert history.failed(error, draw=draw) == policy.decide(what, past, U, draw)
+        past.append((what, "", U))
+    assert history.faults == tuple(what for what, _, _ in past)
     assert [verdict.delay_s for verdict in history.verdicts] == [0.0, 0.5, 2.0]
     assert not history.failed(ValueError("x")).retry
 
@@ -51,20 +60,33 @@ def test_without_arguments_it_goes_by_the_default_policy_and_rules() -> None:
     ]
 
 
-def test_nodes_among_the_facts_convict_what_dies_everywhere() -> None:
+def test_deaths_everywhere_without_evidence_end_undecided() -> None:
+    """One call collects no evidence about nodes, so the budget of the kind is the end."""
     died = lookalike("thornback.pool.RankProcessDied", signal=9)
     history = FaultHistory()
-    assert history.failed(died, {"origin": "process", "node": "a"}).retry
-    assert history.failed(died, {"origin": "process", "node": "a"}).avoid_node
-    verdict = history.failed(died, {"origin": "process", "node": "b"})
-    assert not verdict.retry
-    assert "on 2 nodes (a, b)" in verdict.reason
+    for node in "abc":
+        assert history.failed(died, {"origin": "process", "node": node}).retry
+    verdict = history.failed(died, {"origin": "process", "node": "a"})
+    assert verdict.stop is StopReason.UNDECIDED
+    assert "undecided: rank or machine; retry limit (3) reached" in verdict.reason
 
 
-def test_preemptions_end_too() -> None:
+def test_wait_for_busy_resources_uses_up_no_retry() -> None:
+    history = FaultHistory()
+    busy = lookalike("GetTimeoutError")
+    facts = {"origin": "placement", "phase": "place"}
+    waits = [history.failed(busy, facts) for _ in range(50)]
+    assert all(verdict.retry and not verdict.charged for verdict in waits)
+    late = lookalike("thornback.pool.RankTimedOut")
+    assert [history.failed(late, {"origin": "process"}).retry for _ in range(2)] == [True, False]
+
+
+def test_preemptions_end_on_request_only() -> None:
     history = FaultHistory(RetryPolicy(max_retries=3))
     taken = lookalike("ActorDiedError", preempted=True)
     assert [history.failed(taken).retry for _ in range(4)] == [True, True, True, False]
+    endless = FaultHistory()
+    assert all(endless.failed(taken).retry for _ in range(100))
 
 
 def test_anything_may_be_told() -> None:
@@ -92,37 +114,56 @@ class TestBreaker:
         breaker = Breaker(RetryPolicy(breaker_after=2))
         history = FaultHistory(breaker=breaker)
         for _ in range(3):
-            assert breaker.failed(fault(FaultKind.NODE_LOST)) == ""
+            assert breaker.failed(fault(FaultKind.RESOURCE), MACHINE) == ""
             history.succeeded()
-        assert breaker.failed(fault(FaultKind.NODE_LOST)) == ""
-        reason = breaker.failed(fault(FaultKind.OOM))
+        assert breaker.failed(fault(FaultKind.RESOURCE), MACHINE) == ""
+        reason = breaker.failed(fault(FaultKind.OOM), MACHINE)
         assert "no progress: 2 faults" in reason
 
     def test_it_is_terminal_and_keeps_its_reason(self) -> None:
         breaker = Breaker(RetryPolicy(breaker_after=1))
-        reason = breaker.failed(fault(FaultKind.NODE_LOST))
+        reason = breaker.failed(fault(FaultKind.RESOURCE), MACHINE)
         breaker.succeeded()
-        assert breaker.failed(fault(FaultKind.APPLICATION)) == breaker.reason == reason != ""
+        assert breaker.failed(fault(FaultKind.APPLICATION), OTHER) == breaker.reason == reason != ""
 
-    def test_what_says_nothing_about_machines_is_not_counted(self) -> None:
-        breaker = Breaker(RetryPolicy(breaker_after=1))
+    @pytest.mark.parametrize("kind", FaultKind)
+    def test_only_the_verdict_says_what_is_counted(self, kind: FaultKind) -> None:
+        breaker = Breaker(RetryPolicy(breaker_after=2))
+        for _ in range(3):
+            assert breaker.failed(fault(kind), OTHER) == ""
+        assert breaker.failed(fault(kind), MACHINE) == ""
+        assert breaker.failed(fault(kind), OTHER) == ""  # neither counted nor a success
+        assert breaker.failed(fault(kind), MACHINE) == breaker.reason != ""
+
+    def test_kinds_that_say_nothing_about_machines_never_open_it(self) -> None:
+        policy = RetryPolicy(breaker_after=1)
+        breaker = Breaker(policy)
         for kind in (
             FaultKind.APPLICATION,
             FaultKind.CANCELLED,
             FaultKind.NETWORK,
+            FaultKind.NODE_LOST,
+            FaultKind.OOM,
             FaultKind.PREEMPTION,
             FaultKind.THROTTLED,
             FaultKind.UNSCHEDULABLE,
         ):
-            assert breaker.failed(fault(kind)) == ""
+            what = fault(kind)
+            assert breaker.failed(what, policy.decide(what, (), U, 0.5)) == ""
         assert breaker.reason == ""
+
+    def test_attempt_that_was_given_up_is_counted_too(self) -> None:
+        breaker = Breaker(RetryPolicy(breaker_after=1))
+        gone = MACHINE.__replace__(retry=False, stop=StopReason.POISON)
+        assert breaker.failed(fault(FaultKind.WORKER_CRASH), gone) != ""
 
     def test_twenty_by_default_and_never_on_request(self) -> None:
         default, never = Breaker(), Breaker(RetryPolicy(breaker_after=None))
+        what = fault(FaultKind.OOM)
         for _ in range(19):
-            assert default.failed(fault(FaultKind.OOM)) == never.failed(fault(FaultKind.OOM)) == ""
-        assert default.failed(fault(FaultKind.OOM)) != ""
-        assert never.failed(fault(FaultKind.OOM)) == ""
+            assert default.failed(what, MACHINE) == never.failed(what, MACHINE) == ""
+        assert default.failed(what, MACHINE) != ""
+        assert never.failed(what, MACHINE) == ""
 
     def test_without_one_a_success_is_nobodys_affair(self) -> None:
         history = FaultHistory()
@@ -131,6 +172,6 @@ class TestBreaker:
 
     def test_what_is_given_up_anyway_keeps_its_own_reason(self) -> None:
         breaker = Breaker(RetryPolicy(breaker_after=1))
-        assert breaker.failed(fault(FaultKind.NODE_LOST)) != ""
+        assert breaker.failed(fault(FaultKind.RESOURCE), MACHINE) != ""
         verdict = FaultHistory(breaker=breaker).failed(ValueError("x"))
         assert verdict.stop is StopReason.NO_RETRIES

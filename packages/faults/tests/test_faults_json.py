@@ -32,7 +32,8 @@ from thornback.faults import (
 from thornback.faults.budgets import DEFAULT_BUDGETS
 from thornback.faults.kinds import plain_facts
 from thornback.faults.memory import MemoryNeed
-from thornback.faults.testing import lookalike, lookalike_task_error
+from thornback.faults.reading import read_failure
+from thornback.faults.testing import fault, lookalike, lookalike_task_error
 from thornback.faults.text import safe
 from thornback.faults.values import Value
 
@@ -79,8 +80,8 @@ budgets = st.builds(
     charged=flags,
     in_total=flags,
     at_once=flags,
-    avoid_node=flags,
     blames_node=flags,
+    machine_fault=flags,
     blames_rank=flags,
 )
 policies = st.builds(
@@ -90,6 +91,7 @@ policies = st.builds(
     memory_bytes=st.none() | st.integers(1, 2**50),
     budgets=st.dictionaries(kinds, budgets, max_size=3),
     max_charged=counts,
+    max_free=counts,
     base_delay_s=st.floats(0, 60),
     backoff_factor=st.floats(1, 1000),
     max_retry_after_s=seconds,
@@ -103,10 +105,11 @@ verdicts = st.builds(
     charged=flags,
     blames_rank=flags,
     blames_node=flags,
-    avoid_node=flags,
+    machine_fault=flags,
     memory_bytes=st.none() | counts,
     timeout_factor=seconds,
     reason=words,
+    signature=words,
     stop=st.none() | st.sampled_from(StopReason),
 )
 rules = st.builds(
@@ -194,6 +197,7 @@ def test_code_is_no_json() -> None:
 
 
 BUDGET = {"retries": 1}
+VERDICT = {"retry": True, "reason": "x"}
 WRONG: list[tuple[type[Value], object, str]] = [
     (FaultBudget, {}, "a FaultBudget needs 'retries'"),
     (FaultBudget, {**BUDGET, "retires": 2}, "a FaultBudget has no 'retires'; .*: retries, remedy"),
@@ -209,6 +213,9 @@ WRONG: list[tuple[type[Value], object, str]] = [
     (RetryPolicy, {"budgets": []}, r"RetryPolicy.budgets cannot be \[\]"),
     (Trial, {"rule": 1, "error_type": "", "mismatch": ""}, "Trial.rule cannot be 1"),
     (Rule, {"name": "r", "kind": "oom", "types": "a.B"}, "Rule.types cannot be 'a.B'"),
+    (RetryVerdict, {**VERDICT, "avoid_node": True}, "a RetryVerdict has no 'avoid_node'"),
+    (RetryVerdict, {**VERDICT, "infrastructure": True}, "a RetryVerdict has no 'infrastructure'"),
+    (RetryVerdict, {**VERDICT, "stop": "unlikely"}, "RetryVerdict.stop cannot be 'unlikely'"),
     (Rule, {"name": "r", "kind": "oom", "when": "exec"}, "Rule.when cannot be 'exec'"),
 ]
 
@@ -222,3 +229,22 @@ def test_what_is_wrong_is_named(cls: type[Value], data: object, message: str) ->
 def test_what_is_left_out_has_its_default_and_an_int_is_a_number() -> None:
     policy = RetryPolicy.from_json({"base_delay_s": 2, "budgets": {"oom": BUDGET}})
     assert policy == RetryPolicy(base_delay_s=2.0, budgets={FaultKind.OOM: FaultBudget(retries=1)})
+
+
+def test_verdict_of_an_earlier_release_without_signature_is_read() -> None:
+    """As long as it has no field that is gone: those are refused by name, like any unknown one."""
+    old = {**VERDICT, "charged": False, "blames_node": True, "stop": None}
+    expected = RetryVerdict(retry=True, reason="x", charged=False, blames_node=True)
+    assert RetryVerdict.from_json(old) == expected
+    assert (expected.signature, expected.machine_fault) == ("", False)
+
+
+def test_certificate_with_a_verdict_of_an_earlier_release_is_read() -> None:
+    """`explain` looks at the failure alone: what was decided then may have fields that are gone."""
+    failure = fault(FaultKind.OOM, Origin.WORKER, signal=9)
+    verdict = {**VERDICT, "avoid_node": True, "infrastructure": True}
+    written = {"fault": failure.as_json(), "verdict": verdict, "retried": True}
+    read = read_failure(json.dumps(written).encode())
+    assert read.facts["origin"] == "worker"
+    assert read.facts["signal"] == 9
+    assert read.error.message == failure.message

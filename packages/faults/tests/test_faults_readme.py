@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from thornback.faults import RAY_VERSIONS
+from thornback.faults import RAY_VERSIONS, RetryPolicy, Standing
 from thornback.faults.budgets import DEFAULT_BUDGETS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -23,13 +23,22 @@ def test_the_examples_of_the_readme_run(run_examples: Callable[[Path], str]) -> 
 
 def test_the_table_is_the_one_that_decides() -> None:
     rows = re.findall(r"^\| ([A-Z_, ]+) \| (.*?) \|", README.read_text("utf-8"), re.MULTILINE)
-    told: dict[str, int] = {}
+    told: dict[str, int | None] = {}
     for names, said in rows:
-        kinds, numbers = names.split(", "), [int(n) for n in re.findall(r"\b\d+\b", said)]
+        kinds = names.split(", ")
+        numbers: list[int | None] = [int(n) for n in re.findall(r"\b\d+\b", said)]
+        if said.startswith("no limit"):
+            numbers = [None]
         told |= dict(
             zip(kinds, numbers if len(numbers) == len(kinds) else [numbers[0]] * 9, strict=False)
         )
     assert told == {kind.name: budget.retries for kind, budget in DEFAULT_BUDGETS.items()}
+
+
+def test_limits_told_of_free_retries_are_those_of_the_policy() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert f"`max_free={RetryPolicy().max_free}`" in text
+    assert all(f"| `{standing.name}` |" in text for standing in Standing)
 
 
 def test_the_programs_that_it_names_are_there() -> None:

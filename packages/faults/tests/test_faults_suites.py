@@ -18,6 +18,7 @@ from thornback.faults import (
     Origin,
     RetryPolicy,
     RetryVerdict,
+    Standing,
 )
 from thornback.faults.kinds import Attribute
 from thornback.faults.testing import check_classifier, check_retry_policy
@@ -59,9 +60,14 @@ class Changed:
     kind: FaultKind | None = None
 
     def decide(
-        self, fault: Fault, history: Sequence[tuple[Fault, str]], draw: float, /
+        self,
+        fault: Fault,
+        history: Sequence[tuple[Fault, str, Standing]],
+        standing: Standing,
+        draw: float,
+        /,
     ) -> RetryVerdict:
-        verdict = RetryPolicy().decide(fault, history, draw)
+        verdict = RetryPolicy().decide(fault, history, standing, draw)
         if self.kind not in (None, fault.kind):
             return verdict
         changes: dict[str, object] = {self.field: self.value}
@@ -74,6 +80,8 @@ class Changed:
         Changed("retry", True, FaultKind.CANCELLED),
         Changed("retry", True, FaultKind.APPLICATION),
         Changed("charged", True, FaultKind.PREEMPTION),
+        Changed("charged", True, FaultKind.SETUP),
+        Changed("retry", True, FaultKind.SETUP),
         Changed("delay_s", -1.0),
         Changed("delay_s", float("inf")),
         Changed("reason", ""),
@@ -81,7 +89,7 @@ class Changed:
         Changed("memory_bytes", None, FaultKind.NODE_LOST),
         Changed("memory_bytes", 2**30, FaultKind.OOM),
         Changed("blames_node", 1),
-        Changed("infrastructure", None),
+        Changed("machine_fault", None),
         Changed("timeout_factor", 0.5),
     ],
 )

@@ -27,6 +27,7 @@ from thornback.faults import (
     RetryPolicy,
     RetryVerdict,
     Rule,
+    Standing,
     StopReason,
     Trial,
     backoff_s,
@@ -71,7 +72,7 @@ def a_loop(errors: Sequence[BaseException]) -> Sequence[Fault]:
     assert_type(history.faults, tuple[Fault, ...])
     assert_type(root_cause(history.faults), Fault)
     breaker = Breaker(RetryPolicy(breaker_after=5))
-    assert_type(breaker.failed(history.faults[0]), str)
+    assert_type(breaker.failed(history.faults[0], history.verdicts[0]), str)
     assert_type(breaker.reason, str)
     breaker.succeeded()
     FaultHistory(breaker=breaker).succeeded()
@@ -129,12 +130,13 @@ def decide(what: Fault) -> float:
                 charged=True,
                 in_total=False,
                 at_once=False,
-                avoid_node=False,
                 blames_node=False,
+                machine_fault=False,
                 blames_rank=False,
             )
         },
         max_charged=10,
+        max_free=10,
         base_delay_s=1,
         backoff_factor=2,
         max_delay_s=60,
@@ -145,11 +147,11 @@ def decide(what: Fault) -> float:
     RetryPolicy(max_retries="unbounded")
     assert_type(policy.budget(FaultKind.OOM).retries, int | None)
     assert_type(policy.delay_s(what, 0, 0.5), float)
-    verdict = policy.decide(what, [(what, "node-a")], 0.5)
-    assert_type((verdict.retry, verdict.charged, verdict.avoid_node), tuple[bool, bool, bool])
+    verdict = policy.decide(what, [(what, "node-a", Standing.OPEN)], Standing.RANK, 0.5)
+    assert_type((verdict.retry, verdict.charged, verdict.machine_fault), tuple[bool, bool, bool])
     assert_type((verdict.blames_rank, verdict.blames_node), tuple[bool, bool])
     assert_type((verdict.memory_bytes, verdict.reason), tuple[int | None, str])
-    assert_type(verdict.stop, StopReason | None)
+    assert_type((verdict.stop, verdict.signature), tuple[StopReason | None, str])
     return verdict.delay_s * verdict.timeout_factor
 
 
@@ -173,18 +175,23 @@ class MyVerdict:
     retry = False
     delay_s = 0.0
     charged = True
-    infrastructure = True
+    machine_fault = True
     blames_rank = False
     blames_node = False
-    avoid_node = False
     memory_bytes: int | None = None
     timeout_factor = 1.0
     reason = "never"
+    signature = ""
 
 
 class MyPolicy:
     def decide(
-        self, fault: Fault, history: Sequence[tuple[Fault, str]], draw: float, /
+        self,
+        fault: Fault,
+        history: Sequence[tuple[Fault, str, Standing]],
+        standing: Standing,
+        draw: float,
+        /,
     ) -> MyVerdict:
         return MyVerdict()
 

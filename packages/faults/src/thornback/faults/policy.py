@@ -4,10 +4,12 @@ A decision rests on the fault, on its standing (what the evidence says about it 
 history that the caller keeps of the rank. Budgets count retries: a kind with `retries=3` may occur
 three times; the fourth time the rank is given up.
 
-Theory of evidence. A dead process, a broken disk or a failed set-up may be the rank's doing or the
+Theory of evidence. A dead process, a broken disk or a lost worker may be the rank's doing or the
 machine's, and one event cannot tell. Such a fault is therefore free of charge while it is OPEN and
 for good once it is settled against the NODE. It is charged once it is settled against the RANK, or
 where nothing else can run on that node (UNDECIDED). Free retries are bounded too, by `max_free`.
+A failed set-up is always free: it is the same for every rank. So is a wait for busy resources,
+which has no bound here, because it is no failure. A lost node has a budget of its own.
 """
 
 from __future__ import annotations
@@ -48,8 +50,9 @@ class RetryPolicy(Value):
     retries: int = 0
     """For errors of the rank's own code (APPLICATION)."""
     max_retries: int | Literal["unbounded"] | None = None
-    """Caps the budget of every kind, also of preemptions; None: as in the table. "unbounded": what
-    is retried at all is retried for ever, but for poison and for what runs out of all memory."""
+    """Caps the budget of every kind, also of preemptions, and `max_free`; None: as in the table.
+    "unbounded": what is retried at all has no limit, except poison and what runs out of all
+    memory."""
     memory_bytes: int | None = None
     """What the stage asks for, per rank: the foot of the ladder after OOM."""
     budgets: Mapping[FaultKind, FaultBudget] = {}
@@ -58,8 +61,9 @@ class RetryPolicy(Value):
     """Retries after charged faults of all kinds together (lost nodes apart); `retries` if that is
     more."""
     max_free: int = 10
-    """Retries after faults that evidence does not hold against the rank: a rank that meets so many
-    bad machines is given up, because it may be what breaks them."""
+    """Retries that are free of charge when they are granted, after faults of all kinds together: a
+    rank that meets so many bad machines is given up, because it may be what breaks them. A fault
+    that is settled against the rank later still counts here."""
     base_delay_s: float = 1.0
     """The longest pause before the first retry; the jitter makes it shorter."""
     backoff_factor: float = 2.0
@@ -74,10 +78,11 @@ class RetryPolicy(Value):
     """A `Breaker` stops everything after so many faults of machines in a row; None: never."""
 
     def __post_init__(self) -> None:
-        least_of = {"retries": 0, "max_retries": 0, "memory_bytes": 1, "breaker_after": 1}
-        for name, least in least_of.items():
+        required = {"retries": 0, "max_charged": 0, "max_free": 0}
+        optional = {"max_retries": 0, "memory_bytes": 1, "breaker_after": 1}
+        for name, least in (required | optional).items():
             value: object = getattr(self, name)
-            if (value is None and name != "retries") or (name, value) == ("max_retries", UNBOUNDED):
+            if (value is None and name in optional) or (name, value) == ("max_retries", UNBOUNDED):
                 continue
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be an int >= {least}, not {value!r}.")
@@ -89,12 +94,8 @@ class RetryPolicy(Value):
         for factor in (self.backoff_factor, self.timeout_factor):
             if not 1.0 <= factor <= MAX_FACTOR:
                 raise ValueError("backoff_factor and timeout_factor must be >= 1, and <= 1000.")
-        if min(self.max_charged, self.max_free) < 0 or not 0.0 <= self.max_retry_after_s < float(
-            "inf"
-        ):
-            raise ValueError(
-                "max_charged, max_free and max_retry_after_s must be >= 0, and finite."
-            )
+        if not 0.0 <= self.max_retry_after_s < float("inf"):
+            raise ValueError("max_retry_after_s must be >= 0, and finite.")
 
     def decide(
         self, fault: Fault, history: History, standing: Standing, draw: float, /
@@ -111,25 +112,27 @@ class RetryPolicy(Value):
                 again with RANK when it is settled so later: the verdict may be to give up.
             draw: in [0, 1): the jitter.
         """
+        history = [entry for entry in history if not _is_busy(entry[0])]  # no failures of the rank
         counted = counted_as(fault)
         budget = self.budget(counted)
-        earlier = sum(1 for past, _, _ in history if counted_as(past) is counted)
-        charged_before = sum(
-            1
-            for past, _, then in history
-            if counted_as(past) is counted and not self._is_free(past, then)
-        )
+        same = [(past, then) for past, _, then in history if counted_as(past) is counted]
+        paid = [then for past, then in same if self._uses_budget(past, then)]
         need = memory_need(self.memory_bytes, [*(past for past, _, _ in history), fault])
-        free = self._is_free(fault, standing)
-        stop = self._stop(fault, history, standing, charged_before, need)
-        limit = self.max_free if free else self._limit(fault)
-        number = self._free_before(history) if free else charged_before
-        again = f"retry {number + 1}" + ("" if limit is None else f" of {limit}")
+        stop = self._stop(fault, history, standing, paid, need)
         timeouts = sum(_is_rank_timeout(past) for past in (*(p for p, _, _ in history), fault))
+        # Once the rank is known to be guilty, no more evidence about its node is wanted.
+        poison = stop is not None and stop[0] is StopReason.POISON
+        if stop:
+            reason = f"given up: {stop[1]}"
+        elif _is_busy(fault):
+            reason = "the resources are busy: asked again, free of charge"
+        else:
+            number = self._retry_number(fault, history, standing, len(paid))
+            reason = f"{number}, {_remedy(fault, budget, need)}"
         return RetryVerdict(
             retry=stop is None,
-            delay_s=self.delay_s(fault, earlier, draw),
-            charged=budget.charged and not free and not _is_busy(fault),
+            delay_s=self.delay_s(fault, len(same), draw),
+            charged=budget.charged and not self._is_free(fault, standing),
             machine_fault=(
                 need.exhausted and not _is_secondhand(fault)
                 if fault.kind is FaultKind.OOM
@@ -137,11 +140,10 @@ class RetryPolicy(Value):
             ),
             blames_rank=(budget.blames_rank and not _is_secondhand(fault))
             or fault.phase == "heartbeat",
-            blames_node=self._blames_node(fault),
+            blames_node=self._blames_node(fault) and not (poison or standing is Standing.RANK),
             memory_bytes=need.memory_bytes,
             timeout_factor=self.timeout_factor ** min(timeouts, MAX_EXPONENT),
-            reason=f"{fault.kind.value}: "
-            + (f"given up: {stop[1]}" if stop else f"{again}, {_remedy(fault, budget, need)}"),
+            reason=f"{fault.kind.value}: {reason}",
             stop=stop[0] if stop else None,
             signature=_signature(fault),
         )
@@ -187,12 +189,26 @@ class RetryPolicy(Value):
             return retries
         return self.max_retries if retries is None else min(retries, self.max_retries)
 
+    def _free_limit(self) -> int | None:
+        """Return how many free retries a rank has, after faults of all kinds; None: no end."""
+        if isinstance(self.max_retries, str):
+            return None
+        return self.max_free if self.max_retries is None else min(self.max_free, self.max_retries)
+
+    def _retry_number(self, fault: Fault, history: History, standing: Standing, paid: int) -> str:
+        if self._is_free(fault, standing):
+            what, number, limit = "free retry", len(self._free_in(history)), self._free_limit()
+        else:
+            what, number, limit = "retry", paid, self._limit(fault)
+        # The one retry of UNSCHEDULABLE, with less memory, is beyond its limit of 0.
+        return f"{what} {number + 1}" + (f" of {limit}" if limit else "")
+
     def _stop(
         self,
         fault: Fault,
         history: History,
         standing: Standing,
-        earlier: int,
+        paid: Sequence[Standing],
         need: MemoryNeed,
     ) -> Stop | None:
         """Return why the rank (or the gang) is given up; None: it is not."""
@@ -206,7 +222,7 @@ class RetryPolicy(Value):
         if fault.kind is FaultKind.UNSCHEDULABLE:
             # A rung that no node has: once more with what the largest has.
             known = fault.facts.get("largest_memory_bytes") is not None
-            if earlier == 0 and known and need.memory_bytes and not need.exhausted:
+            if not paid and known and need.memory_bytes and not need.exhausted:
                 none = (StopReason.NO_RETRIES, "max_retries=0")
                 return none if self.max_retries == 0 else None
             return StopReason.UNSCHEDULABLE, f"it can never run: {_line(fault)}"
@@ -216,31 +232,30 @@ class RetryPolicy(Value):
         if fault.kind is FaultKind.OOM and need.exhausted and not _is_secondhand(fault):
             why = f"it ran out of memory with the most there is, {need.memory_bytes} bytes"
             return StopReason.OUT_OF_MEMORY, why
-        if self._is_free(fault, standing):
-            return self._unlucky(fault, history)
-        return self._spent(fault, history, standing, earlier)
-
-    def _unlucky(self, fault: Fault, history: History) -> Stop | None:
-        if self.max_retries == 0:
-            return StopReason.NO_RETRIES, f"max_retries=0: {_line(fault)}"
-        if self.max_retries == UNBOUNDED or self._free_before(history) < self.max_free:
-            return None
-        nodes = len({node for _, node, _ in history if node})
-        why = f"{self.max_free} retries free of charge are used up, on {nodes} node"
-        return StopReason.UNLUCKY, f"{why}{'' if nodes == 1 else 's'}: {_line(fault)}"
+        return self._spent(fault, history, standing, paid)
 
     def _spent(
-        self, fault: Fault, history: History, standing: Standing, earlier: int
+        self, fault: Fault, history: History, standing: Standing, paid: Sequence[Standing]
     ) -> Stop | None:
-        limit = self._limit(fault)
+        """Return which limit is reached; None: none is."""
+        limit, line = self._limit(fault), _line(fault)
         if limit == 0:
-            return StopReason.NO_RETRIES, f"no retries for this: {_line(fault)}"
-        if limit is not None and earlier >= limit:
-            spent = f"retry limit ({limit}) reached: {_line(fault)}"
-            if self._is_undecided(fault, history, standing):
+            return StopReason.NO_RETRIES, f"no retries for this: {line}"
+        free, free_limit = self._is_free(fault, standing), self._free_limit()
+        if free and free_limit is not None:
+            granted = self._free_in(history)
+            if len(granted) >= free_limit:
+                nodes = len({node for node in granted if node})
+                where = f", on {nodes} node{'' if nodes == 1 else 's'}" if nodes else ""
+                why = f"limit of free retries ({free_limit}) reached{where}: {line}"
+                return StopReason.UNLUCKY, why
+        if self._uses_budget(fault, standing) and limit is not None and len(paid) >= limit:
+            spent = f"retry limit ({limit}) reached: {line}"
+            if self._has_evidence(fault) and Standing.UNDECIDED in (*paid, standing):
                 return StopReason.UNDECIDED, f"undecided: rank or machine; {spent}"
             return StopReason.BUDGET, spent
-        if not self.budget(counted_as(fault)).in_total or self.max_retries == UNBOUNDED:
+        apart = free or not self.budget(counted_as(fault)).in_total
+        if apart or self.max_retries == UNBOUNDED:
             return None
         total = sum(
             1
@@ -250,24 +265,34 @@ class RetryPolicy(Value):
         most = max(self.max_charged, self.retries)
         if total < most:
             return None
-        return StopReason.TOTAL, f"retry limit for all kinds ({most}) reached: {_line(fault)}"
+        return StopReason.TOTAL, f"retry limit for all kinds ({most}) reached: {line}"
 
-    def _is_undecided(self, fault: Fault, history: History, standing: Standing) -> bool:
-        """Return whether the charges rest on lack of evidence, not on evidence against the rank."""
-        counted = counted_as(fault)
-        same = [then for past, _, then in history if counted_as(past) is counted]
-        return self._blames_node(fault) and Standing.UNDECIDED in (*same, standing)
+    def _has_evidence(self, fault: Fault) -> bool:
+        """Return whether evidence about its node decides who pays for this fault."""
+        # A lost node is no rank's doing, and set-up is the same for all ranks.
+        settled = (FaultKind.NODE_LOST, FaultKind.SETUP)
+        return fault.kind not in settled and self._blames_node(fault)
 
     def _is_free(self, fault: Fault, standing: Standing) -> bool:
-        """Return whether the rank does not pay for this fault; `max_free` bounds these."""
-        if fault.kind is FaultKind.SETUP:
+        """Return whether the rank does not pay for this fault."""
+        if fault.kind is FaultKind.SETUP or _is_busy(fault):
             return True
-        if fault.kind is FaultKind.NODE_LOST or not self._blames_node(fault):
-            return False
-        return standing in (Standing.OPEN, Standing.NODE)
+        return self._has_evidence(fault) and standing in (Standing.OPEN, Standing.NODE)
 
-    def _free_before(self, history: History) -> int:
-        return sum(1 for past, _, then in history if self._is_free(past, then))
+    def _uses_budget(self, fault: Fault, standing: Standing) -> bool:
+        """Return whether a fault counts for the limit of its kind."""
+        # Free or not, `budgets` and `max_retries` may limit set-up on its own.
+        return fault.kind is FaultKind.SETUP or not self._is_free(fault, standing)
+
+    def _free_in(self, history: History) -> list[str]:
+        """Return the nodes of the faults after which a free retry was granted."""
+        # One that is settled against the rank by now was OPEN then. Giving that retry back would
+        # let a guilty rank run more often than one about which nothing is known.
+        return [
+            node
+            for past, node, then in history
+            if self._is_free(past, then) or (then is Standing.RANK and self._has_evidence(past))
+        ]
 
     def _blames_node(self, fault: Fault) -> bool:
         if _is_secondhand(fault):
