@@ -464,7 +464,8 @@ class Worker(Protocol):
     async def call(self, method: str, payload: object, /) -> object:
         """Call a method of the supervisor, as `(method, payload)`, and return its answer.
 
-        Many calls are under way at once, `watch` until the worker ends. The methods are `load`,
+        Many calls are under way at once, `watch` until the worker ends; if it can run nothing more,
+        `watch` returns the reason as a `CaughtError`, and the pool kills the worker. The methods are `load`,
         `run`, `wait`, `beat`, `recall`, `drain`, `port`, `watch` and `close`; what they carry is
         between the pool and the supervisor (`Supervisor.handle`).
 

@@ -26,9 +26,16 @@ otherwise when the next process fails in the same way with another rank, or in i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import attrs
 
 from thornback.pool.ports import CaughtError
+
+if TYPE_CHECKING:
+    from thornback.faults import Classifier
 
 ENOUGH_IN_A_ROW = 2
 FRUITLESS = 3
@@ -148,11 +155,19 @@ class SlotHealth:
 def _is_passing(error: CaughtError) -> bool:
     """Return whether a server or a network failed, which says nothing about the process."""
     # Imported here, since most workers never need it and start faster without it.
-    from thornback.faults import NETWORK_RULES, THROTTLED_RULES, Classifier, FaultKind
+    from thornback.faults import FaultKind
 
-    classifier = Classifier(user_rules=(*THROTTLED_RULES, *NETWORK_RULES))
-    kind = classifier.classify(error, {"origin": "rank", "phase": "rank"}).kind
+    # No rule looks at the traceback, but to redact it costs most of the time.
+    brief = attrs.evolve(error, traceback="")
+    kind = _classifier().classify(brief, {"origin": "rank", "phase": "rank"}).kind
     return kind in (FaultKind.THROTTLED, FaultKind.NETWORK)
+
+
+@functools.cache
+def _classifier() -> Classifier:
+    from thornback.faults import NETWORK_RULES, THROTTLED_RULES, Classifier
+
+    return Classifier(user_rules=(*THROTTLED_RULES, *NETWORK_RULES))
 
 
 def _remember(ranks: dict[int, None], rank: int) -> None:
