@@ -124,6 +124,28 @@ return os.getpid()
     return body, setup
 
 
+class Gate:
+    """Lets a rank wait for leave to go on. Neither end blocks while the other is not there."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self._end = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        self.wait = f"open({str(path)!r}).readline()"
+
+    def open(self) -> None:
+        os.write(self._end, b"\n")
+
+    def close(self) -> None:
+        os.close(self._end)
+
+
+@pytest.fixture
+async def gate(tmp_path: Path) -> AsyncIterator[Gate]:
+    made = Gate(tmp_path / "leave")
+    yield made
+    made.close()
+
+
 # -- replaced processes --------------------------------------------------------------------------
 
 
@@ -266,15 +288,11 @@ async def test_retry_goes_to_the_slot_that_has_not_failed_it(start: Start) -> No
     assert not only(await supervisor.run(work(3))).ok  # all have failed it: any will do
 
 
-async def test_retry_waits_for_a_busy_slot_and_lets_others_pass(
-    start: Start, tmp_path: Path
-) -> None:
-    leave = tmp_path / "leave"
-    os.mkfifo(leave)
+async def test_retry_waits_for_a_busy_slot_and_lets_others_pass(start: Start, gate: Gate) -> None:
     supervisor = await start(
         f"""
 if call.rank == 9:
-    open({str(leave)!r}).read()
+    {gate.wait}
 if call.rank == 1 and call.attempt == 1:
     raise ValueError(call.slot)
 return [call.slot, os.getpid()]
@@ -295,7 +313,7 @@ return [call.slot, os.getpid()]
         await anyio.wait_all_tasks_blocked()
         await run(4, 5)
         assert 3 not in found
-        leave.write_text("go")
+        gate.open()
     error = only(found[2]).error
     assert error is not None
     slots = {number: json.loads(only(found[number]).result or "")[0] for number in (1, 3, 4)}
@@ -304,14 +322,12 @@ return [call.slot, os.getpid()]
 
 
 async def test_retry_that_waits_too_long_runs_in_the_process_that_failed_it(
-    start: Start, tmp_path: Path
+    start: Start, gate: Gate
 ) -> None:
-    leave = tmp_path / "leave"
-    os.mkfifo(leave)
     supervisor = await start(
         f"""
 if call.rank == 9:
-    open({str(leave)!r}).read()
+    {gate.wait}
 if call.attempt == 1:
     raise ValueError(call.slot)
 return call.slot
@@ -325,7 +341,7 @@ return call.slot
     again = await supervisor.run(attrs.evolve(work(3), attempt=2))
     assert first.error is not None
     assert only(again).result == first.error.message
-    leave.write_text("go")
+    gate.open()
     assert (await supervisor.wait(1)).final
 
 
@@ -457,11 +473,9 @@ async def test_worker_whose_set_ups_find_no_gpu_is_lost_after_two_each(start: St
 
 @pytest.mark.usefixtures("two_gpus")
 async def test_worker_without_any_slot_left_lets_its_last_report_be_fetched_first(
-    start: Start, tmp_path: Path
+    start: Start, gate: Gate
 ) -> None:
-    leave = tmp_path / "leave"
-    os.mkfifo(leave)
-    supervisor = await start(f"open({str(leave)!r}).read()\n" + ECC, params=HASTY)
+    supervisor = await start(f"{gate.wait}\n" + ECC, params=HASTY)
     answers: list[CaughtError | None] = []
 
     async def watch() -> None:
@@ -470,7 +484,7 @@ async def test_worker_without_any_slot_left_lets_its_last_report_be_fetched_firs
     assert (await supervisor.run(work(1))).running == 0
     async with anyio.create_task_group() as group:
         group.start_soon(watch)
-        leave.write_text("go")
+        gate.open()
         while not (await supervisor.beat()).parked:
             await anyio.lowlevel.checkpoint()
         await anyio.wait_all_tasks_blocked()

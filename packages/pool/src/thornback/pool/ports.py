@@ -465,9 +465,9 @@ class Worker(Protocol):
         """Call a method of the supervisor, as `(method, payload)`, and return its answer.
 
         Many calls are under way at once, `watch` until the worker ends; if it can run nothing more,
-        `watch` returns the reason as a `CaughtError`, and the pool kills the worker. The methods are `load`,
-        `run`, `wait`, `beat`, `recall`, `drain`, `port`, `watch` and `close`; what they carry is
-        between the pool and the supervisor (`Supervisor.handle`).
+        `watch` returns the reason as a `CaughtError`, and the pool kills the worker. The methods
+        are `load`, `run`, `wait`, `beat`, `recall`, `drain`, `port`, `watch` and `close`; what they
+        carry is between the pool and the supervisor (`Supervisor.handle`).
 
         Raises:
             Exception: whatever the backend raises when the worker is gone or out of reach: at once
