@@ -84,6 +84,8 @@ async def blobs(key: str) -> bytes:
             import os
             import threading
 
+            if key == "loses":
+                raise RuntimeError("CUDA error: GPU is lost")
             if key == "waits":  # for a file whose name is the argument
                 while not os.path.exists(context.args or b""):
                     threading.Event().wait(0.01)
@@ -162,6 +164,22 @@ async def test_a_straight_line_that_breaks_under_way_costs_nothing(tmp_path: Pat
         assert worker._line is None
         outcomes, _ = reported([report async for report in pool.run(1, assignment(2, 7))])
         assert outcomes[7].ok, "from now on calls go by Ray"
+        assert await pool.close(1, kill=False, timeout_s=15.0)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+async def test_worker_whose_only_gpu_failed_is_lost_with_its_node_to_blame() -> None:
+    # Without the second variable, older Ray hides the GPUs of a worker that asks for none.
+    variables = {"CUDA_VISIBLE_DEVICES": "3", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    spec = WorkerSpec(cpus=CPUS, runtime_env={"env_vars": variables})
+    async with placed({"CPU": CPUS}) as at, pool_on_ray() as pool:
+        await pool.open(1, at.nodes, at.group, spec, timeout_s=90.0)
+        (report,) = [each async for each in pool.run(1, assignment(1, 0, 1, program="loses"))]
+        assert [(each.rank, each.ok) for each in report.outcomes] == [(0, False)]
+        assert report.returned == (range(1, 2),)
+        loss = await pool.lost(1)
+        assert "the GPUs of its only slot failed: slot 0 (GPU 3)" in str(loss)
+        assert (kind(loss), loss.node) == (FaultKind.RESOURCE, at.nodes[0])
         assert await pool.close(1, kill=False, timeout_s=15.0)
 
 

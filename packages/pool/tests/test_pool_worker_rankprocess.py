@@ -18,6 +18,7 @@ from thornback.pool.worker.assignments import Books
 from thornback.pool.worker.deaths import Death, KillReason
 from thornback.pool.worker.feed import Feed, FeedContext
 from thornback.pool.worker.forks import Sockets
+from thornback.pool.worker.health import SlotHealth
 from thornback.pool.worker.params import SupervisorParams
 from thornback.pool.worker.ranklog import RankLog
 from thornback.pool.worker.rankprocess import RankProcess
@@ -105,7 +106,11 @@ async def feed(
     """Begin to feed the ranks; their first ticket is there then."""
     other.books.work = attrs.evolve(other.books.work, timeout_s=timeout_s)
     context = FeedContext(
-        node="n", params=params, oom_risen=lambda: False, saved=lambda go_on: go_on()
+        node="n",
+        params=params,
+        health=SlotHealth(own_gpus=False),
+        oom_risen=lambda: False,
+        saved=lambda go_on: go_on(),
     )
     made = Feed(other.process, other.books, context)
     assert other.books.begin() is not None

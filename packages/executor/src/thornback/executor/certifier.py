@@ -69,6 +69,8 @@ def fault_of(
     }
     if killed:
         facts["cancelled_by_us"] = True
+    if outcome.healthy_before:
+        facts["healthy_before"] = True
     if outcome.error is not None:
         told = ("signal", "exit_code", "oom_kill", "memory_limit_exceeded", "user_frame")
         facts |= {k: v for k, v in outcome.error.attributes.items() if k in told}

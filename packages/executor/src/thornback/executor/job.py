@@ -154,7 +154,8 @@ class Stage:
     less than 40 ranks stop at half of them, at least 3. Running ranks finish, the rest is skipped.
     None: never. Off by itself where `max_failed` allows as many."""
     setup: Callable[[RankContext], Any] | None = attrs.field(default=None, kw_only=True)
-    """Called once per process before its first rank; its value is `ctx.setup_value`."""
+    """Called once per process before its first rank; its value is `ctx.setup_value`. A process in
+    which it breaks is replaced (see the README), and then it is called again."""
     setup_timeout_s: float = attrs.field(default=900.0, kw_only=True)
     """Seconds, from the start of the process to the end of `setup`."""
     teardown: Callable[[Any], None] | None = attrs.field(default=None, kw_only=True)

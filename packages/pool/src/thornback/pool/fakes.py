@@ -21,6 +21,7 @@ from thornback.pool.ports import (
     Checkpoint,
     LogChunk,
     Outcome,
+    ParkedSlot,
     Ranks,
     Report,
     RunningRank,
@@ -108,6 +109,10 @@ class FakeWorker:
     """What its beats say."""
     drains: list[float | None] = attrs.field(factory=list)
     """The notices that it was given."""
+    parked: tuple[ParkedSlot, ...] = ()
+    """What its beats say."""
+    loss: CaughtError | None = None
+    """See `use_up`."""
     ports: int = 0
     """How many ports it was asked for; they are 20001 and those that follow."""
     closed: bool = False
@@ -140,6 +145,11 @@ class FakeWorker:
             default = FakeDeathError(f"worker {self.index} on {self.node} died")
             self.obituary = (error or default, dict(facts or {}))
             self._change()
+
+    def use_up(self, loss: CaughtError) -> None:
+        """Report that all slots are parked: the pool then ends this worker."""
+        self.loss = loss
+        self._change()
 
     def fall_silent(self, silent: bool = True) -> None:
         """Answer nothing from now on, or again."""
@@ -235,8 +245,8 @@ class FakeWorker:
                     self.finish(number, None)
                 return None
             case "watch", _:
-                await self._until(lambda: self.closed)
-                return None
+                await self._until(lambda: self.closed or self.loss is not None)
+                return self.loss
             case "close", float() | int() | None:
                 self.closed = True
                 self._change()
@@ -293,6 +303,7 @@ class FakeWorker:
             pid=self.pid,
             rss_bytes=1,
             running=self._running(),
+            parked=self.parked,
             address=f"10.0.0.{self.index + 1}",
             log_dir=self.log_dir,
             logs=tuple(chunks),

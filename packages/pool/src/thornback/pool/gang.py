@@ -405,8 +405,9 @@ class Gang:
         return tuple(found[member] for member in sorted(found))
 
     async def _watch(self, link: Link) -> None:
-        await self._ask(link, "watch", lambda _: None)
-        await self._declare_dead(link, losses.ended(), "run")
+        why = await self._ask(link, "watch", lambda _: None)
+        error = why if isinstance(why, CaughtError) else losses.ended()
+        await self._declare_dead(link, error, "run")
 
     async def _end_grace(self, work: _Work) -> None:
         try:

@@ -57,6 +57,8 @@ class Link:
         """Where the other nodes reach it; empty: not known yet."""
         self._gang = gang
         self._logs = LogBook()
+        self._parked: dict[int, None] = {}
+        """Slots whose parking was logged."""
         self._log_dir = ""
         """Where it has logs that are wanted; empty: nothing is to be salvaged."""
         self._log_prefix = ""
@@ -168,6 +170,19 @@ class Link:
         return has_more(beat.logs)
 
     def _tell(self, beat: Beat, asked: Mapping[str, int] | None = None) -> None:
+        for slot in beat.parked:
+            if slot.slot in self._parked:
+                continue
+            self._parked[slot.slot] = None
+            _LOG.warning(
+                "slot %d of the worker on %s (gang %d) gets no more work, since its GPU (%s) "
+                "failed: %s",
+                slot.slot,
+                self.node,
+                self._gang,
+                ", ".join(slot.gpus),
+                slot.reason,
+            )
         chunks = self._logs.entered(beat.logs, gang=self._gang, node=self.node, asked=asked)
         self._telling.beat(self._gang, attrs.evolve(beat, node=self.node, logs=()))
         self._telling.logs(chunks)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from thornback.pool.ports import Attribute, CaughtError, GangLostError
+from thornback.pool.ports import Attribute, CaughtError, GangLostError, ParkedSlot
+
+_MESSAGE_CHARS = 4096
 
 
 def _caught(name: str, message: str, **attributes: Attribute) -> CaughtError:
@@ -48,6 +50,14 @@ def no_port(answer: object) -> CaughtError:
 def ended() -> CaughtError:
     """A worker said that it is closed, though nobody had asked for that."""
     return _caught("WorkerDied", "the worker ended by itself, without being asked to")
+
+
+def no_slot_left(parked: Sequence[ParkedSlot]) -> CaughtError:
+    """All slots of a worker are parked."""
+    each = "; ".join(f"slot {p.slot} (GPU {', '.join(p.gpus)}): {p.reason}" for p in parked)
+    slots = "its only slot" if len(parked) == 1 else f"all {len(parked)} slots"
+    message = f"the worker has no slot left, since the GPUs of {slots} failed: {each}"
+    return _caught("NoSlotLeft", message[:_MESSAGE_CHARS])
 
 
 def closed(gang: int) -> GangLostError:

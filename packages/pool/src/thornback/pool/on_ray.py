@@ -109,9 +109,9 @@ class RankWorker:
             raise RuntimeError(f"{method!r} before the supervisor was started")
         return await self._supervisor.handle(method, payload)
 
-    async def hold(self) -> None:
-        """Never return: that this call fails is the notice of the worker's death."""
-        await anyio.sleep_forever()
+    async def hold(self) -> object:
+        """Return what `Supervisor.watch` returns. If this call fails, the worker is dead."""
+        return await self.call("watch", None)
 
 
 def _log_root() -> str:

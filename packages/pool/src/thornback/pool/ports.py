@@ -226,6 +226,8 @@ class Outcome:
     """Who saw the failure."""
     phase: str = "rank"
     """What was under way when it failed: `setup` or `rank`."""
+    healthy_before: bool = False
+    """The rank raised an error in a process in which another rank had succeeded."""
     node: str = ""
     """Filled in by the pool."""
     pid: int = 0
@@ -291,6 +293,18 @@ class RunningRank:
 
 
 @attrs.frozen(kw_only=True, slots=True)
+class ParkedSlot:
+    """A slot that gets no more work, because GPUs that only it uses have failed."""
+
+    slot: int
+    """Its number, from 0."""
+    gpus: tuple[str, ...]
+    """As in `CUDA_VISIBLE_DEVICES`."""
+    reason: str
+    """The error that decided this, bounded."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
 class Beat:
     """A worker's sign of life."""
 
@@ -302,6 +316,9 @@ class Beat:
     """Its resident memory, without that of the rank processes."""
     running: tuple[RunningRank, ...] = ()
     """At most one per slot."""
+    parked: tuple[ParkedSlot, ...] = ()
+    """Slots that get no more work. The worker continues with the others; without any, it is
+    lost."""
     address: str = ""
     """IP address at which the other nodes of its gang reach it."""
     log_dir: str = ""
@@ -447,9 +464,10 @@ class Worker(Protocol):
     async def call(self, method: str, payload: object, /) -> object:
         """Call a method of the supervisor, as `(method, payload)`, and return its answer.
 
-        Many calls are under way at once, `watch` until the worker ends. The methods are `load`,
-        `run`, `wait`, `beat`, `recall`, `drain`, `port`, `watch` and `close`; what they carry is
-        between the pool and the supervisor (`Supervisor.handle`).
+        Many calls are under way at once, `watch` until the worker ends; if it can run nothing more,
+        `watch` returns the reason as a `CaughtError`, and the pool kills the worker. The methods
+        are `load`, `run`, `wait`, `beat`, `recall`, `drain`, `port`, `watch` and `close`; what they
+        carry is between the pool and the supervisor (`Supervisor.handle`).
 
         Raises:
             Exception: whatever the backend raises when the worker is gone or out of reach: at once

@@ -173,6 +173,8 @@ class RankProcess:
         self._leftovers.end()
         peak, size = self._peak.bytes(), self._streams.log_size()
         self._line.say_done(["done", serial, result, outputs, error, ran_s, peak, spans, size])
+        if error is not None:  # the supervisor may replace this process before the next rank
+            self._line.await_leave(serial)
 
     def _tear_down(self) -> None:
         """Let the program end what it has begun. What it raises goes to the log."""

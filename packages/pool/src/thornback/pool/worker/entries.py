@@ -33,6 +33,8 @@ class Entry:
     news: asyncio.Event = attrs.field(factory=asyncio.Event)
     """Replaced when set: a checkpoint, or the last part."""
     slot: Slot | None = None
+    sent: bool = False
+    """The final report was sent at least once."""
     timer: asyncio.TimerHandle | None = None
     unconfirmed: Unconfirmed | None = None
 

@@ -35,9 +35,21 @@ def slot_env(spec: WorkerSpec, inherited: Mapping[str, str], slot: int) -> dict[
     is.
     """
     env = {"THORNBACK_SLOT": str(slot)}
-    gpus = [each for each in inherited.get(_GPUS, "").split(",") if each.strip()]
-    if gpus and _GPUS not in spec.env:
-        each = len(gpus) // spec.slots
-        mine = gpus[slot * each : (slot + 1) * each] if each else [gpus[slot % len(gpus)]]
-        env[_GPUS] = ",".join(mine)
+    gpus = _gpus(spec, inherited)
+    if gpus:
+        env[_GPUS] = ",".join(own_gpus(spec, inherited, slot) or (gpus[slot % len(gpus)],))
     return env
+
+
+def own_gpus(spec: WorkerSpec, inherited: Mapping[str, str], slot: int) -> tuple[str, ...]:
+    """Return the GPUs of this slot that no other slot of the worker uses."""
+    gpus = _gpus(spec, inherited)
+    each = len(gpus) // spec.slots
+    return gpus[slot * each : (slot + 1) * each]
+
+
+def _gpus(spec: WorkerSpec, inherited: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the GPUs of the worker; none if the spec sets `CUDA_VISIBLE_DEVICES` itself."""
+    if _GPUS in spec.env:
+        return ()
+    return tuple(each for each in inherited.get(_GPUS, "").split(",") if each.strip())

@@ -16,10 +16,11 @@ from typing import Any
 
 import attrs
 
-from thornback.pool.ports import SeenBy
+from thornback.pool.ports import CaughtError, SeenBy
 from thornback.pool.worker import outcomes
 from thornback.pool.worker.assignments import Books, Item
 from thornback.pool.worker.deaths import Death, KillReason
+from thornback.pool.worker.health import SlotHealth
 from thornback.pool.worker.news import Done, Progressed, Saved, Started
 from thornback.pool.worker.params import SupervisorParams
 from thornback.pool.worker.proctree import rss_bytes
@@ -37,6 +38,8 @@ class FeedContext:
 
     node: str
     params: SupervisorParams
+    health: SlotHealth
+    """Record of the slot, which is told how ranks end."""
     oom_risen: Callable[[], bool]
     saved: Callable[[Callable[[], None]], None]
     """Called when a rank has saved a checkpoint, with what lets the rank go on."""
@@ -163,11 +166,11 @@ class Feed:
 
     def _take_back(self) -> None:
         """Take tickets back: their ranks have not started. If it was all of them, the first stays
-        begun, to be sent again."""
+        begun, to be sent again, if this process is still to be used."""
         if back := self._process.take_back():
             taken = [(serial, item) for serial, item in self._sent if serial not in back]
             ahead = [item for serial, item in self._sent if serial in back]
-            if not taken:
+            if not taken and not self._process.worn:
                 self._due = None
                 self._books.unbegin(ahead[1:])
             else:
@@ -207,7 +210,7 @@ class Feed:
         if isinstance(news, Done):
             self._done(news)
             if news.next:
-                if news.next != self._serial:
+                if news.error is not None or news.next != self._serial:
                     raise Unexpected("it answered what it was not asked")
                 self._started()
         elif isinstance(news, Started):
@@ -240,14 +243,28 @@ class Feed:
             process.log,
             news,
             log_slice,
-            max(news.peak_rss_bytes, process.peak_tree_rss_bytes),
+            healthy_before=self._context.health.healthy,
+            peak=max(news.peak_rss_bytes, process.peak_tree_rss_bytes),
         )
         books.end(fields, self._loop.time())
         process.ranks += 1
         process.pace.ran(news.ran_s)
-        process.worn = self._is_worn()
-        self._sent.popleft()
+        broken = self._is_broken(news.error)
+        process.worn = broken or self._is_worn()
+        serial, _ = self._sent.popleft()
         self.began = self.progress = self._due = None
+        if news.error is not None:
+            if process.worn:  # the next process runs what lies ahead
+                self._take_back()
+            process.go_on(serial)
+
+    def _is_broken(self, error: CaughtError | None) -> bool:
+        """Record how the first rank ended; return whether the process is to be replaced."""
+        health = self._context.health
+        if error is None:
+            health.succeeded()
+            return False
+        return health.failed(self._sent[0][1].rank, error)
 
     def _is_worn(self) -> bool:
         work, process = self._books.work, self._process

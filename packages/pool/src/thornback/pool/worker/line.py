@@ -86,6 +86,12 @@ class Line:
             self.say([*self._done, following])
             self._done = None
 
+    def await_leave(self, serial: int) -> None:
+        """Send the end of a failed rank, and wait until the supervisor lets this process go on."""
+        self._flush_done(0)
+        self._send(None)
+        self.mail("go", serial)
+
     def next_ticket(self) -> tuple[Any, ...] | None:
         """Return the next ticket; None: the supervisor is gone.
 

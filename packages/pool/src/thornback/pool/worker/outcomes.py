@@ -11,7 +11,15 @@ from thornback.pool.worker.ranklog import RankLog
 
 
 def done(
-    rank: int, node: str, pid: int, log: RankLog, news: Done, log_slice: tuple[int, int], peak: int
+    rank: int,
+    node: str,
+    pid: int,
+    log: RankLog,
+    news: Done,
+    log_slice: tuple[int, int],
+    *,
+    healthy_before: bool,
+    peak: int,
 ) -> dict[str, Any]:
     """Of a rank that has answered."""
     fields: dict[str, Any] = {
@@ -29,7 +37,11 @@ def done(
     if news.error is None:
         fields |= {"result": news.result, "outputs": news.outputs}
     else:
-        fields |= {"error": news.error, "log_tail": log.tail(*log_slice)}
+        fields |= {
+            "error": news.error,
+            "healthy_before": healthy_before,
+            "log_tail": log.tail(*log_slice),
+        }
     return fields
 
 

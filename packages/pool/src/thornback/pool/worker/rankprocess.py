@@ -217,6 +217,10 @@ class RankProcess:
         """Tell it when its node goes away, on the monotonic clock."""
         self._write(("drain", goes_at))
 
+    def go_on(self, serial: int) -> None:
+        """Let the process take its next ticket, after the rank of this serial failed."""
+        self._write(("go", serial))
+
     def kept(self, number: int) -> None:
         """Tell it that its checkpoint of that number is kept."""
         self._write(("kept", number))

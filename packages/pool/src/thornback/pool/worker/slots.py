@@ -1,10 +1,11 @@
 """One slot of a worker: runs assignments, one at a time, in a rank process that it keeps, and
 replaces when it must.
 
-A process runs one program. It is replaced when it died, was killed, failed in its set-up, is worn
-(`max_ranks_per_child`, `max_growth_bytes`), or another program's turn has come: what the last
-program's set-up holds (GPU memory, a model) goes with it. One that is alive and idle tears its
-program down first.
+A process runs one program. It is replaced when it died, was killed, failed in its set-up, is broken
+(see `health`) or worn (`max_ranks_per_child`, `max_growth_bytes`), or another program's turn has
+come: what the last program's set-up holds (GPU memory, a model) goes with it. One that is alive and
+idle tears its program down first. The replacement waits for the next rank, so that no process is
+set up without work.
 """
 
 from __future__ import annotations
@@ -15,11 +16,19 @@ from typing import Any
 
 import attrs
 
-from thornback.pool.ports import Assignment, CaughtError, RunningRank, SeenBy, WorkerSpec
+from thornback.pool.ports import (
+    Assignment,
+    CaughtError,
+    ParkedSlot,
+    RunningRank,
+    SeenBy,
+    WorkerSpec,
+)
 from thornback.pool.worker import outcomes
 from thornback.pool.worker.assignments import Books
 from thornback.pool.worker.deaths import Death, KillReason, timed_out
 from thornback.pool.worker.feed import Feed, FeedContext
+from thornback.pool.worker.health import SlotHealth
 from thornback.pool.worker.params import SupervisorParams
 from thornback.pool.worker.proctree import rss_bytes, tree_rss_bytes
 from thornback.pool.worker.rankprocess import RankProcess
@@ -38,9 +47,14 @@ class SlotContext:
     blobs: Mapping[str, bytes]
     start_process: Callable[[int, str], Awaitable[RankProcess]]
     """Forks a process for (slot, key of the program). May be cancelled."""
+    own_gpus: Callable[[int], tuple[str, ...]]
+    """Returns the GPUs that no other slot uses."""
     stuck: Callable[[], None]
     """The fork server does not answer: kill it."""
     oom_risen: Callable[[], bool]
+
+
+_REASON_CHARS = 500
 
 
 class _Recalled(Exception):
@@ -61,6 +75,8 @@ class Slot:
     def __init__(self, index: int, context: SlotContext) -> None:
         self._index = index
         self._context = context
+        self._gpus = context.own_gpus(index)
+        self._health = SlotHealth(own_gpus=bool(self._gpus))
         self._process: RankProcess | None = None
         self._forking: asyncio.Task[RankProcess] | None = None
         self._books: Books | None = None
@@ -70,8 +86,8 @@ class Slot:
         self._recalled = False
 
     async def run(self, books: Books, saved: Callable[[Callable[[], None]], None]) -> None:
-        """Run an assignment until its books are over. `saved` is called at each checkpoint, with
-        what lets the rank go on.
+        """Run an assignment until its books are over: if the slot is `parked` meanwhile, the rest
+        is handed back. `saved` is called at each checkpoint, with what lets the rank go on.
 
         Cancellation: a process that runs ranks is killed; close the fork server.
         """
@@ -79,6 +95,7 @@ class Slot:
         context = FeedContext(
             node=self._context.node,
             params=self._context.params,
+            health=self._health,
             oom_risen=self._context.oom_risen,
             saved=saved,
         )
@@ -86,7 +103,7 @@ class Slot:
         self._books, self._recalled = books, False
         tries = 0
         try:
-            while books.out or books.begin() is not None:
+            while self.parked is None and (books.out or books.begin() is not None):
                 self._began = loop.time()
                 try:
                     process = await self._process_for(work, books.out[0].rank)
@@ -100,8 +117,32 @@ class Slot:
                 self._feed = Feed(process, books, context)
                 tries = await self._feed.run(self._fields(work), tries)
                 self._feed = None
+            if self.parked is not None:
+                books.hand_back()
         finally:
             self._books = self._feed = None
+
+    @property
+    def parked(self) -> ParkedSlot | None:
+        """Describe why the slot is parked; None: it is in use."""
+        error = self._health.parked
+        if error is None:
+            return None
+        name = error.type_names[0].rpartition(".")[2] if error.type_names else "an error"
+        reason = f"{name}: {error.message}"[:_REASON_CHARS]
+        return ParkedSlot(slot=self._index, gpus=self._gpus, reason=reason)
+
+    def has_failed(self, work: Assignment) -> bool:
+        """Return whether a rank of this assignment failed in the process that would run it."""
+        process = self._process
+        if process is None or not process.accepts or not _suits(process, work):
+            return False  # a fresh process would run it
+        return self._health.has_failed(rank for each in work.ranks for rank in each)
+
+    def is_set_up_for(self, work: Assignment) -> bool:
+        """Return whether an assignment could start here without a set-up."""
+        process = self._process
+        return process is not None and process.usable and _suits(process, work)
 
     def hand_back(self) -> None:
         """Return what has not started of the assignment that runs."""
@@ -170,6 +211,20 @@ class Slot:
         finally:
             timer.cancel()
 
+    async def retire(self) -> None:
+        """End the process that there is, in order if it can, and wait until its tree is gone (the
+        fork server is killed if it is slow).
+
+        Cancellation: the process goes on; kill it.
+        """
+        process = self._process
+        if process is not None:
+            await self.tear_down()
+            process.kill(KillReason.RETIRED)
+            await process.dead.wait()
+            process.log.close()
+            self._process = None
+
     def close(self) -> None:
         """Let go of the process, after all are dead."""
         if self._process is not None:
@@ -202,10 +257,11 @@ class Slot:
         process = self._process
         if process is not None and process.usable and _suits(process, work):
             return process
-        await self._retire()
+        await self.retire()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + work.setup_timeout_s
         process = self._process = await self._fork(work, rank)
+        self._health.began(work.program)
         left_s = max(0.0, deadline - loop.time())
         timer = loop.call_later(left_s, process.kill, KillReason.TIMED_OUT)
         fields = {**self._fields(work), "rank": rank}
@@ -223,7 +279,8 @@ class Slot:
         if answer.error is not None:
             peak = answer.peak_rss_bytes
             failed = self._failed(rank, answer.error, SeenBy.RANK, process, peak)
-            await self._retire()
+            self._health.set_up_failed(answer.error)
+            await self.retire()
             spans = {"spans": answer.spans, "spans_dropped": answer.spans_dropped}
             raise _Failed({**failed.fields, **spans})
         process.has_teardown = answer.has_teardown
@@ -275,17 +332,6 @@ class Slot:
             error = timed_out("start of a rank process", timeout_s)
             raise self._failed(rank, error, SeenBy.PROCESS, None)
         return task.result()
-
-    async def _retire(self) -> None:
-        """End the process that there is, in order if it can, and wait until its tree is gone (the
-        fork server is killed if it is slow)."""
-        process = self._process
-        if process is not None:
-            await self.tear_down()
-            process.kill(KillReason.RETIRED)
-            await process.dead.wait()
-            process.log.close()
-            self._process = None
 
 
 def _suits(process: RankProcess, work: Assignment) -> bool:

@@ -3,9 +3,10 @@ its own.
 
 It knows neither Ray nor the driver. Its host calls `handle(method, payload)`: a Ray actor, or
 `python -m thornback.pool.worker` on a socket (see `server.py`). The parts, from outside in:
-`assignments` (what is to be reported), `slots` (one assignment at a time), `feed` (its ranks),
-`rankprocess` (one child), `nursery` and `forks` (the fork server that makes and ends children),
-`logshelf` (what children write).
+`assignments` (what is to be reported), `waiting` (which slot gets it), `slots` (one assignment at a
+time), `health` (whether its process is to be replaced), `feed` (its ranks), `rankprocess` (one
+child), `nursery` and `forks` (the fork server that makes and ends children), `logshelf` (what
+children write).
 
 Everything that user code can do comes back as data in a `Report`. What is raised here is a wrong
 call (`SupervisorRefused`). A worker that cannot go on ends its own process, so that the pool sees
@@ -26,15 +27,18 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import NoReturn
 
-from thornback.pool.ports import Assignment, Beat, Report, WorkerSpec
+from thornback.pool import losses
+from thornback.pool.ports import Assignment, Beat, CaughtError, ParkedSlot, Report, WorkerSpec
 from thornback.pool.worker.assignments import Part
 from thornback.pool.worker.deaths import OomKills
 from thornback.pool.worker.entries import Entries, Entry
+from thornback.pool.worker.environ import own_gpus
 from thornback.pool.worker.freeport import FreePorts
 from thornback.pool.worker.nursery import Nursery
 from thornback.pool.worker.params import SupervisorParams
 from thornback.pool.worker.proctree import rss_bytes
 from thornback.pool.worker.slots import Slot, SlotContext, tear_down_all
+from thornback.pool.worker.waiting import WaitingRoom
 
 GAVE_UP_EXIT_CODE = 70
 
@@ -90,7 +94,6 @@ class Supervisor:
         self._give_up = give_up
         self._blobs: dict[str, bytes] = {}
         self._entries = Entries(spec.slots)
-        self._queue: asyncio.Queue[Entry] = asyncio.Queue()
         self._oom = OomKills()
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._address = address
@@ -101,7 +104,12 @@ class Supervisor:
         self._ended = False
         self._started = False
         self._draining = False
-        self._closed = asyncio.Event()
+        self._loss: CaughtError | None = None
+        """Why the worker cannot run anything more; None: it can."""
+        self._over = asyncio.Event()
+        """The worker is closed, or cannot run anything more."""
+        self._sent = asyncio.Event()
+        """A final report was sent. Replaced when set."""
         self._nursery = Nursery(
             spec,
             node_index,
@@ -121,10 +129,12 @@ class Supervisor:
             params=self._params,
             blobs=self._blobs,
             start_process=self._nursery.start_process,
+            own_gpus=partial(own_gpus, spec, os.environ),
             stuck=self._nursery.stuck,
             oom_risen=self._oom.risen,
         )
         self._slots = [Slot(index, context) for index in range(spec.slots)]
+        self._room = WaitingRoom(self._slots)
 
     # -- for the host ----------------------------------------------------------------------------
 
@@ -176,8 +186,7 @@ class Supervisor:
             case "port", _:
                 return await self.port()
             case "watch", _:
-                await self.watch()
-                return None
+                return await self.watch()
             case "close", int() | float() | None as timeout_s:
                 return await self.close(timeout_s)
         raise SupervisorRefused(
@@ -196,8 +205,9 @@ class Supervisor:
 
         An assignment that has run for `reclaim_s` hands back what it has not started and goes on
         with the running rank: then the report is not final, and `wait` returns the rest. One that
-        has waited for a slot for so long hands back everything. Called again with the same id:
-        nothing is run twice, the same report is returned.
+        has waited for a slot for so long hands back everything; but if it waited only because its
+        rank had failed in the process of an idle slot, it runs there now. Called again with the
+        same id: nothing is run twice, the same report is returned.
 
         Raises:
             SupervisorRefused: the worker is closed, has 2 assignments per slot already, lacks the
@@ -259,6 +269,7 @@ class Supervisor:
             pid=os.getpid(),
             rss_bytes=rss_bytes(os.getpid()),
             running=tuple(each for slot in self._slots if (each := slot.running()) is not None),
+            parked=self._parked,
             address=self._address,
             log_dir=self._nursery.log_dir,
             log_prefix=self._nursery.log_prefix,
@@ -282,10 +293,13 @@ class Supervisor:
         there is none."""
         return self._ports.one()
 
-    async def watch(self) -> None:
-        """Return when the worker is closed: to be kept pending, so that its death is noticed at
-        once."""
-        await self._closed.wait()
+    async def watch(self) -> CaughtError | None:
+        """Return None when the worker is closed, or the reason when all its slots are parked.
+
+        The pool keeps this call pending, so that it notices the death of the worker at once.
+        """
+        await self._over.wait()
+        return self._loss
 
     async def close(self, timeout_s: float | None = None) -> bool:
         """End all rank processes with their trees, and the fork server. Idempotent, bounded.
@@ -320,18 +334,18 @@ class Supervisor:
         if refusal:
             raise SupervisorRefused(f"assignment {work.assignment} is refused: {refusal}")
         entry = self._entries.add(work)
-        if self._entries.was_recalled(work.assignment):
+        if self._entries.was_recalled(work.assignment) or len(self._parked) == len(self._slots):
             entry.books.hand_back()
             self._report(entry)
             return entry
         self._arm(entry)
-        self._queue.put_nowait(entry)
+        self._room.put(entry)
         return entry
 
     async def _serve(self, slot: Slot) -> None:
-        """Run assignments in a slot, one after the other, for ever."""
-        while True:
-            entry = await self._queue.get()
+        """Run assignments in a slot, one after the other, until it is parked."""
+        while slot.parked is None:
+            entry = await self._room.take(slot)
             if entry.books.over:  # handed back while it waited
                 continue
             entry.slot = slot
@@ -339,6 +353,41 @@ class Supervisor:
             await slot.run(entry.books, partial(self._saved, entry))
             self._report(entry)
             entry.slot = None
+        self._park(slot.parked)
+        await slot.retire()
+
+    @property
+    def _parked(self) -> tuple[ParkedSlot, ...]:
+        return tuple(parked for slot in self._slots if (parked := slot.parked) is not None)
+
+    def _park(self, slot: ParkedSlot) -> None:
+        """Take a slot out of use. After the last one, hand back everything and give notice."""
+        gpus = ", ".join(slot.gpus)
+        with contextlib.suppress(OSError, ValueError):
+            print(
+                f"thornback: slot {slot.slot} gets no more work, since its GPU ({gpus}) failed: "
+                f"{slot.reason}",
+                file=sys.stderr,
+                flush=True,
+            )
+        parked = self._parked
+        if len(parked) < len(self._slots):
+            self._room.match()
+            return
+        for entry in self._entries.all():
+            if not entry.books.over:
+                self._hand_back(entry)
+                self._report(entry)
+        self._spawn(self._give_notice(losses.no_slot_left(parked)))
+
+    async def _give_notice(self, loss: CaughtError) -> None:
+        """Answer `watch` with the reason, once the pool has fetched all reports."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._params.confirm_s):
+                while not all(entry.sent for entry in self._entries.all()):
+                    await self._sent.wait()
+        self._loss = loss
+        self._over.set()
 
     def _saved(self, entry: Entry, go_on: Callable[[], None]) -> None:
         """A rank has saved a checkpoint. While the node drains nothing is left for later: it is
@@ -358,6 +407,8 @@ class Supervisor:
         entry.timer = loop.call_later(self._params.reclaim_s, self._reclaim, entry)
 
     def _reclaim(self, entry: Entry) -> None:
+        if self._room.hurry(entry):
+            return
         self._hand_back(entry)
         self._report(entry)
 
@@ -365,6 +416,7 @@ class Supervisor:
         if entry.slot is not None:
             entry.slot.hand_back()
         else:
+            self._room.drop(entry)
             entry.books.hand_back()
 
     def _report(self, entry: Entry) -> None:
@@ -379,6 +431,10 @@ class Supervisor:
     def _sendable(self, entry: Entry, part: Part | None, seen: int) -> Report:
         if part is None:
             raise SupervisorRefused("the worker is closed")
+        if part.final and not entry.sent:
+            entry.sent = True
+            self._sent.set()
+            self._sent = asyncio.Event()
         return part.report(asyncio.get_running_loop().time(), entry.books.newer(seen))
 
     async def _tick(self) -> None:
@@ -421,7 +477,7 @@ class Supervisor:
         gone = await self._nursery.close()
         for slot in self._slots:
             slot.close()
-        self._closed.set()
+        self._over.set()
         return gone
 
 
