@@ -356,6 +356,23 @@ class Platform(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksRuntimeEnvs(Protocol):
+    """What a `Platform` may be, too: it refuses a `runtime_env` before anything runs."""
+
+    def check_runtime_env(self, env: Mapping[str, object], where: str, /) -> None:
+        """Return if workers can have this, as far as that can be known here. Blocks, for a moment.
+
+        Args:
+            env: that of a stage over that of the executor, with absolute paths. Not empty.
+            where: whose it is: the beginning of the error.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        ...
+
+
 @attrs.frozen(kw_only=True, slots=True)
 class Dispatched:
     """An assignment that was handed to a gang: what a companion of the run sees."""
