@@ -32,6 +32,7 @@ from thornback.pool import (
 
 __all__ = [
     "Attribute",
+    "ChecksRuntimeEnvs",
     "Classifier",
     "Clock",
     "Companion",
