@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from thornback.executor import Executor, Job, RankContext, RunFailed, Stage
+from thornback.executor import Executor, Job, RankContext, RankFailure, RunFailed, Stage
 from thornback.faults import StopReason
 
 pytestmark = pytest.mark.ray
@@ -106,6 +106,7 @@ def test_runtime_env_that_can_never_be_built_ends_its_stage_at_once(tmp_path: Pa
     (failure,) = caught.value.exceptions
     words = r"No matching distribution found for thornback-no-such|Please install virtualenv"
     assert re.search(words, str(failure))
+    assert isinstance(failure, RankFailure)
     assert re.search(r"Could not find a version|Please install virtualenv", failure.cause)
     assert len(report.attempts) <= 2, "the gangs that were asked for together, and no more"
     assert {attempt.stop for attempt in report.attempts} == {StopReason.FINAL}
