@@ -114,6 +114,12 @@ CHAIN = "FileNotFoundError: [Errno 2] No such file or directory: 'conda'\n\nDuri
             False,
             "OSError: Failed to download",
         ),
+        (
+            "Failed to upload working_dir /code to the Ray cluster: Package size (600.00MiB) "
+            "exceeds the maximum size of 512.00MiB. To exclude large files, use 'excludes'.\n",
+            True,
+            "Failed to upload working_dir /code to the Ray cluster",
+        ),
     ],
 )
 def test_setup_text_of_each_tool_is_read(text: str, final: bool, first_line: str) -> None:

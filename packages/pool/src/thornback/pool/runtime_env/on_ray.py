@@ -32,6 +32,7 @@ UPLOAD_S = 300.0
 """For the files to be read, packed and uploaded; Ray takes packages of at most 500 MiB."""
 TRY_VARIABLE = "THORNBACK_RUNTIME_ENV_TRY"
 _FILES = ("working_dir", "py_modules", "excludes")
+_PREPARED = ("working_dir", "py_modules", "worker_process_setup_hook")
 _IN_GCS = "gcs://"
 _DETAIL_CHARS = 16_000
 _HOOK = "the setup hook method"
@@ -89,8 +90,9 @@ class RuntimeEnvs:
         Raises:
             UploadFailed: it cannot be prepared, or not within `UPLOAD_S`.
         """
-        if not env:
-            return {}
+        if not any(env.get(name) for name in _PREPARED):
+            plain = {name: value for name, value in env.items() if name not in _FILES}
+            return self._told_apart(plain)  # must not wait for the uploads of other stages
         try:
             async with self._one_at_a_time:
                 with anyio.fail_after(UPLOAD_S):
@@ -130,7 +132,7 @@ class RuntimeEnvs:
         tries = self._failed.get(_key(env), 0)
         if not tries:
             return env
-        return {**env, "env_vars": {**env.get("env_vars", {}), TRY_VARIABLE: str(tries)}}
+        return {**env, "env_vars": {**(env.get("env_vars") or {}), TRY_VARIABLE: str(tries)}}
 
     def _prepared(self, env: Mapping[str, object]) -> dict[str, Any]:
         """Blocks."""
