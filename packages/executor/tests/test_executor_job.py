@@ -313,7 +313,7 @@ def test_the_runtime_env_of_a_stage_lies_over_that_of_the_executor() -> None:
     plan = RunPlan(Job("j", [Stage("a", work, runtime_env=own), Stage("b", work)]), settings)
     assert plan.worker_spec(ShapeKey(0)).runtime_env == {
         "pip": ["scipy"],
-        "working_dir": ".",
+        "working_dir": "/home",
         "env_vars": {"A": "1", "B": "3", "C": "4"},
     }
     assert plan.worker_spec(ShapeKey(1)).runtime_env == whole

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from thornback.executor import BackendUnavailable, Executor, UsageError
+from thornback.executor import BackendUnavailable, Executor, Job, Stage, UsageError
 from thornback.executor.on_ray import RayPlatform, _probe
 from thornback.executor.testing import _running
 from thornback.faults import NETWORK_RULES, Classifier
@@ -47,6 +48,39 @@ def test_address_at_which_nobody_answers_is_refused_in_seconds() -> None:
     with pytest.raises(BackendUnavailable, match=f"no Ray answers at '127.0.0.1:{port}'"):
         _probe(f"127.0.0.1:{port}")
     _probe("auto")
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        (
+            {"pipp": ["six"]},
+            r"Stage 'a': runtime_env={'pipp': ...}: Ray knows no such field: did you"
+            r" mean 'pip'\? It knows conda, config, .*working_dir",
+        ),
+        ({"x": 1}, r"{'x': ...}: Ray knows no such field. It knows conda"),
+        ({"config": {"setup_timeout": 9}}, r"'setup_timeout': .* mean 'setup_timeout_seconds'"),
+        ({"pip": 3}, r"runtime_env={'pip': ...}: Ray refuses it: .*must be of type"),
+        ({"config": {"setup_timeout_seconds": "9"}}, r"'config': ...}: Ray refuses it"),
+        ({"pip": ["six"], "uv": ["six"]}, r"runtime_env with 'pip', 'uv': Ray refuses it"),
+        ({"working_dir": "/no/such/folder"}, r"'working_dir': ...} names '/no/such/folder', which"),
+    ],
+)
+def test_runtime_env_that_ray_would_ignore_or_refuse_is_refused_at_once(
+    env: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    """Ray ignores fields that it does not know, and refuses the others when a worker starts."""
+    pytest.importorskip("ray")
+    executor = Executor.on_ray(state=str(tmp_path / "state"))
+    with pytest.raises(UsageError, match=says):
+        executor.run(Job("j", [Stage("a", print, runtime_env=env)]))
+    assert not (tmp_path / "state").exists()
+
+
+def test_runtime_env_fields_of_plug_ins_are_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_RUNTIME_ENV_PLUGINS", '[{"class": "some.Plugin"}]')
+    RayPlatform().check_runtime_env({"some_plugin": 1, "pip": ["six"]}, "Stage 'a'")
 
 
 def test_chaos_never_aims_at_a_process_that_is_not_there_yet() -> None:

@@ -35,12 +35,13 @@ lenient = Classifier(user_rules=ALL)
 
 def an_example(rule: Rule, type_name: str) -> tuple[ErrorRecord, dict[str, Attribute]]:
     """Return a failure for which all conditions of a rule hold, but for its predicate."""
+    of_setup = "No matching distribution found for x" if rule.final and rule.when else ""
     facts: dict[str, Attribute] = {
         name: value[0] if isinstance(value, tuple) else value for name, value in rule.facts.items()
     }
     record = ErrorRecord(
         type_names=(type_name, "builtins.Exception", "builtins.BaseException"),
-        message=" ".join(rule.texts),
+        message=" ".join((*rule.texts, of_setup)),
         attributes={"retry_after": 3.0} if rule.when and "when" in rule.name else {},
     )
     if rule.nested:

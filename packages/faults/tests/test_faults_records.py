@@ -294,6 +294,8 @@ def test_secrets_are_hidden(text: str) -> None:
         ("Authorization: Bearer hunter2x", "Authorization: Bearer ***"),
         ("sent bearer hunter2x/y", "sent bearer ***"),
         ("ftp://me:hunter2x@host/a", "ftp://me:***@host/a"),
+        ("https://0123456789abcdef@host/simple", "https://***@host/simple"),
+        ("ssh://git@host/a", "ssh://git@host/a"),
         (f"by hf_{'a' * 20}.", "by ***."),
         (f"by AKIA{'A' * 16}.", "by ***."),
         (f"by ghp_{'a' * 20}.", "by ***."),

@@ -329,51 +329,28 @@ RAY = [
         ],
     ),
     Row(
+        "ray.runtime_env_final",
+        K.SETUP,
+        "WLD",
+        said(
+            "RuntimeEnvSetupError",
+            "No matching distribution found for no-such",
+            "Please install virtualenv",
+        ),
+        phase="setup",
+    ),
+    Row(
         "ray.runtime_env",
         K.SETUP,
         "WLD",
-        named("ray.exceptions", "RuntimeEnvSetupError"),
-        phase="setup",
-    ),
-    Row(
-        "ray.runtime_env_offline",
-        K.SETUP,
-        "WLD",
-        said(
-            "RuntimeEnvSetupError",
-            "after connection broken by 'x': ERROR: No matching distribution found for x",
-        ),
-        phase="setup",
-    ),
-    Row(
-        "ray.runtime_env_unfetched",
-        K.SETUP,
-        "WLD",
-        said(
-            "RuntimeEnvSetupError",
-            "Could not fetch URL x: certificate; ERROR: No matching distribution found for x",
-        ),
-        phase="setup",
-    ),
-    Row(
-        "ray.runtime_env_pip",
-        K.SETUP,
-        "WLD",
-        said("RuntimeEnvSetupError", "ERROR: No matching distribution found for x==1"),
-        phase="setup",
-    ),
-    Row(
-        "ray.runtime_env_pip_invalid",
-        K.SETUP,
-        "WLD",
-        said("RuntimeEnvSetupError", "ERROR: Invalid requirement: 'x='"),
-        phase="setup",
-    ),
-    Row(
-        "ray.runtime_env_uv",
-        K.SETUP,
-        "WLD",
-        said("RuntimeEnvSetupError", "x No solution found when resolving dependencies:"),
+        [
+            *named("ray.exceptions", "RuntimeEnvSetupError"),
+            *said(
+                "RuntimeEnvSetupError",
+                "after connection broken by 'x': ERROR: No matching distribution found for x",
+                "Could not fetch URL x: certificate; ERROR: No matching distribution found for x",
+            ),
+        ],
         phase="setup",
     ),
     Row(
@@ -430,6 +407,17 @@ RAY = [
         "WLD",
         [*dead(), *ANY],
         {"death_cause": "RUNTIME_ENV_FAILED"},
+        "setup",
+    ),
+    Row(
+        "ray.actor_setup_hook",
+        K.SETUP,
+        "WLD",
+        [
+            *dead("Failed to execute the setup hook method."),
+            *dead("Failed to import setup hook within 60 seconds."),
+        ],
+        {"death_cause": "WORKER_DIED"},
         "setup",
     ),
     Row(

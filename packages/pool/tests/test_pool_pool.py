@@ -142,6 +142,22 @@ async def test_a_worker_that_does_not_come_up_in_time_costs_the_gang() -> None:
         assert await it.pool.close(1, kill=True, timeout_s=1.0)
 
 
+async def test_a_worker_that_is_late_with_a_runtime_env_is_told_of_that() -> None:
+    async with bed(lambda worker: worker.fall_silent(True)) as it:
+        spec = WorkerSpec(runtime_env={"pip": ["torch"]})
+        said: list[str] = []
+
+        async def open_it() -> None:
+            with pytest.raises(GangLostError) as caught:
+                await it.pool.open(1, ["a"], None, spec, timeout_s=180.0)
+            said.append(str(caught.value))
+
+        it.group.start_soon(open_it)
+        await it.clock.advance(181.0)
+        assert "within 180 s; perhaps their runtime_env (pip) is still being built" in said[0]
+        assert "torch" not in said[0]
+
+
 async def test_a_start_that_hangs_is_undone() -> None:
     def hang(worker: FakeWorker) -> None:
         worker.stuck_in_start = worker.node == "b"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from thornback.executor.edges import After
 from thornback.executor.errors import UsageError
+from thornback.executor.runtime_env import check_types
 from thornback.faults import RetryPolicy
 from thornback.placement import Strategy, matches
 
@@ -208,18 +209,7 @@ def _environment(stage: Stage) -> None:
         raise UsageError(
             f"Stage {stage.name!r}: enforce_memory={stage.enforce_memory!r}, expected True or False"
         )
-    for name in stage.runtime_env:
-        if not isinstance(name, str) or not name:
-            raise UsageError(
-                f"Stage {stage.name!r}: runtime_env={{{name!r}: ...}}: expected a name such as "
-                "'pip' or 'env_vars'"
-            )
-    variables = stage.runtime_env.get("env_vars", {})
-    if not isinstance(variables, Mapping):
-        raise UsageError(
-            f"Stage {stage.name!r}: runtime_env={{'env_vars': ...}} is a "
-            f"{type(variables).__name__}, expected variables by name"
-        )
+    check_types(stage.runtime_env, f"Stage {stage.name!r}")
 
 
 def _is_whole(value: object, *, least: int | None = None) -> bool:

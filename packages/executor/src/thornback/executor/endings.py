@@ -110,6 +110,9 @@ def _failures(report: RunReport) -> list[RankFailure]:
     for ended in report.given_up:
         last = ended.last
         cause = ended.reason if last is None or last.rank is None else str(last.fault)
+        if last is not None and last.rank is None:  # of a gang: say also what it was lost for
+            said = last.fault.message.strip().partition("\n")[0]
+            cause = cause if said in cause else f"{cause}: {said}"
         causes.setdefault((ended.stage, cause), []).append(ended)
     return [
         RankFailure(

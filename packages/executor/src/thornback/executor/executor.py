@@ -29,9 +29,17 @@ from thornback.executor.journal.filejournal import FileJournal
 from thornback.executor.logs import LOGS, LogStore
 from thornback.executor.params import ExecutorParams
 from thornback.executor.plan import RunPlan, Settings
-from thornback.executor.ports import Classifier, Clock, Companion, JournalFactory, Platform
+from thornback.executor.ports import (
+    ChecksRuntimeEnvs,
+    Classifier,
+    Clock,
+    Companion,
+    JournalFactory,
+    Platform,
+)
 from thornback.executor.recording import record_file
 from thornback.executor.report import Observer, RunInfo, RunReport
+from thornback.executor.runtime_env import check_types
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers, WorkerNews
 from thornback.faults import Classifier as FaultClassifier
@@ -209,7 +217,8 @@ class Executor:
 
     def _plan(self, job: Job) -> RunPlan:
         state = self.state if "://" in self.state else os.path.abspath(self.state)
-        return RunPlan(
+        check_types(self.runtime_env, "Executor")
+        plan = RunPlan(
             job,
             Settings(
                 state_url=state.rstrip("/"),
@@ -222,6 +231,10 @@ class Executor:
                 scheduler=self.scheduler,
             ),
         )
+        if isinstance(self.platform, ChecksRuntimeEnvs):
+            for stage, env in plan.runtime_envs():
+                self.platform.check_runtime_env(env, f"Stage {stage!r}")
+        return plan
 
     async def _run(self, plan: RunPlan, *, remote: _RemoteCancel | None) -> RunReport:
         provider = self.tracer_provider or trace.get_tracer_provider()

@@ -103,7 +103,11 @@ class GangKeeper:
             self._post(GangPlaced(gang=gang, nodes=lease.nodes))
             spec = self._plan.worker_spec(command.shape)
             await self._workers.open(
-                gang, lease.nodes, lease.handle, spec, timeout_s=self._params.start_s
+                gang,
+                lease.nodes,
+                lease.handle,
+                spec,
+                timeout_s=self._plan.start_s(command.shape, self._params.start_s),
             )
             self._post(GangReady(gang=gang, nodes=lease.nodes, fitting=lease.fitting))
             raise await self._workers.lost(gang)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import attrs
 from opentelemetry.trace import TracerProvider
 
+from thornback.executor.errors import UsageError
 from thornback.executor.ports import Connection
 from thornback.placement import Allocator
 from thornback.placement.on_local import LocalCluster
@@ -28,6 +29,18 @@ class LocalPlatform:
 
     def prepare(self) -> None:
         """Nothing to do."""
+
+    def check_runtime_env(self, env: Mapping[str, object], where: str, /) -> None:
+        """Refuse it: there is no Ray to build it.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            f"{where}: runtime_env (with {', '.join(map(repr, env))}) needs Ray: leave it out, and "
+            "install what the job needs into the environment of this process, or use "
+            "Executor.on_ray(...)"
+        )
 
     @asynccontextmanager
     async def connect(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
 import attrs
 from opentelemetry.trace import TracerProvider
 
-from thornback.executor.errors import BackendUnavailable
+from thornback.executor.errors import BackendUnavailable, UsageError
 from thornback.executor.ports import Connection
+from thornback.executor.runtime_env import check_files
 from thornback.placement import Allocator, AllocatorParams
 from thornback.pool import Blobs, PoolObserver, PoolParams, WorkerPool
 
@@ -56,6 +58,28 @@ class RayPlatform:
                 "submit`) and leave the address out, or give the GCS address host:6379"
             )
 
+    def check_runtime_env(self, env: Mapping[str, object], where: str, /) -> None:
+        """Check it as Ray would when a worker starts, and that local files exist.
+
+        Raises:
+            UsageError: Ray knows no such field, or refuses it; or a file does not exist.
+        """
+        _before_ray_is_imported()
+        from ray.runtime_env import RuntimeEnv, RuntimeEnvConfig
+
+        known = RuntimeEnv.known_fields | {"nsight", "rocprof_sys"}  # two have a private name, too
+        # Plug-ins of a cluster bring fields of their own.
+        if not os.environ.get("RAY_RUNTIME_ENV_PLUGINS"):
+            _refuse_unknown(env, known, f"{where}: runtime_env=")
+        config = env.get("config")
+        if isinstance(config, Mapping):
+            fields = RuntimeEnvConfig.known_fields
+            _refuse_unknown(config, fields, f"{where}: runtime_env={{'config': ...}}, ")
+        check_files(env, where)
+        for name, value in env.items():
+            _accepted(RuntimeEnv, {name: value}, f"{where}: runtime_env={{{name!r}: ...}}")
+        _accepted(RuntimeEnv, env, f"{where}: runtime_env with {', '.join(map(repr, env))}")
+
     def prepare(self) -> None:
         """Initialise Ray, unless this process has done so. Blocks: seconds for a Ray that is
         started here.
@@ -67,10 +91,7 @@ class RayPlatform:
             BackendUnavailable: no Ray answers at the address within 10 s.
             Exception: whatever `ray.init` raises.
         """
-        # Under `uv run` Ray would upload the tree and start every worker through uv; it reads this
-        # when imported.
-        # Source: ray 2.60 `_private/worker.py`.
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        _before_ray_is_imported()
         import ray
 
         if ray.is_initialized():
@@ -88,6 +109,9 @@ class RayPlatform:
                 address = "local"
             else:
                 return
+        # What fails to build is tried again by the run, if that can help; Ray would do so thrice.
+        # Source: ray 2.60 `_private/runtime_env/agent/runtime_env_consts.py`.
+        os.environ.setdefault("RUNTIME_ENV_RETRY_TIMES", "1")
         init(address="local", num_cpus=self.local_cpus, include_dashboard=False)
 
     @asynccontextmanager
@@ -110,6 +134,35 @@ class RayPlatform:
             yield Connection(
                 name=f"Ray {ray.__version__} at {address}", leases=leases, workers=workers
             )
+
+
+def _before_ray_is_imported() -> None:
+    """Under `uv run` Ray would upload the tree and start every worker through uv; it reads this
+    when imported.
+
+    Source: ray 2.60 `_private/worker.py`.
+    """
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+
+def _refuse_unknown(given: Mapping[str, object], known: Collection[str], where: str) -> None:
+    """Refuse fields that Ray would ignore."""
+    public = sorted(name for name in known if not name.startswith("_"))
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, public, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else "."
+            raise UsageError(
+                f"{where}{{{name!r}: ...}}: Ray knows no such field{hint} It knows "
+                f"{', '.join(public)}"
+            )
+
+
+def _accepted(make: Callable[..., object], env: Mapping[str, object], where: str) -> None:
+    try:
+        make(**env)
+    except Exception as error:
+        raise UsageError(f"{where}: Ray refuses it: {error}") from error
 
 
 def _probe(address: str) -> None:

@@ -15,7 +15,7 @@ class ExecutorParams:
     the same; the driver's is the backstop behind it."""
     start_s: float = 180.0
     """Until every worker of a gang has answered; a loaded machine starts a Ray actor in tens of
-    seconds."""
+    seconds. The `setup_timeout_seconds` of a `runtime_env` that installs something come on top."""
     close_s: float = 15.0
     """For the workers of a gang to die; then the run goes on and the report names the gang."""
     release_s: float = 30.0

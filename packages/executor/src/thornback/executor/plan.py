@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 import cloudpickle
@@ -15,6 +15,7 @@ from thornback.executor.errors import UsageError
 from thornback.executor.job import Job, Stage
 from thornback.executor.ports import Ranks
 from thornback.executor.program import StageProgram
+from thornback.executor.runtime_env import resolved
 from thornback.faults import Fault, RetryPolicy
 from thornback.graph import Dag, GraphError, Node, depths, resolve
 from thornback.placement import Bundle, GangRequest, Strategy
@@ -24,6 +25,11 @@ from thornback.scheduler import SchedulerParams, StagePlan, ports
 from thornback.scheduler.commands import Dispatch, ShapeKey
 
 PROGRAM_MODULE = "thornback.executor.program"
+_INSTALLS = ("conda", "container", "image_uri", "pip", "py_modules", "uv", "working_dir")
+"""Fields of a runtime_env that make a worker wait until something is fetched."""
+_RAY_SETUP_S = 600.0
+"""Ray's default of `setup_timeout_seconds`. Source: ray 2.60 `DEFAULT_RUNTIME_ENV_TIMEOUT_SECONDS`.
+"""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -110,6 +116,10 @@ class RunPlan:
         """By name: the stages that it may read all results of."""
         self._nodes = [self._node(stage) for stage in job.stages]
         self._shapes = list(dict.fromkeys(_shape(stage) for stage in job.stages))
+        self._runtime_envs = [
+            resolved(_over(settings.runtime_env, shape.runtime_env), settings.cwd)
+            for shape in self._shapes
+        ]
         self.programs = {
             f"program:{number}": self._program(number) for number in self.index.values()
         }
@@ -178,6 +188,27 @@ class RunPlan:
         shape = self._shapes[key.base]
         return next(stage.name for stage in self.stages if _shape(stage) == shape)
 
+    def runtime_envs(self) -> Iterator[tuple[str, Mapping[str, object]]]:
+        """Yield each runtime_env that is not empty, with the name of a stage that has it."""
+        for base, env in enumerate(self._runtime_envs):
+            if env:
+                yield self.stage_of_shape(ShapeKey(base)), env
+
+    def start_s(self, key: ShapeKey, start_s: float) -> float:
+        """Return how long the workers of such a gang may take to start.
+
+        What their runtime_env installs comes on top: `setup_timeout_seconds` of its `config`, or
+        Ray's default. So Ray's own time-out, which says what it was doing, comes first.
+        """
+        env = self._runtime_envs[key.base]
+        if not any(env.get(name) for name in _INSTALLS):
+            return start_s
+        config = env.get("config")
+        said = config.get("setup_timeout_seconds") if isinstance(config, Mapping) else None
+        if isinstance(said, int) and said > 0:  # -1 means no limit, which no phase of ours has
+            return start_s + said
+        return start_s + _RAY_SETUP_S
+
     def slots(self, key: ShapeKey) -> int:
         """Return the slots of a gang: one where memory was raised as a remedy."""
         return 1 if key.memory_bytes is not None else self._shapes[key.base].slots
@@ -196,7 +227,7 @@ class RunPlan:
             rank_memory_bytes=limit if shape.enforce_memory else None,
             env=self.settings.env,
             preload=self._preload(),
-            runtime_env=_over(self.settings.runtime_env, shape.runtime_env),
+            runtime_env=self._runtime_envs[key.base],
         )
 
     def assignment(

@@ -32,6 +32,7 @@ from thornback.pool import (
 
 __all__ = [
     "Attribute",
+    "ChecksRuntimeEnvs",
     "Classifier",
     "Clock",
     "Companion",
@@ -352,6 +353,23 @@ class Platform(Protocol):
                 write to their logs. None: that is not wanted, and costs nothing.
 
         Cancellation: as the end of the context.
+        """
+        ...
+
+
+@runtime_checkable
+class ChecksRuntimeEnvs(Protocol):
+    """What a `Platform` may be, too: it refuses a `runtime_env` before anything runs."""
+
+    def check_runtime_env(self, env: Mapping[str, object], where: str, /) -> None:
+        """Return if workers can have this, as far as that can be known here. Blocks, for a moment.
+
+        Args:
+            env: that of a stage over that of the executor, with absolute paths. Not empty.
+            where: whose it is: the beginning of the error.
+
+        Raises:
+            UsageError: they cannot.
         """
         ...
 

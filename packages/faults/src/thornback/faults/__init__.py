@@ -10,6 +10,7 @@
   the user knows that to try again does no harm.
 - Questions about one error: `is_gpu_fault`, `is_gpu_broken` and `loses_gpu`; and `user_frame` finds
   the line of user code in a traceback.
+- Ray's `RuntimeEnvSetupError` says much: `setup_reason` returns what pip or uv said in it.
 - Failures that come over a wire: `ErrorRecord` is an exception as data, `ErrorData` any such data.
 
 All of it is pure: no clock, no randomness, no I/O. Jitter is an argument (`draw`).
@@ -35,6 +36,7 @@ from thornback.faults.opt_in import NETWORK_RULES, THROTTLED_RULES
 from thornback.faults.policy import RetryPolicy, backoff_s, is_retriable
 from thornback.faults.records import ErrorRecord
 from thornback.faults.rules import Rule
+from thornback.faults.setup_text import setup_reason
 from thornback.faults.verdicts import RetryVerdict, Standing, StopReason
 
 __all__ = [
@@ -67,5 +69,6 @@ __all__ = [
     "is_retriable",
     "loses_gpu",
     "root_cause",
+    "setup_reason",
     "user_frame",
 ]

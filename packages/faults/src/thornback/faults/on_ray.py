@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from thornback.faults.kinds import Attribute, ErrorData, FaultKind
 from thornback.faults.rules import Rule
+from thornback.faults.setup_text import is_final
 from thornback.faults.tables import OUTSIDE
 
 RAY_VERSIONS: tuple[str, ...] = ("2.49.0", "2.49.2", "2.53.0", "2.56.0", "2.60.0")
@@ -127,6 +128,14 @@ ACTOR_RULES = (
         "out_of_scope", K.SYSTEM, "its last handle was dropped: our bug", death_cause="OUT_OF_SCOPE"
     ),
     _dead("exited", K.APPLICATION, "its code left the process", exit_type="INTENDED_USER_EXIT"),
+    _dead(
+        "setup_hook",
+        K.SETUP,
+        "its worker_process_setup_hook raised",
+        "setup hook",
+        phase="setup",
+        death_cause="WORKER_DIED",
+    ),
     _dead("crashed", K.WORKER_CRASH, "its process ended", death_cause="WORKER_DIED"),
     _dead("oom_text", K.OOM, "the memory monitor killed it", "exit type: NODE_OUT_OF_MEMORY"),
     _dead(
@@ -175,6 +184,11 @@ UNSENT = ("failed to submit task to actor",)
 CANNOT_LOAD = "what the worker sent cannot be unpickled here"
 
 
+def _is_final(error: ErrorData, known: Mapping[str, Attribute]) -> bool:
+    """Return whether a runtime_env can be built nowhere, as what its installer wrote says."""
+    return is_final(error.message)
+
+
 def _is_plain(error: ErrorData, known: Mapping[str, Attribute]) -> bool:
     """Return whether it is an `Exception` of no class of its own."""
     return tuple(error.type_names[:1]) == ("builtins.Exception",)
@@ -202,36 +216,15 @@ RAY_RULES = (
         "the placement group was removed while it waited there",
         REMOVED,
     ),
-    # pip says that it finds no such package also where it could not reach the index.
-    *(
-        _rule(
-            f"runtime_env_{name}",
-            K.SETUP,
-            _names("RuntimeEnvSetupError"),
-            "the package index could not be reached",
-            text,
-            phase="setup",
-        )
-        for name, text in (
-            ("offline", "connection broken by"),
-            ("unfetched", "Could not fetch URL"),
-        )
-    ),
-    *(
-        _rule(
-            f"runtime_env_{name}",
-            K.SETUP,
-            _names("RuntimeEnvSetupError"),
-            "no index has a package that the runtime_env requires",
-            *texts,
-            final=True,
-            phase="setup",
-        )
-        for name, texts in (
-            ("pip", ("No matching distribution found for",)),
-            ("pip_invalid", ("ERROR: Invalid requirement",)),
-            ("uv", ("No solution found when resolving dependencies",)),
-        )
+    Rule(
+        name="ray.runtime_env_final",
+        kind=K.SETUP,
+        types=_names("RuntimeEnvSetupError"),
+        origins=OUTSIDE,
+        phase="setup",
+        when=_is_final,
+        final=True,
+        why="the runtime_env can be built nowhere: what it requires does not exist or fit together",
     ),
     _rule(
         "runtime_env",

@@ -36,6 +36,8 @@ _REDACTIONS = (
     (("bearer ",), r"(?i)(\bbearer )[\w.~+/-]{8,}"),
     # scheme://user:password@host
     (("://",), r"(://[^\s/:@]{0,100}:)[^\s/@]{1,200}(?=@)"),
+    # scheme://token@host, as package indexes take it; a name such as git@ is shorter
+    (("://",), r"(://)[^\s/:@]{16,200}(?=@)"),
     # Shapes of well-known keys: Hugging Face, AWS, GitHub, and those that begin with sk-.
     (
         ("hf_", "akia", "gh", "sk-"),

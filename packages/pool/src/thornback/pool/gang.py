@@ -113,7 +113,9 @@ class Gang:
                 for link, state in zip(self._links, states, strict=True)
                 if state is MemberState.STARTING
             ]
-            error = losses.start_timed_out(slow, len(self._links), timeout_s)
+            error = losses.start_timed_out(
+                slow, len(self._links), timeout_s, self._spec.runtime_env
+            )
             self._lose(Loss(error=error, node=slow[0] if slow else None, phase="start"))
             raise self.lost() from None
         except GangLostError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from thornback.pool.ports import Attribute, CaughtError, GangLostError, ParkedSlot
 
@@ -15,12 +15,19 @@ def _caught(name: str, message: str, **attributes: Attribute) -> CaughtError:
     )
 
 
-def start_timed_out(slow: Sequence[str], workers: int, timeout_s: float) -> CaughtError:
+def start_timed_out(
+    slow: Sequence[str], workers: int, timeout_s: float, runtime_env: Mapping[str, object]
+) -> CaughtError:
     """Some of a gang's workers, on these nodes, have given no sign of life."""
     message = (
         f"no sign of life from {len(slow)} of {workers} workers (on {', '.join(slow)}) "
         f"within {timeout_s:g} s"
     )
+    if runtime_env:
+        message += (
+            f"; perhaps their runtime_env ({', '.join(runtime_env)}) is still being built, or its "
+            "Python does not start: see runtime_env_setup-*.log in Ray's folder of logs there"
+        )
     return _caught("WorkerStartTimedOut", message, timeout_s=timeout_s)
 
 

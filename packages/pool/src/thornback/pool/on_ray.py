@@ -50,6 +50,7 @@ from thornback.pool.ports import (
     Worker,
     WorkerSpec,
 )
+from thornback.pool.runtime_env.on_ray import RuntimeEnvs, UploadFailed, explained
 from thornback.pool.straight import LineRefused, LineServer, dial
 from thornback.pool.worker import logshelf
 from thornback.pool.worker.supervisor import Supervisor
@@ -242,7 +243,7 @@ class _RayWorker:
             started = True
         except ray.exceptions.RayError as error:
             _, facts = await self.death(error)
-            raise GangLostError(error, self._node, "start", facts) from error
+            raise GangLostError(explained(error), self._node, "start", facts) from error
         finally:
             if not started:
                 await _kill_now(self._bridge, self._actor)
@@ -430,6 +431,7 @@ class RayBackend:
                 "died: run the driver on a node of the cluster, as `ray job submit` does"
             )
         self._bridge: _Bridge | None = None
+        self._runtime_envs: RuntimeEnvs | None = None
         encrypted = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
         self._straight = straight and not encrypted
         self._actor_class = ray.remote(RankWorker)
@@ -439,6 +441,8 @@ class RayBackend:
         self, node: str, index: int, nodes: int, handle: object, spec: WorkerSpec, /
     ) -> Worker:
         """Start an actor on bundle `index` of the group; returns when its supervisor is ready.
+
+        Local files of its `runtime_env` are uploaded first, once for all workers.
 
         Raises:
             GangLostError: it did not come up; with what Ray knows of it.
@@ -450,6 +454,13 @@ class RayBackend:
             raise TypeError(f"expected the placement group of a lease, got {handle!r:.200}")
         if self._bridge is None:
             self._bridge = _Bridge()
+        if self._runtime_envs is None:
+            self._runtime_envs = RuntimeEnvs()
+        try:
+            runtime_env = await self._runtime_envs.prepare(spec.runtime_env)
+        except UploadFailed as failed:
+            facts: dict[str, Attribute] = {"non_retryable": True} if failed.final else {}
+            raise GangLostError(explained(failed.error), node, "start", facts) from failed
         options: dict[str, Any] = {
             "num_cpus": spec.cpus,
             "num_gpus": spec.gpus,
@@ -458,7 +469,7 @@ class RayBackend:
             "max_restarts": 0,
             "max_task_retries": 0,
             "max_concurrency": max(_MAX_CONCURRENCY, 4 * spec.slots + 100),
-            "runtime_env": dict(spec.runtime_env) or None,
+            "runtime_env": runtime_env or None,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 placement_group=handle,
                 placement_group_bundle_index=index,
@@ -473,7 +484,13 @@ class RayBackend:
         )
         actor = await self._make(self._bridge, options)
         worker = _RayWorker(self._bridge, actor, node, salvaging, straight=self._straight)
-        await worker.start(spec, index, nodes)
+        try:
+            # The worker has the environment; it needs no description, which may hold secrets.
+            await worker.start(attrs.evolve(spec, runtime_env={}), index, nodes)
+        except GangLostError as error:
+            if isinstance(error.__cause__, ray.exceptions.RuntimeEnvSetupError):
+                self._runtime_envs.failed(runtime_env)
+            raise
         return worker
 
     async def _make(self, bridge: _Bridge, options: Mapping[str, Any]) -> Any:

@@ -1,0 +1,1 @@
+"""What a `runtime_env` needs before an actor can have it, and what its failures say."""
