@@ -8,17 +8,12 @@ real ones, and every check of the simulator is on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import settings
 
 from tests.simulation.worlds import scenario_of
-from thornback.faults import Fault
-from thornback.scheduler import Scheduler
-from thornback.scheduler.commands import Command, RunState
-from thornback.scheduler.events import Event
-from thornback.scheduler.gangs import Gang
+from thornback.scheduler.commands import RunState
 
 BLOCK = 25
 SEEDS = 5 * settings.default.max_examples if settings.default else 300
@@ -46,30 +41,6 @@ def test_the_seeds_bring_every_kind_of_trouble_and_every_end() -> None:
     for name in ("hangs", "culprits", "preemption_s", "reports_lost", "journal_errors"):
         have = sum(bool(getattr(s.faults, name)) for s in scenarios)
         assert 5 <= have < 60, (name, have)
-
-
-class LooksAtEverything(Scheduler[Fault]):
-    """Never takes the short way from one assignment of a gang to its next."""
-
-    def _goes_on(self, gang: Gang[Fault]) -> bool:
-        return False
-
-
-def test_the_short_way_comes_to_the_same_as_looking_at_everything() -> None:
-    def told(make: type[Scheduler[Fault]], seed: int) -> list[object]:
-        steps: list[object] = []
-
-        class Noted(make):  # type: ignore[valid-type, misc]  # one of two classes
-            def handle(self, event: Event[Fault], now: float) -> Sequence[Command]:
-                commands: Sequence[Command] = super().handle(event, now)
-                steps.append((event, now, tuple(commands), self.wake_at))
-                return commands
-
-        scenario_of(seed).simulation(make=Noted).run()
-        return steps
-
-    for seed in range(SEEDS // 3):
-        assert told(Scheduler, seed) == told(LooksAtEverything, seed), f"seed {seed}"
 
 
 def test_a_seed_names_a_run() -> None:
