@@ -25,6 +25,7 @@ from thornback.scheduler.events import (
     Event,
     GangClosed,
     GangLost,
+    GangPlaced,
     GangReady,
     JournalFailed,
     NodeDraining,
@@ -302,6 +303,8 @@ class Driver(Generic[F]):
             start_s = self.chances.exponential(self.cluster.start_s, "start", self.term, number)
             start_s = min(start_s, self.faults.start_timeout_s)
             self.agenda.at(start_s, partial(self._start, number, start_s))
+            names = tuple(node.name for node in nodes)
+            self.agenda.at(0.0, partial(self.tell, GangPlaced(gang=number, nodes=names)))
 
     def _start(self, number: int, took_s: float) -> None:
         crew = self.crews.get(number)
