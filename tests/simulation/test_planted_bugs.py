@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import count, takewhile
+from itertools import chain
 from typing import Any
 
 import attrs
 import pytest
 
 from tests.simulation.worlds import RosterGang, scenario_of
-from thornback.faults import Fault
+from thornback.faults import Fault, Standing
 from thornback.pool import Outcome, Report
 from thornback.pool import roster as pool
 from thornback.pool.severity import Loss
@@ -37,6 +37,8 @@ from thornback.scheduler.testing import FakeDelta, FakeVerdict
 
 MOST_SEEDS = 80
 """A bug that so many runs do not show is not caught."""
+RARE = (305,)
+"""Seeds that show a bug which few others do: tried first."""
 
 
 class Watchful(Scheduler[Fault]):
@@ -185,9 +187,14 @@ class Spoilt:
     change: dict[str, Any]
 
     def decide(
-        self, fault: Fault, history: Sequence[tuple[Fault, str]], draw: float, /
+        self,
+        fault: Fault,
+        history: Sequence[tuple[Fault, str, Standing]],
+        standing: Standing,
+        draw: float,
+        /,
     ) -> FakeVerdict:
-        said: Verdict = self.policy.decide(fault, history, draw)
+        said: Verdict = self.policy.decide(fault, history, standing, draw)
         fields = {name: getattr(said, name) for name in attrs.fields_dict(FakeVerdict)}
         return FakeVerdict(**{**fields, **self.change})
 
@@ -346,7 +353,7 @@ def name(case: object) -> str:
 
 def first_complaint(run: Callable[[int], object]) -> tuple[int, str]:
     """Return the first seed whose run is stopped, and what was said."""
-    for seed in takewhile(lambda seed: seed < MOST_SEEDS, count()):
+    for seed in chain(RARE, range(MOST_SEEDS)):
         try:
             run(seed)
         except (AssertionError, Unfinished) as complaint:

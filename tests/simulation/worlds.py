@@ -4,11 +4,10 @@ simulated world; and a world for every seed."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import attrs
 
-from thornback.faults import Classifier, Fault, RetryPolicy
+from thornback.faults import Fault, RetryPolicy
 from thornback.graph import Dag, Node
 from thornback.pool import CaughtError, FinishedWhen, Outcome, Report, SeenBy
 from thornback.pool import roster as pool
@@ -30,47 +29,15 @@ from thornback.scheduler.simulate import (
     SimulatedCluster,
     SimulatedFaults,
     Simulation,
+    classified,
 )
 from thornback.scheduler.simulate.agenda import Chances
+from thornback.scheduler.simulate.classified import SEEN
 from thornback.scheduler.simulate.gangside import Instruction
 from thornback.scheduler.simulate.simulation import MakeScheduler
 
 GIB = 2**30
-CLASSIFIER = Classifier()
 KINDS = tuple(MishapKind)
-ACTOR_DIED = ("ray.exceptions.ActorDiedError", "ray.exceptions.RayActorError")
-
-
-@attrs.frozen
-class Seen:
-    """How a mishap looks to those who see it on a real cluster."""
-
-    types: tuple[str, ...]
-    seen_by: str
-    facts: dict[str, str | int | float | bool | None] = attrs.field(factory=dict)
-    phase: str = "rank"
-
-
-SEEN = {
-    MishapKind.CODE: Seen(("builtins.ValueError", "builtins.Exception"), "rank"),
-    MishapKind.COLLATERAL: Seen(("builtins.ConnectionResetError", "builtins.OSError"), "rank"),
-    MishapKind.PROCESS: Seen(("thornback.pool.RankProcessDied",), "process", {"signal": 11}),
-    MishapKind.TIMEOUT: Seen(("thornback.pool.RankTimedOut",), "process"),
-    MishapKind.OOM: Seen(
-        ("thornback.pool.RankProcessDied",),
-        "process",
-        {"signal": 9, "memory_limit_exceeded": True},
-    ),
-    MishapKind.WORKER: Seen(ACTOR_DIED, "worker", {"death_cause": "WORKER_DIED"}, "run"),
-    MishapKind.SILENT: Seen(("thornback.pool.WorkerSilent",), "worker", phase="heartbeat"),
-    MishapKind.PREEMPTED: Seen(ACTOR_DIED, "worker", {"preempted": True}, "run"),
-    MishapKind.NODE: Seen(ACTOR_DIED, "worker", {"death_cause": "NODE_DIED"}, "run"),
-    MishapKind.START: Seen(("thornback.pool.WorkerStartTimedOut",), "worker", phase="start"),
-    MishapKind.SETUP: Seen(("builtins.ImportError",), "worker", phase="setup"),
-    MishapKind.PLACE: Seen(("thornback.placement.PlacementTimedOut",), "placement", phase="place"),
-    MishapKind.IMPOSSIBLE: Seen(("thornback.placement.Unschedulable",), "placement", phase="place"),
-    MishapKind.JOURNAL: Seen(("thornback.executor.JournalError",), "driver", phase="record"),
-}
 
 
 def caught(mishap: Mishap) -> CaughtError:
@@ -80,7 +47,7 @@ def caught(mishap: Mishap) -> CaughtError:
     kept = {f"mishap_{name}": value for name, value in told.items()}
     return CaughtError(
         type_names=seen.types,
-        message=mishap.kind.value,
+        message=seen.message or mishap.kind.value,
         attributes={
             **seen.facts,
             **kept,
@@ -105,19 +72,6 @@ def mishap_of(error: CaughtError | BaseException) -> Mishap:
         memory_bytes=memory,
         largest_bytes=largest,
     )
-
-
-@lru_cache(maxsize=10_000)
-def fault(mishap: Mishap) -> Fault:
-    """Classify, as the driver does."""
-    seen = SEEN[mishap.kind]
-    facts = {**seen.facts, "origin": seen.seen_by, "phase": seen.phase}
-    facts |= {"node": mishap.node, "only_node": mishap.only_node}
-    if mishap.memory_bytes is not None:
-        facts["peak_rss_bytes"] = mishap.memory_bytes
-    if mishap.largest_bytes is not None:
-        facts["largest_memory_bytes"] = mishap.largest_bytes
-    return CLASSIFIER.classify(caught(mishap), facts)
 
 
 class RosterGang:
@@ -152,7 +106,7 @@ class RosterGang:
                 ran_s=ran_s,
                 node=node,
                 error=caught(mishap),
-                seen_by=SeenBy(SEEN[mishap.kind].seen_by),
+                seen_by=SeenBy(SEEN[mishap.kind].origin),
             )
             for rank, mishap, ran_s in news.failed
         ]
@@ -238,7 +192,7 @@ class Scenario:
         return Simulation(
             self.stages,
             self.dag,
-            fault,
+            classified,
             self.cluster,
             self.faults,
             incidents=self.incidents,

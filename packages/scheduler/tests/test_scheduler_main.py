@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import thornback.scheduler.__main__ as program
+from thornback.faults import FaultKind
 from thornback.scheduler.__main__ import main
 from thornback.scheduler.commandline_simulate import Row, policy, share, table, whole
 from thornback.scheduler.commands import FinishRun, RunState
@@ -19,14 +20,14 @@ SMALL = ["simulate", "--ranks", "40", "--nodes", "3", "--rank-s", "20"]
 
 
 def test_two_policies_meet_the_same_worlds(capsys: pytest.CaptureFixture[str]) -> None:
-    policies = ["--policy", "default", "--policy", "code=5,delay_s=2"]
+    policies = ["--policy", "default", "--policy", "retries=5,base_delay_s=2"]
     assert main([*SMALL, "--rank-failures", "10%", *policies, "--seeds", "2", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["policy"], row["seed"]) for row in rows] == [
         ("default", 0),
         ("default", 1),
-        ("code=5,delay_s=2", 0),
-        ("code=5,delay_s=2", 1),
+        ("retries=5,base_delay_s=2", 0),
+        ("retries=5,base_delay_s=2", 1),
     ]
     assert [row["state"] for row in rows[2:]] == ["succeeded", "succeeded"]
     assert rows[0]["failed"] + rows[1]["failed"] > 0
@@ -55,6 +56,15 @@ def test_a_share_of_the_nodes_is_preempted_per_hour(capsys: pytest.CaptureFixtur
         lost.append(row["gangs_lost"])
     assert 3 <= lost[0] <= 12, lost
     assert lost[1] <= 2, lost
+
+
+@pytest.mark.parametrize("kind", ["exit", "enospc", "load", "setup", "gpu"])
+def test_simulate_bad_node_fails_no_rank(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = ["--bad-nodes", "1", "--bad-kind", kind, "--slots", "2"]
+    assert main([*SMALL, *bad, "--checked", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["done"], row["failed"]) == (40, 0)
+    assert row["faults"]["node-1"] > 0
 
 
 def test_a_row_tells_each_figure_and_the_mean_row_their_means() -> None:
@@ -106,9 +116,10 @@ def test_the_load_says_what_the_driver_needs_and_where_it_breaks(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--policy", "wrker=1"], "'wrker' is no budget: write `default`, or some of code"),
-        (["--policy", "worker=x"], "'x' is no number"),
-        (["--policy", "worker=-1"], "worker must not be negative"),
+        (["--policy", "wrker=1"], "'wrker' is not part of a policy: write `default`, or some of"),
+        (["--policy", "worker_crash=x"], "'x' is not a number"),
+        (["--policy", "worker_crash=-1"], "retries must be an int >= 0"),
+        (["--policy", "max_free=-1"], "must be >= 0"),
         (["--preempted-per-hour", "120%"], "not between 0 and 100%"),
         (["--preempted-per-hour", "a fifth"], "is no share: write 0.2, 20% or 1/5"),
         (["--ranks", "1.5"], "not a whole number above 0"),
@@ -129,4 +140,5 @@ def test_bad_arguments_are_answered_with_what_is_expected(
 def test_numbers_are_read_as_people_write_them() -> None:
     assert [share(text) for text in ("0.2", "20%", "1/5", "0")] == [0.2, 0.2, 0.2, 0.0]
     assert [whole(text) for text in ("1000000", "1e6", "1_000")] == [10**6, 10**6, 1000]
-    assert policy("worker=1,delay_s=2.5")[1].delay_s == 2.5
+    _, read = policy("worker_crash=1,base_delay_s=2.5")
+    assert (read.budget(FaultKind.WORKER_CRASH).retries, read.base_delay_s) == (1, 2.5)

@@ -1,15 +1,29 @@
-"""The simulator by itself, with its own model of a pool and its own policy."""
+"""The simulator by itself, with its own model of a pool."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thornback.scheduler import InvariantBroken, Scheduler, StagePlan, UsageError
+from thornback.faults import Fault, FaultKind, RetryPolicy, Standing
+from thornback.scheduler import (
+    InvariantBroken,
+    Scheduler,
+    SchedulerParams,
+    StagePlan,
+    UsageError,
+)
 from thornback.scheduler.commands import Command, FinishRun, Record, RecordState, RunState
 from thornback.scheduler.events import Event
+from thornback.scheduler.ports import Dependencies, Verdict
+from thornback.scheduler.ports import RetryPolicy as SchedulerRetryPolicy
 from thornback.scheduler.simulate import (
+    BadKind,
+    BadNode,
     Deliver,
     GangGone,
     Grace,
@@ -19,17 +33,20 @@ from thornback.scheduler.simulate import (
     Mishap,
     MishapKind,
     News,
+    RunStats,
     SimpleGang,
     SimulatedCluster,
     SimulatedFaults,
-    SimulatedPolicy,
     Simulation,
     Unfinished,
+    classified,
 )
 from thornback.scheduler.simulate.agenda import Agenda, Chances
+from thornback.scheduler.simulate.fates import Fates
 from thornback.scheduler.simulate.journal import Durable
 from thornback.scheduler.simulate.load import LoadMeter
-from thornback.scheduler.testing import FakeDependencies, check_retry_policy
+from thornback.scheduler.simulate.nodes import Nodes
+from thornback.scheduler.testing import FakeDependencies
 
 DIED = Mishap(kind=MishapKind.WORKER, node="a")
 CODE = Mishap(kind=MishapKind.CODE, node="a")
@@ -41,12 +58,13 @@ def simulation(
     ranks: int = 40,
     nodes: int = 1,
     checked: bool = True,
-) -> Simulation[Mishap]:
-    stages = [StagePlan(world_size=ranks, slots=2, policy=SimulatedPolicy(code=3))]
+) -> Simulation[Fault]:
+    policy = RetryPolicy(retries=3)
+    stages: list[StagePlan[Fault]] = [StagePlan(world_size=ranks, slots=2, policy=policy)]
     return Simulation(
         stages,
         lambda: FakeDependencies([ranks]),
-        lambda mishap: mishap,
+        classified,
         SimulatedCluster(nodes=nodes),
         faults,
         incidents=incidents,
@@ -77,12 +95,12 @@ def test_a_simulated_run_is_bounded_and_impossible_ones_are_refused() -> None:
     with pytest.raises(Unfinished, match="10 events") as caught:
         simulation().run(most_events=10)
     assert caught.value.stats.events == 11
-    policy = SimulatedPolicy()
+    policy = RetryPolicy()
     with pytest.raises(UsageError, match="a gang of 2 nodes"):
         Simulation(
             [StagePlan(world_size=1, nodes=2, policy=policy)],
             lambda: FakeDependencies([1]),
-            lambda mishap: mishap,
+            classified,
             SimulatedCluster(nodes=1),
         )
     with pytest.raises(UsageError, match="timeout_s"):
@@ -93,19 +111,19 @@ def test_a_simulated_run_is_bounded_and_impossible_ones_are_refused() -> None:
         SimulatedCluster(nodes=0)
     with pytest.raises(UsageError, match="preemption_s must be None or above 0"):
         SimulatedFaults(preemption_s=0.0)
-    with pytest.raises(UsageError, match="oom must not be negative"):
-        SimulatedPolicy(oom=-1)
+    with pytest.raises(UsageError, match="A bad node needs number >= 1"):
+        BadNode(number=0, kind=BadKind.EXIT)
 
 
 def test_a_breach_tells_the_seed_and_the_last_events() -> None:
-    class Faulty(Scheduler[Mishap]):
-        def handle(self, event: Event[Mishap], now: float) -> list[Command]:
+    class Faulty(Scheduler[Fault]):
+        def handle(self, event: Event[Fault], now: float) -> list[Command]:
             return [c for c in super().handle(event, now) if not isinstance(c, Record)]
 
     broken = Simulation(
-        [StagePlan(world_size=3, policy=SimulatedPolicy())],
+        [StagePlan(world_size=3, policy=RetryPolicy())],
         lambda: FakeDependencies([3]),
-        lambda mishap: mishap,
+        classified,
         make=Faulty,
         seed=11,
     )
@@ -248,28 +266,179 @@ def test_a_gang_of_one_answers_for_each_rank_exactly_once(
     assert sorted(seen) == [0, 1, 2, 3]
 
 
-# -- the policy and the load ----------------------------------------------------------------------
+# -- what goes wrong -------------------------------------------------------------------------------
 
 
-def test_the_policy_by_a_table_is_a_policy() -> None:
-    policy = SimulatedPolicy()
-    check_retry_policy(policy, [Mishap(kind=kind, node="a") for kind in MishapKind])
-    assert not policy.decide(CODE, (), 0.5).retry
-    assert not policy.decide(Mishap(kind=MishapKind.PREEMPTED), (), 0.5).charged
-    assert policy.decide(DIED, [(DIED, "a")] * 2, 0.5).retry
-    assert not policy.decide(DIED, [(DIED, "a")] * 3, 0.5).retry
+def test_classified_every_mishap_has_its_kind() -> None:
+    kinds = {kind: classified(Mishap(kind=kind, node="a")).kind for kind in MishapKind}
+    assert kinds == {
+        MishapKind.CODE: FaultKind.APPLICATION,
+        MishapKind.COLLATERAL: FaultKind.APPLICATION,
+        MishapKind.PROCESS: FaultKind.WORKER_CRASH,
+        MishapKind.TIMEOUT: FaultKind.TIMEOUT,
+        MishapKind.OOM: FaultKind.OOM,
+        MishapKind.WORKER: FaultKind.WORKER_CRASH,
+        MishapKind.SILENT: FaultKind.TIMEOUT,
+        MishapKind.PREEMPTED: FaultKind.PREEMPTION,
+        MishapKind.NODE: FaultKind.NODE_LOST,
+        MishapKind.START: FaultKind.TIMEOUT,
+        MishapKind.SETUP: FaultKind.SETUP,
+        MishapKind.PLACE: FaultKind.TIMEOUT,
+        MishapKind.IMPOSSIBLE: FaultKind.UNSCHEDULABLE,
+        MishapKind.JOURNAL: FaultKind.SYSTEM,
+        MishapKind.EIO: FaultKind.RESOURCE,
+        MishapKind.ENOSPC: FaultKind.RESOURCE,
+        MishapKind.LOAD: FaultKind.SETUP,
+        MishapKind.GPU: FaultKind.RESOURCE,
+    }
 
 
-def test_after_oom_the_policy_asks_for_more_up_to_the_most_there_is() -> None:
-    policy, history, asked = SimulatedPolicy(), list[tuple[Mishap, str]](), 4
-    for more in (6, 9, 10):
-        oom = Mishap(kind=MishapKind.OOM, memory_bytes=asked, largest_bytes=10)
-        verdict = policy.decide(oom, history, 0.5)
-        assert (verdict.retry, verdict.memory_bytes) == (True, more)
-        history.append((oom, "a"))
-        asked = more
-    most = Mishap(kind=MishapKind.OOM, memory_bytes=10, largest_bytes=10)
-    assert not policy.decide(most, history, 0.5).retry
+def bad_run(
+    kind: BadKind, *, ranks: int = 30, nodes: int = 2, flaps_s: float | None = None
+) -> RunStats:
+    bad = BadNode(number=1, kind=kind, flaps_s=flaps_s)
+    stages: list[StagePlan[Fault]] = [StagePlan(world_size=ranks, slots=2, policy=RetryPolicy())]
+    return Simulation(
+        stages,
+        lambda: FakeDependencies([ranks]),
+        classified,
+        SimulatedCluster(nodes=nodes, gangs_per_node=1, rank_s=20.0, rank_sigma=0.0),
+        SimulatedFaults(bad_nodes=(bad,)),
+    ).run()
+
+
+@pytest.mark.parametrize("kind", [BadKind.EXIT, BadKind.ENOSPC, BadKind.LOAD])
+def test_bad_node_fails_every_rank_there(kind: BadKind) -> None:
+    stats = bad_run(kind)
+    assert stats.faults["node-1"] >= 2
+    assert "node-2" not in stats.faults
+    assert (stats.done, stats.attempts) == (30, 30 + stats.faults["node-1"])
+
+
+def test_bad_node_setup_opens_no_gang_there() -> None:
+    stats = bad_run(BadKind.SETUP)
+    assert (stats.done, stats.attempts, stats.most_slots) == (30, 30, 2)
+    assert stats.faults["node-1"] >= 1
+
+
+def test_bad_node_gpu_parks_its_slot_after_two_faults() -> None:
+    stats = bad_run(BadKind.GPU, nodes=1)
+    assert (stats.done, stats.faults) == (30, {"node-1": 2})
+    assert stats.makespan_s > 30 * 20.0, "one of two slots did it all"
+
+
+def test_bad_node_flapping_is_good_by_turns() -> None:
+    agenda = Agenda()
+    bad = BadNode(number=1, kind=BadKind.EXIT, flaps_s=60.0)
+    nodes = Nodes(
+        SimulatedCluster(nodes=1), SimulatedFaults(bad_nodes=(bad,)), agenda, Chances(0), RunStats()
+    )
+    nodes.start()
+    node = nodes.by_name["node-1"]
+    seen = [node.badness(30.0 * half_minute) for half_minute in range(6)]
+    assert seen == [BadKind.EXIT, BadKind.EXIT, None, None, BadKind.EXIT, BadKind.EXIT]
+    assert bad_run(BadKind.EXIT, flaps_s=60.0).done == 30
+
+
+def test_avoided_node_is_used_only_when_waiting_has_not_helped() -> None:
+    agenda, faults = Agenda(), SimulatedFaults()
+    cluster = SimulatedCluster(nodes=2, gangs_per_node=1)
+    nodes = Nodes(cluster, faults, agenda, Chances(0), RunStats())
+    nodes.start()
+    assert nodes.fitting(1) == 2
+
+    def found(*avoid: str, strictly: bool) -> list[str] | None:
+        nodes_found = nodes.find(1, 1, avoid, strictly=strictly)
+        return None if nodes_found is None else [node.name for node in nodes_found]
+
+    assert found("node-1", strictly=True) == ["node-2"]
+    nodes.by_name["node-2"].room = 0
+    assert found("node-1", strictly=True) is None
+    assert found("node-1", strictly=False) == ["node-1"]
+    assert found("node-1", "node-2", strictly=True) == ["node-1"], "no other could hold it"
+
+
+def test_nodes_that_join_late_are_there_in_time() -> None:
+    agenda = Agenda()
+    cluster = SimulatedCluster(nodes=1, joins_s=(5.0, 9.0))
+    nodes = Nodes(cluster, SimulatedFaults(), agenda, Chances(0), RunStats())
+    nodes.start()
+    agenda.step()
+    assert (agenda.now, list(nodes.by_name)) == (5.0, ["node-1", "node-2"])
+    agenda.step()
+    assert (agenda.now, nodes.fitting(1)) == (9.0, 3)
+
+
+@pytest.mark.parametrize("faults", [SimulatedFaults(poison=0.1), SimulatedFaults(bugs=0.1)])
+def test_broken_ranks_fail_and_no_others(faults: SimulatedFaults) -> None:
+    fates = Fates(SimulatedCluster(), faults, Chances(0), [40])
+    broken = sum(fates.always(0, rank) is not None for rank in range(40))
+    stats = simulation(faults, nodes=2).run()
+    assert broken > 0
+    assert (stats.failed, stats.done) == (broken, 40 - broken)
+
+
+# -- the checks ------------------------------------------------------------------------------------
+
+
+class Wrong(Scheduler[Fault]):
+    """Asks the policy with a standing for which there is no evidence."""
+
+    standing = Standing.RANK
+
+    def __init__(
+        self,
+        stages: Sequence[StagePlan[Fault]],
+        dependencies: Dependencies,
+        params: SchedulerParams | None = None,
+        seed: int = 0,
+    ) -> None:
+        plans = [attrs.evolve(p, policy=Misled(p.policy, self.standing)) for p in stages]
+        super().__init__(plans, dependencies, params, seed)
+
+
+class WrongNode(Wrong):
+    """Holds every fault against the node."""
+
+    standing = Standing.NODE
+
+
+@attrs.frozen
+class Misled:
+    """A policy that hears another standing."""
+
+    policy: SchedulerRetryPolicy[Fault]
+    standing: Standing
+
+    def decide(
+        self,
+        fault: Fault,
+        history: Sequence[tuple[Fault, str, Standing]],
+        standing: Standing,
+        draw: float,
+        /,
+    ) -> Verdict:
+        return self.policy.decide(fault, history, self.standing, draw)
+
+
+@pytest.mark.parametrize(
+    ("make", "story"),
+    [(Wrong, "nobody can have run there since"), (WrongNode, "nothing else has failed on")],
+)
+def test_costs_standing_without_evidence_is_a_breach(make: type[Wrong], story: str) -> None:
+    stages: list[StagePlan[Fault]] = [StagePlan(world_size=40, policy=RetryPolicy())]
+    broken = Simulation(
+        stages,
+        lambda: FakeDependencies([40]),
+        classified,
+        faults=SimulatedFaults(process_deaths=0.3),
+        make=make,
+    )
+    with pytest.raises(InvariantBroken, match=story):
+        broken.run()
+
+
+# -- the load --------------------------------------------------------------------------------------
 
 
 def test_the_load_is_counted_by_the_second() -> None:

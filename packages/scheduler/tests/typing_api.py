@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, assert_never, assert_type
 
-from thornback.faults import Standing
+import thornback.faults
+from thornback.faults import Fault, Standing
 from thornback.scheduler import (
     GangState,
     InvalidTransition,
@@ -64,6 +65,8 @@ from thornback.scheduler.recorder import (
 )
 from thornback.scheduler.recorder import Record as RunRecord
 from thornback.scheduler.simulate import (
+    BadKind,
+    BadNode,
     GangSide,
     Incident,
     IncidentKind,
@@ -75,9 +78,9 @@ from thornback.scheduler.simulate import (
     SimpleGang,
     SimulatedCluster,
     SimulatedFaults,
-    SimulatedPolicy,
     Simulation,
     Unfinished,
+    classified,
 )
 from thornback.scheduler.testing import (
     FakeDelta,
@@ -284,7 +287,9 @@ simulation = Simulation(
     watch=watch,
 )
 assert_type(simulation, Simulation[str])
-by_table: RetryPolicy[Mishap] = SimulatedPolicy(code=2)
+assert_type(classified(Mishap(kind=MishapKind.CODE)), Fault)
+broken = SimulatedFaults(bad_nodes=(BadNode(number=1, kind=BadKind.EIO, flaps_s=60.0),))
+by_faults: RetryPolicy[Fault] = thornback.faults.RetryPolicy(retries=2)
 books = SimpleGang(["a", "b"])
 books.assigned(1, (range(1),), False)
 assert_type(books.owes(0, 1), bool)

@@ -11,16 +11,18 @@ from fractions import Fraction
 
 import attrs
 
+from thornback.faults import Fault, FaultBudget, FaultKind, RetryPolicy
 from thornback.scheduler.params import SchedulerParams, StagePlan
 from thornback.scheduler.simulate import (
+    BadKind,
+    BadNode,
     LoadStats,
-    Mishap,
     RunStats,
     SimulatedCluster,
     SimulatedFaults,
-    SimulatedPolicy,
     Simulation,
     Unfinished,
+    classified,
 )
 from thornback.scheduler.states import UsageError
 from thornback.scheduler.testing import FakeDelta
@@ -28,13 +30,25 @@ from thornback.scheduler.testing import FakeDelta
 EXAMPLE = """example: a thousand ranks of a minute, a fifth of the nodes taken an hour, two policies
 
   python -m thornback.scheduler simulate --ranks 1000 --nodes 20 --rank-s 60 \\
-      --preempted-per-hour 20% --worker-deaths 0.1% --policy default --policy worker=0,preempted=2
+      --preempted-per-hour 20% --worker-deaths 0.1% \\
+      --policy default --policy worker_crash=0,preemption=2
 
 example: what a driver would need for a million ranks on a thousand nodes
 
   python -m thornback.scheduler simulate --ranks 1000000 --nodes 1000 --slots 8 --rank-s 60 --load
 """
-POLICY_FIELDS = [field.name for field in attrs.fields(SimulatedPolicy)]
+POLICY_FIELDS = {
+    "retries": int,
+    "max_retries": int,
+    "max_charged": int,
+    "max_free": int,
+    "base_delay_s": float,
+    "backoff_factor": float,
+    "max_delay_s": float,
+    "timeout_factor": float,
+}
+"""Arguments of `RetryPolicy`, and their types."""
+KINDS = {kind.value: kind for kind in FaultKind}
 DRIVER_EVENTS_PER_S = 5_000.0
 DRIVER_CALLS_PER_S = 2_000.0
 TARGET_S = SchedulerParams().target_s
@@ -62,25 +76,32 @@ def whole(text: str) -> int:
     return int(value)
 
 
-def policy(text: str) -> tuple[str, SimulatedPolicy]:
-    """Read a policy: `default`, or `code=2,worker=0,delay_s=5`, as far as it differs from that."""
+def policy(text: str) -> tuple[str, RetryPolicy]:
+    """Read a policy: `default`, or how it differs from that: `retries=2,worker_crash=0`."""
     values: dict[str, float] = {}
+    budgets: dict[FaultKind, FaultBudget] = {}
     for part in () if text == "default" else text.split(","):
         name, _, value = part.partition("=")
-        if name not in POLICY_FIELDS:
+        if name not in POLICY_FIELDS and name not in KINDS:
             raise argparse.ArgumentTypeError(
-                f"{name!r} is no budget: write `default`, or some of {', '.join(POLICY_FIELDS)}, "
-                "as in worker=0,delay_s=5"
+                f"{name!r} is not part of a policy: write `default`, or some of "
+                f"{', '.join((*POLICY_FIELDS, *KINDS))}, as in worker_crash=0,base_delay_s=5"
             )
         try:
-            values[name] = float(value) if name.endswith("_s") else int(value)
+            number = POLICY_FIELDS.get(name, int)(value)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{part!r}: {value!r} is no number") from None
-    try:
-        # The names were looked up above; budgets are int, pauses float.
-        return text, SimulatedPolicy(**values)  # type: ignore[arg-type]
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(f"{part!r}: {value!r} is not a number") from None
+        try:
+            if name in KINDS:
+                kind = KINDS[name]
+                budgets[kind] = RetryPolicy().budget(kind).__replace__(retries=number)
+            else:
+                values[name] = number
+                RetryPolicy(**values)  # type: ignore[arg-type]  # types as in POLICY_FIELDS
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{part!r}: {error}") from None
+    # The arguments were looked up and tried above.
+    return text, RetryPolicy(budgets=budgets, **values)  # type: ignore[arg-type]
 
 
 def add_arguments(
@@ -134,6 +155,9 @@ def _add_faults(sub: argparse.ArgumentParser) -> None:
         ("reports-lost", "reports that have to be sent again"),
     ):
         faults.add_argument(f"--{name}", type=share, default=0.0, help=what)
+    faults.add_argument("--bad-nodes", type=whole, default=0, help="so many nodes are broken")
+    kinds = [kind.value for kind in BadKind]
+    faults.add_argument("--bad-kind", choices=kinds, default="exit", help="what they do to ranks")
 
 
 def _add_run(sub: argparse.ArgumentParser) -> None:
@@ -141,8 +165,9 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
         "--policy",
         type=policy,
         action="append",
-        metavar="default|BUDGET=N,...",
-        help=f"may be repeated; budgets: {', '.join(POLICY_FIELDS)}",
+        metavar="default|NAME=N,...",
+        help="may be repeated; N is a number of retries for a kind of fault, or an argument of "
+        f"RetryPolicy: {', '.join((*POLICY_FIELDS, *KINDS))}",
     )
     sub.add_argument("--seeds", type=whole, default=1, help="worlds that each policy meets (1)")
     sub.add_argument("--first-seed", type=int, default=0, help="the first of them (0)")
@@ -179,19 +204,19 @@ class Row:
     load: LoadStats
 
 
-def simulate(options: argparse.Namespace, seed: int, name: str, budgets: SimulatedPolicy) -> Row:
+def simulate(options: argparse.Namespace, seed: int, name: str, policy: RetryPolicy) -> Row:
     """Run one policy in one world. Raises `UsageError` and `Unfinished`."""
-    plan = StagePlan(
+    plan: StagePlan[Fault] = StagePlan(
         world_size=options.ranks,
         slots=options.slots,
         nodes=options.gang_nodes,
         max_gangs=options.max_gangs,
-        policy=budgets,
+        policy=policy,
     )
     run = Simulation(
         [plan],
         lambda: OneStage(options.ranks),
-        _itself,
+        classified,
         _cluster(options),
         _faults(options),
         seed=seed,
@@ -228,22 +253,22 @@ def _faults(options: argparse.Namespace) -> SimulatedFaults:
         hangs=options.hangs,
         culprits=options.culprits,
         reports_lost=options.reports_lost,
+        bad_nodes=tuple(
+            BadNode(number=number, kind=BadKind(options.bad_kind))
+            for number in range(1, options.bad_nodes + 1)
+        ),
     )
-
-
-def _itself(mishap: Mishap) -> Mishap:
-    return mishap
 
 
 def run(options: argparse.Namespace) -> int:
     """Carry out the command; return its exit code: 0 done, 2 impossible arguments, 3 a run that
     does not end."""
-    policies = options.policy or [policy("default")]
+    policies = options.policy or [("default", RetryPolicy())]
     rows: list[Row] = []
     try:
-        for name, budgets in policies:
+        for name, each in policies:
             for seed in range(options.first_seed, options.first_seed + options.seeds):
-                rows.append(simulate(options, seed, name, budgets))
+                rows.append(simulate(options, seed, name, each))
     except UsageError as error:
         options.wrong(str(error))
     except Unfinished as error:

@@ -10,6 +10,7 @@ are lost, late or repeated; a journal that fails; an autoscaler; and drivers tha
 `python -m thornback.scheduler simulate` is the command line.
 """
 
+from thornback.scheduler.simulate.classified import classified
 from thornback.scheduler.simulate.gangside import (
     Deliver,
     GangGone,
@@ -20,9 +21,10 @@ from thornback.scheduler.simulate.gangside import (
     SimpleGang,
 )
 from thornback.scheduler.simulate.load import LoadStats
-from thornback.scheduler.simulate.policy import SimulatedPolicy
 from thornback.scheduler.simulate.simulation import Simulation
 from thornback.scheduler.simulate.values import (
+    BadKind,
+    BadNode,
     Incident,
     IncidentKind,
     Mishap,
@@ -34,6 +36,8 @@ from thornback.scheduler.simulate.values import (
 )
 
 __all__ = [
+    "BadKind",
+    "BadNode",
     "Deliver",
     "GangGone",
     "GangSide",
@@ -49,7 +53,7 @@ __all__ = [
     "SimpleGang",
     "SimulatedCluster",
     "SimulatedFaults",
-    "SimulatedPolicy",
     "Simulation",
     "Unfinished",
+    "classified",
 ]

@@ -20,6 +20,7 @@ from thornback.scheduler.simulate.gangside import (
 )
 from thornback.scheduler.simulate.nodes import Node
 from thornback.scheduler.simulate.values import (
+    BadKind,
     Mishap,
     MishapKind,
     RunStats,
@@ -33,7 +34,23 @@ LATENCY_S = 0.002
 """Of a message."""
 DEATH_SEEN_S = 0.05
 """Until the pool knows that a process has died."""
-_AS_GRAVE = (MishapKind.CODE, MishapKind.TIMEOUT, MishapKind.COLLATERAL)
+FAILS_AS = {
+    BadKind.EXIT: MishapKind.PROCESS,
+    BadKind.EIO: MishapKind.EIO,
+    BadKind.ENOSPC: MishapKind.ENOSPC,
+    BadKind.LOAD: MishapKind.LOAD,
+    BadKind.GPU: MishapKind.GPU,
+}
+"""How ranks fail on a bad node."""
+_AS_GRAVE = (
+    MishapKind.CODE,
+    MishapKind.TIMEOUT,
+    MishapKind.COLLATERAL,
+    MishapKind.EIO,
+    MishapKind.ENOSPC,
+    MishapKind.LOAD,
+    MishapKind.GPU,
+)
 """Of these the one that is heard of first is the cause, which a late report can be."""
 PREEMPTION_SEEN_S = 0.5
 """Until it knows that a node with a notice is gone."""
@@ -70,6 +87,7 @@ class Crew:
         self.nodes = tuple(nodes)
         self.places = places
         """That it holds on each node."""
+        self.slots = slots
         self.agenda = driver.agenda
         self.reclaim_s = driver.cluster.reclaim_s
         self.ready = False
@@ -143,7 +161,7 @@ class Crew:
 
     # -- what the workers ask ----------------------------------------------------------------------
 
-    def fate(self, worker: Worker, work: Work, rank: int, /) -> Fate:
+    def fate(self, worker: Worker, slot: int, work: Work, rank: int, /) -> Fate:
         """Decide how a rank ends."""
         driver, members = self._driver, len(self.workers)
         if members == 1:
@@ -163,6 +181,9 @@ class Crew:
             timeout_factor=work.timeout_factor,
             fair=driver.fair,
         )
+        bad = worker.node.badness(self.agenda.now)
+        if bad in FAILS_AS and (bad is not BadKind.GPU or slot == 0):
+            return _spoilt(worker.node, fate, FAILS_AS[bad])
         serves = self.is_led(work.number) and worker.member > 0
         return Fate(None) if serves and fate.kind is None else fate
 
@@ -318,3 +339,9 @@ class Crew:
             worker.end()
             self._declare(worker, MishapKind.SILENT, 0.0)
         self.agenda.at(self._driver.faults.beat_s, self._beat)
+
+
+def _spoilt(node: Node, fate: Fate, kind: MishapKind) -> Fate:
+    """Return the fate of a rank on a bad node: it fails as soon as the node fails it."""
+    after_s = fate.takes_s if node.bad is None else node.bad.after_s
+    return Fate(after_s if fate.takes_s is None else min(fate.takes_s, after_s or 0.0), kind)

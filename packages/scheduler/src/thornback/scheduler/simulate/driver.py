@@ -25,6 +25,7 @@ from thornback.scheduler.events import (
     Event,
     GangClosed,
     GangLost,
+    GangPlaced,
     GangReady,
     JournalFailed,
     NodeDraining,
@@ -46,6 +47,7 @@ from thornback.scheduler.simulate.journal import Durable, Journal
 from thornback.scheduler.simulate.load import LoadMeter
 from thornback.scheduler.simulate.nodes import Node, Nodes
 from thornback.scheduler.simulate.values import (
+    BadKind,
     Mishap,
     MishapKind,
     RunStats,
@@ -264,6 +266,8 @@ class Driver(Generic[F]):
             return
         self.agenda.at(self.faults.place_s, lambda: self._refuse(number, MishapKind.PLACE))
         self.agenda.at(0.0, self.place)
+        if command.avoid:
+            self.agenda.at(self.cluster.avoid_s, self.place)
 
     def _places(self, memory_bytes: int) -> int:
         return -(-memory_bytes // self.cluster.place_bytes)
@@ -279,15 +283,17 @@ class Driver(Generic[F]):
         """Place what fits, oldest first."""
         if self.dead:
             return
-        full: dict[tuple[int, int], None] = {}
-        for number, (command, _) in list(self.pending.items()):
+        full: dict[tuple[int, int, tuple[str, ...]], None] = {}
+        for number, (command, since) in list(self.pending.items()):
             plan, memory = self._plans[command.shape.base], command.shape.memory_bytes
             places = 1 if memory is None else self._places(memory)
-            if (places, plan.nodes) in full or places > self.cluster.gangs_per_node:
+            strictly = self.agenda.now < since + self.cluster.avoid_s
+            key = places, plan.nodes, command.avoid if strictly else ()
+            if key in full or places > self.cluster.gangs_per_node:
                 continue
-            nodes = self.world.nodes.find(places, plan.nodes, command.avoid)
+            nodes = self.world.nodes.find(places, plan.nodes, command.avoid, strictly=strictly)
             if nodes is None:
-                full[places, plan.nodes] = None
+                full[key] = None
                 continue
             del self.pending[number]
             for node in nodes:
@@ -297,6 +303,8 @@ class Driver(Generic[F]):
             start_s = self.chances.exponential(self.cluster.start_s, "start", self.term, number)
             start_s = min(start_s, self.faults.start_timeout_s)
             self.agenda.at(start_s, partial(self._start, number, start_s))
+            names = tuple(node.name for node in nodes)
+            self.agenda.at(0.0, partial(self.tell, GangPlaced(gang=number, nodes=names)))
 
     def _start(self, number: int, took_s: float) -> None:
         crew = self.crews.get(number)
@@ -304,6 +312,7 @@ class Driver(Generic[F]):
             return
         key, timeout_s = (self.term, number), self.faults.start_timeout_s
         dead = [worker.node.name for worker in crew.workers if not worker.alive]
+        bad = next((n for n in crew.nodes if n.badness(self.agenda.now) is BadKind.SETUP), None)
         if not self.fair and self.chances.happens(self.faults.start_failures, "starts", *key):
             dead = dead or [crew.nodes[0].name]
         if dead or took_s >= timeout_s:
@@ -312,6 +321,10 @@ class Driver(Generic[F]):
         elif not self.fair and self.chances.happens(self.faults.setup_failures, "sets up", *key):
             mishap = Mishap(kind=MishapKind.SETUP, node=crew.nodes[0].name)
             self.gone(crew, mishap)
+        elif bad is not None:
+            mishap = Mishap(kind=MishapKind.SETUP, node=bad.name)
+            after_s = 0.0 if bad.bad is None else bad.bad.after_s
+            self.agenda.at(after_s, lambda: self.gone(crew, mishap))
         else:
             names = tuple(node.name for node in crew.nodes)
             crew.start(self.world.gang_side(names, self.faults.silence_s))
@@ -323,7 +336,10 @@ class Driver(Generic[F]):
             return  # lost meanwhile; but the answer may cross a `CloseGang`
         crew.ready = True
         names = tuple(node.name for node in crew.nodes)
-        self._answer(GangReady(gang=crew.command.gang, nodes=names))
+        slots = sum(each.slots for each in self.crews.values() if each.ready and not each.over)
+        self.stats.most_slots = max(self.stats.most_slots, slots)
+        fitting = self.world.nodes.fitting(crew.places)
+        self._answer(GangReady(gang=crew.command.gang, nodes=names, fitting=fitting))
 
     def _close(self, number: int) -> None:
         self.pending.pop(number, None)
@@ -354,15 +370,21 @@ class Driver(Generic[F]):
             return
         self.stats.gangs_lost += crew.ready
         crew.end()
+        self._count(mishap)
         lost = GangLost(
             gang=crew.command.gang, fault=self.world.fault(mishap), node=mishap.node or None
         )
         self._answer(lost)
 
+    def _count(self, mishap: Mishap) -> None:
+        faults = self.stats.faults
+        faults[mishap.node] = faults.get(mishap.node, 0) + 1
+
     def deliver(self, crew: Crew, assignment: int, news: News, /) -> None:
         """A gang reports."""
         self.world.load.reported(self.agenda.now, len(crew.workers), news)
         for rank, mishap, ran_s in news.failed:
+            self._count(mishap)
             fault = self.world.fault(mishap)
             self._answer(
                 RankFailed(

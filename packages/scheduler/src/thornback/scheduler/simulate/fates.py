@@ -33,7 +33,11 @@ class Fates:
             (faults.hangs, MishapKind.TIMEOUT),
             (faults.worker_silences, MishapKind.SILENT),
         ]
-        self._culprits = faults.culprits
+        self._always = (
+            ("culprit", faults.culprits, MishapKind.WORKER),
+            ("poison", faults.poison, MishapKind.PROCESS),
+            ("bug", faults.bugs, MishapKind.CODE),
+        )
         self.longest_s = 0.0
         """What the longest try would have taken."""
 
@@ -49,6 +53,13 @@ class Fates:
         return int(
             self._chances.log_normal(cluster.rank_bytes, cluster.memory_sigma, "bytes", stage, rank)
         )
+
+    def always(self, stage: int, rank: int) -> MishapKind | None:
+        """Return how every attempt of a rank ends, whatever its node; None: it can succeed."""
+        for name, share, kind in self._always:
+            if self._chances.happens(share, name, stage, rank):
+                return kind
+        return None
 
     def of(
         self,
@@ -87,8 +98,9 @@ class Fates:
         self, stage: int, rank: int, key: tuple[int, ...], memory_bytes: int, fair: bool
     ) -> MishapKind | None:
         chances = self._chances
-        if chances.happens(self._culprits, "culprit", stage, rank):
-            return MishapKind.WORKER
+        always = self.always(stage, rank)
+        if always is not None:
+            return always
         if self.needs_bytes(stage, rank) > memory_bytes:
             return MishapKind.OOM
         draw = chances.draw("fate", stage, rank, *key)

@@ -8,6 +8,8 @@ import attrs
 
 from thornback.scheduler.simulate.agenda import Agenda, Chances
 from thornback.scheduler.simulate.values import (
+    BadKind,
+    BadNode,
     MishapKind,
     RunStats,
     SimulatedCluster,
@@ -29,9 +31,18 @@ class Node:
     slowness: float
     """Ranks take so many times longer."""
     flaps: bool
+    bad: BadNode | None = None
     alive: bool = True
     draining: bool = False
     empty_since: float = 0.0
+
+    def badness(self, now: float) -> BadKind | None:
+        """Return what is wrong with it at this time; None: nothing."""
+        if self.bad is None:
+            return None
+        # The phases differ from node to node, so that not all are bad at once.
+        phase = 0.0 if self.bad.flaps_s is None else now / self.bad.flaps_s + 0.37 * self.number
+        return None if int(phase) % 2 else self.bad.kind
 
 
 class Nodes:
@@ -60,6 +71,7 @@ class Nodes:
         self._agenda = agenda
         self._chances = chances
         self._stats = stats
+        self._bad = {bad.number: bad for bad in faults.bad_nodes}
         self._made = 0
         self._coming = 0
 
@@ -67,6 +79,8 @@ class Nodes:
         """Let the first nodes come."""
         for _ in range(self._cluster.nodes):
             self._come()
+        for at_s in self._cluster.joins_s:
+            self._agenda.at(at_s, self._come)
         if self._cluster.most_nodes is not None:
             self._agenda.at(SCALE_EVERY_S, self._scale)
 
@@ -76,15 +90,40 @@ class Nodes:
         fair_at = self._faults.fair_after_s
         return fair_at is not None and self._agenda.now >= fair_at
 
-    def find(self, places: int, nodes: int, avoid: tuple[str, ...]) -> list[Node] | None:
-        """Return nodes for a gang, avoided ones last, those with most room first; None: no room."""
-        fits = [node for node in self.by_name.values() if node.room >= places and not node.draining]
+    def fitting(self, places: int) -> int:
+        """Return how many nodes can hold a gang's share, free or not."""
+        return len(self._able(places, ()))
+
+    def find(
+        self, places: int, nodes: int, avoid: tuple[str, ...], *, strictly: bool
+    ) -> list[Node] | None:
+        """Return nodes for a gang, those with most room first; None: no room.
+
+        `strictly`: avoided nodes are left out if the others could hold the gang. Else they come
+        last.
+        """
+        if strictly and avoid and len(self._able(places, avoid)) < nodes:
+            strictly = False
+        fits = [
+            node
+            for node in self.by_name.values()
+            if node.room >= places
+            and not node.draining
+            and not (strictly and avoid and node.name in avoid)
+        ]
         if len(fits) < nodes:
             return None
         if nodes == 1:
             return [min(fits, key=lambda node: (node.name in avoid, -node.room, node.number))]
         fits.sort(key=lambda node: (node.name in avoid, -node.room, node.number))
         return fits[:nodes]
+
+    def _able(self, places: int, avoid: tuple[str, ...]) -> list[Node]:
+        if places > self._cluster.gangs_per_node:
+            return []
+        return [
+            node for node in self.by_name.values() if not node.draining and node.name not in avoid
+        ]
 
     def free(self, node: Node, places: int) -> None:
         """Take back places of a node, dead or alive."""
@@ -105,6 +144,7 @@ class Nodes:
         flaps = chances.happens(faults.flapping_share, "flaps", number)
         slowness = cluster.slow_factor if slow else 1.0
         node = Node(name, number, cluster.gangs_per_node, slowness, flaps)
+        node.bad = self._bad.get(number)
         node.empty_since = self._agenda.now
         self.by_name[name] = node
         self._fate(node)

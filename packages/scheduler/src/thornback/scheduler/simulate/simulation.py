@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeAlias, TypeVar
 
+import attrs
+
 from thornback.scheduler.commands import Command, RecordState
 from thornback.scheduler.events import CancelRequested, Event
 from thornback.scheduler.machine import Scheduler
 from thornback.scheduler.params import SchedulerParams, StagePlan
 from thornback.scheduler.ports import Dependencies
+from thornback.scheduler.simulate.costs import Asked, WatchedPolicy
 from thornback.scheduler.simulate.driver import Driver, World, patience_s
 from thornback.scheduler.simulate.gangside import GangSide, SimpleGang
 from thornback.scheduler.simulate.load import LoadStats
@@ -59,7 +62,8 @@ class Simulation(Generic[F]):
         Args:
             stages: as for `Scheduler`.
             dependencies: makes those of one driver; a restarted one needs new ones.
-            fault: classifies what goes wrong, for the retry policies.
+            fault: classifies what goes wrong, for the retry policies: `classified` for the
+                `RetryPolicy` of thornback-faults.
             cluster: the nodes; None: the defaults.
             faults: how often things go wrong; None: never.
             incidents: what is planned to go wrong.
@@ -142,6 +146,7 @@ class Simulation(Generic[F]):
         world = self._world
         stats, durable = world.stats, world.durable
         stats.makespan_s = world.agenda.now
+        stats.longest_rank_s = world.fates.longest_s
         stats.wasted_s = max(0.0, stats.busy_s - world.useful_s)
         stats.done, stats.failed, stats.skipped = (durable.count(state) for state in RecordState)
 
@@ -162,11 +167,17 @@ class Simulation(Generic[F]):
         sizes = [plan.world_size for plan in world.stages]
         watched = WatchedDependencies(dependencies, sizes, world.durable.is_done)
         order = watched if self._checked else dependencies
-        scheduler: Scheduler[F] = self._make(world.stages, order, self._params, self._seed)
+        asked: list[Asked[F]] = []
+        plans = [
+            attrs.evolve(plan, policy=WatchedPolicy(plan.policy, number, asked))
+            for number, plan in enumerate(world.stages)
+        ]
+        stages = plans if self._checked else world.stages
+        scheduler: Scheduler[F] = self._make(stages, order, self._params, self._seed)
         driver = Driver(world, scheduler, term)
         if self._checked:
             self._story = Story(driver)
-            driver.watching = [self._story, Umpire(driver, scheduler, watched)]
+            driver.watching = [self._story, Umpire(driver, scheduler, watched, asked)]
         if self._watch is not None:
             driver.watching.append(_Watch(self._watch, scheduler))
         return driver

@@ -8,14 +8,16 @@ O(1) after every event, but for the ranks that the event is about:
 - the order: nothing is dispatched that the dependencies have not released, and they are told of
   nothing that is not durable;
 - the costs (`Costs`): a rank that was lost in company pays nothing and comes back in half the
-  batch; one that pays travels alone, with its attempt number, its history and its memory;
+  batch; one that pays travels alone, with its attempt number, its history and its memory; what is
+  settled for or against a node has a witness;
 - no stall: finished, or an answer is owed, or a timer is set; and ready ranks have a gang or a
   reason.
 
-Liveness, once the world is fair: an event makes *progress* when a rank ends, when a charged fault
-uses up budget, or when a batch is halved. Each of those lowers (budget left + log2 of the batch
-limits, unfinished ranks), which has an end; so the run ends if the time between two of them is
-bounded, and that is what is checked. `check_invariants` is called every 100th time, and at the end.
+Liveness, once the world is fair: an event makes *progress* when a rank ends, when a fault uses
+up budget (charged, or free of charge up to `max_free`), or when a batch is halved. Each of those
+lowers (budget left + log2 of the batch limits, unfinished ranks), which has an end; so the run ends
+if the time between two of them is bounded, and that is what is checked. `check_invariants` is
+called every 100th time, and at the end.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from thornback.scheduler.events import (
 )
 from thornback.scheduler.machine import Scheduler
 from thornback.scheduler.ports import Delta, Dependencies
-from thornback.scheduler.simulate.costs import Costs
+from thornback.scheduler.simulate.costs import Asked, Costs
 from thornback.scheduler.simulate.driver import Driver, patience_s
 from thornback.scheduler.states import InvariantBroken
 from thornback.scheduler.testing import Referee
@@ -102,13 +104,14 @@ class Umpire(Generic[F]):
         driver: Driver[F],
         scheduler: Scheduler[F],
         dependencies: WatchedDependencies,
+        asked: list[Asked[F]],
     ) -> None:
         self.referee: Referee[F] = Referee()
         """The contract of events and commands, and what it has seen so far."""
         self._driver = driver
         self._scheduler = scheduler
         self._dependencies = dependencies
-        self._costs: Costs[F] = Costs(driver.world.stages, self.referee)
+        self._costs: Costs[F] = Costs(driver.world.stages, self.referee, asked)
         self._told = 0
         self._ending = False
         self._assignment: int | None = None
@@ -125,11 +128,14 @@ class Umpire(Generic[F]):
                 self._ending = True
         self._progress = isinstance(event, RanksSucceeded)
         if not self._ending:
-            self._progress |= self._costs.before(event)
+            self._costs.before(event)
         self.referee.tell(event)
 
     def after(self, event: Event[F], commands: Sequence[Command], /) -> None:
         """The scheduler has answered."""
+        if not self._ending:
+            records = [command for command in commands if isinstance(command, Record)]
+            self._progress |= self._costs.after(event, records)
         self.referee.heard(commands)
         for command in commands:
             match command:
@@ -141,12 +147,8 @@ class Umpire(Generic[F]):
                         self._costs.dispatched(command)
                 case Record():
                     self._progress = True
-                    if not self._ending:
-                        self._costs.recorded(command, self._scheduler.reason)
                 case FinishRun():
                     self._check_end(command)
-        if not self._ending:
-            self._costs.after()
         self._check_fence()
         self._check_no_stall(asks=bool(commands))
         self._check_liveness()

@@ -56,6 +56,53 @@ class MishapKind(enum.Enum):
     """No node is large enough."""
     JOURNAL = "journal"
     """The journal could not write for too long."""
+    EIO = "eio"
+    """The rank met a broken disk."""
+    ENOSPC = "enospc"
+    """The rank met a full disk."""
+    LOAD = "load"
+    """The set-up of the rank's process failed."""
+    GPU = "gpu"
+    """The GPU of the rank's process failed."""
+
+
+class BadKind(enum.Enum):
+    """What a bad node does to whatever runs there."""
+
+    EXIT = "exit"
+    """Every rank process dies."""
+    EIO = "eio"
+    """Every rank meets a broken disk."""
+    ENOSPC = "enospc"
+    """Every rank meets a full disk."""
+    LOAD = "load"
+    """The set-up of every rank process fails."""
+    SETUP = "setup"
+    """No gang can be set up there."""
+    GPU = "gpu"
+    """The GPU of the first slot of every gang is broken; the other slots work."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class BadNode:
+    """A node that is broken, and stays so or flaps. Raises `UsageError` for impossible numbers."""
+
+    number: int
+    """Which one: nodes are numbered from 1 in the order in which they come."""
+    kind: BadKind
+    """What is wrong with it."""
+    after_s: float = 0.1
+    """A rank runs for so long before it fails there, or for as long as it takes if that is less."""
+    flaps_s: float | None = None
+    """It is bad and good by turns, for so long each; None: it is always bad."""
+
+    def __attrs_post_init__(self) -> None:
+        flaps_s = 1.0 if self.flaps_s is None else self.flaps_s
+        if self.number < 1 or not self.after_s > 0 or not flaps_s > 0:
+            raise UsageError(
+                "A bad node needs number >= 1, after_s > 0 and flaps_s > 0 or None, not "
+                f"{self.number!r}, {self.after_s!r} and {self.flaps_s!r}."
+            )
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -148,6 +195,11 @@ class SimulatedCluster:
     place_bytes: int = attrs.field(default=4 * GIB, validator=_above_zero)
     """Memory of a place: its slots share it. A gang with one slot and more memory per rank takes
     several places."""
+    joins_s: tuple[float, ...] = ()
+    """Further nodes join at these times."""
+    avoid_s: float = _seconds(30.0)
+    """A gang waits so long for nodes that it does not have to avoid, if these could hold it; then
+    it takes any."""
     start_s: float = _seconds(3.0)
     """Mean to start a gang's workers (exponential)."""
     close_s: float = _seconds(0.5)
@@ -204,6 +256,12 @@ class SimulatedFaults:
     """It never ends by itself: its time limit ends it."""
     culprits: float = _chance()
     """Share of the ranks that take their worker down at every attempt."""
+    poison: float = _chance()
+    """Share of the ranks whose own process dies at every attempt."""
+    bugs: float = _chance()
+    """Share of the ranks whose code raises at every attempt."""
+    bad_nodes: tuple[BadNode, ...] = ()
+    """Nodes that are broken."""
     start_failures: float = _chance()
     """Per gang: it does not start in time."""
     setup_failures: float = _chance()
@@ -278,6 +336,13 @@ class RunStats:
     """Gangs that were asked for."""
     gangs_lost: int = 0
     """Gangs that were ready and died."""
+    most_slots: int = 0
+    """Most slots of ready gangs at a time."""
+    longest_rank_s: float = 0.0
+    """What the longest rank takes."""
+    faults: dict[str, int] = attrs.field(factory=dict)
+    """By node: the failures of ranks and the losses of gangs there; under "" those without a node.
+    """
     nodes_lost: int = 0
     """Nodes that went away."""
     drivers: int = 0

@@ -21,6 +21,8 @@ from thornback.scheduler.simulate.nodes import Node
 from thornback.scheduler.simulate.values import Mishap, MishapKind
 
 RECALL_TRAVELS_S = 0.01
+GPU_FAULTS = 2
+"""In a row: then a slot is parked."""
 
 
 @attrs.define(slots=True, eq=False)
@@ -64,8 +66,13 @@ class Running:
 class Slot:
     """A place for one rank at a time."""
 
+    number: int
     queue: deque[Work] = attrs.field(factory=deque)
     running: Running | None = None
+    gpu_faults: int = 0
+    """In a row."""
+    parked: bool = False
+    """Its GPU is broken: it gets nothing more to do."""
 
 
 class Surroundings(Protocol):
@@ -74,7 +81,7 @@ class Surroundings(Protocol):
     agenda: Agenda
     reclaim_s: float
 
-    def fate(self, worker: Worker, work: Work, rank: int, /) -> Fate: ...
+    def fate(self, worker: Worker, slot: int, work: Work, rank: int, /) -> Fate: ...
     def mishap(self, worker: Worker, kind: MishapKind, rank: int, work: Work, /) -> Mishap: ...
     def send(self, worker: Worker, work: Work, news: News, /) -> None: ...
     def ran(self, worker: Worker, work: Work, rank: int, ran_s: float, well: bool, /) -> None: ...
@@ -92,7 +99,7 @@ class Worker:
         self.silent = False
         """It does not answer any more, and nobody knows yet."""
         self.works: dict[int, Work] = {}
-        self._slots = [Slot() for _ in range(slots)]
+        self._slots = [Slot(number) for number in range(slots)]
         self._around = around
         self._agenda = around.agenda
 
@@ -107,7 +114,8 @@ class Worker:
             return
         todo = deque(rank for piece in ranks for rank in piece)
         work = self.works[number] = Work(number, stage, todo, self._agenda.now, timeout_factor)
-        slot = min(self._slots, key=lambda slot: len(slot.queue))
+        slots = [slot for slot in self._slots if not slot.parked]
+        slot = min(slots, key=lambda slot: len(slot.queue))
         slot.queue.append(work)
         if slot.running is None:
             self._next(slot)
@@ -165,7 +173,7 @@ class Worker:
         work = slot.queue[0]
         rank = work.todo.popleft()
         slot.running = running = Running(work, rank, self._agenda.now)
-        fate = self._around.fate(self, work, rank)
+        fate = self._around.fate(self, slot.number, work, rank)
         if fate.takes_s is not None:
             self._agenda.at(fate.takes_s, self._end_of(slot, running, fate))
 
@@ -187,11 +195,23 @@ class Worker:
         else:
             work.failed.append((rank, self._around.mishap(self, kind, rank, work), ran_s))
             self._around.disturb(self, work, kind)
+        slot.gpu_faults = slot.gpu_faults + 1 if kind is MishapKind.GPU else 0
+        if slot.gpu_faults == GPU_FAULTS:
+            self._park(slot)
         work.over = not work.todo
         late = self._agenda.now - work.given_at >= self._around.reclaim_s
         if work.over or late or kind is not None:
             self._send(work)
         self._next(slot)
+
+    def _park(self, slot: Slot) -> None:
+        """Give a slot nothing more to do, unless it is the last one."""
+        if sum(not each.parked for each in self._slots) == 1:
+            return
+        slot.parked = True
+        works, slot.queue = slot.queue, deque()
+        for work in works:
+            self._hand_back(work, kill=False)
 
     def _break_off(self, slot: Slot, *, well: bool = False) -> float:
         """What runs ends; return for how long it has run."""
