@@ -3,8 +3,6 @@ makes no progress: the policy would have tried again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import attrs
 import pytest
 from opentelemetry.trace import NoOpTracer

@@ -123,7 +123,7 @@ def _check_gang(board: Board[F], gang: Gang[F]) -> None:
     places = {
         "opening": (lane.opening, gang.state is GangState.OPENING),
         "gangs": (lane.gangs, ready),
-        "held": (lane.held, ready and gang.held),
+        "held": (lane.held, ready and gang.held and gang.drain_by is None),
         "draining": (lane.draining, ready and gang.drain_by is not None),
         "yielding": (lane.yielding, ready and gang.yields_to is not None),
         "usable": (lane.usable, gang.usable),

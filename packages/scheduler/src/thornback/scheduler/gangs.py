@@ -147,6 +147,7 @@ class Lane(Generic[F]):
         """Usable, every slot busy, with place for an assignment in advance."""
         self.draining: dict[int, Gang[F]] = {}
         self.held: dict[int, Gang[F]] = {}
+        """On suspected nodes, and not draining: like these, they do not count for `max_gangs`."""
         self.yielding: dict[int, Gang[F]] = {}
         self.coming = 0
         """Gangs of any lane that yield to this one."""
@@ -204,7 +205,7 @@ class Lane(Generic[F]):
         for part, belongs in (
             (self.gangs, is_ready),
             (self.draining, is_ready and gang.drain_by is not None),
-            (self.held, is_ready and gang.held),
+            (self.held, is_ready and gang.held and gang.drain_by is None),
             (self.yielding, is_ready and gang.yields_to is not None),
             (self.usable, usable),
             (self.free, usable and live < gang.places),

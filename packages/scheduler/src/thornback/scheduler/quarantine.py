@@ -43,6 +43,8 @@ def _review_shape(board: Board[F], shape: Shape[F]) -> None:
 
 
 def _mark(board: Board[F], gang: Gang[F], *, held: bool, probing: bool) -> None:
+    if gang.number in gang.lane.held and gang.lane.stage.room < 1:
+        held = True  # another gang was asked for in its place
     if (held, probing) == (gang.held, gang.probing):
         return
     gang.held, gang.probing = held, probing
@@ -62,6 +64,8 @@ def _force_in_time(board: Board[F], lane: Lane[F]) -> None:
         _review_at(board, due_at)
         return
     for gang in list(lane.held.values()):
+        if lane.stage.room < 1 and lane.opening:
+            board.close(next(reversed(lane.opening.values())))  # the one that was to replace it
         gang.forced = True
         _mark(board, gang, held=False, probing=True)
 
