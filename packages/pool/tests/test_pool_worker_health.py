@@ -15,7 +15,7 @@ def raised(
     return CaughtError(
         type_names=(f"builtins.{kind}", "builtins.RuntimeError", "builtins.Exception"),
         message=message,
-        traceback=f'Traceback:\n  File "/job.py", line {line}, in step\n{kind}: {message}\n',
+        attributes={"user_frame": f"job.py:{line} in step"},
     )
 
 

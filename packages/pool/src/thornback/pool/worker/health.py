@@ -26,16 +26,20 @@ otherwise when the next process fails in the same way with another rank, or in i
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import attrs
 
+from thornback.faults import (
+    NETWORK_RULES,
+    THROTTLED_RULES,
+    Classifier,
+    FaultKind,
+    is_gpu_broken,
+    is_gpu_fault,
+    loses_gpu,
+)
 from thornback.pool.ports import CaughtError
-
-if TYPE_CHECKING:
-    from thornback.faults import Classifier
 
 ENOUGH_IN_A_ROW = 2
 FRUITLESS = 3
@@ -43,6 +47,7 @@ FRUITLESS = 3
 _REMEMBERED = 64
 """Number of signatures that are kept; the oldest is dropped first."""
 _REMEMBERED_RANKS = 1024
+_CLASSIFIER = Classifier(user_rules=(*THROTTLED_RULES, *NETWORK_RULES))
 _SETUP = -1
 """Stands for the set-up among the numbers of ranks."""
 
@@ -120,8 +125,6 @@ class SlotHealth:
 
     def _is_broken(self, error: CaughtError) -> bool:
         """Return whether the process is to be replaced."""
-        from thornback.faults import loses_gpu  # as in `_is_passing`
-
         if self._fruitless >= FRUITLESS:
             return False
         if loses_gpu(error):
@@ -132,8 +135,6 @@ class SlotHealth:
 
     def _parks(self, rank: int, error: CaughtError) -> bool:
         """Park the slot if its GPUs failed; return whether it is parked."""
-        from thornback.faults import is_gpu_broken, is_gpu_fault  # as in `_is_passing`
-
         if not self._own_gpus or not is_gpu_fault(error, healthy_before=self._was_healthy):
             return False
         again = any(
@@ -146,28 +147,16 @@ class SlotHealth:
         return self.parked is not None
 
     def _signature(self, error: CaughtError) -> tuple[str, str, str]:
-        from thornback.faults import user_frame  # as in `_is_passing`
-
         name = error.type_names[0] if error.type_names else ""
-        return self._program, name, user_frame(error.traceback)
+        return self._program, name, str(error.attributes.get("user_frame", ""))
 
 
 def _is_passing(error: CaughtError) -> bool:
     """Return whether a server or a network failed, which says nothing about the process."""
-    # Imported here, since most workers never need it and start faster without it.
-    from thornback.faults import FaultKind
-
     # No rule looks at the traceback, but to redact it costs most of the time.
     brief = attrs.evolve(error, traceback="")
-    kind = _classifier().classify(brief, {"origin": "rank", "phase": "rank"}).kind
+    kind = _CLASSIFIER.classify(brief, {"origin": "rank", "phase": "rank"}).kind
     return kind in (FaultKind.THROTTLED, FaultKind.NETWORK)
-
-
-@functools.cache
-def _classifier() -> Classifier:
-    from thornback.faults import NETWORK_RULES, THROTTLED_RULES, Classifier
-
-    return Classifier(user_rules=(*THROTTLED_RULES, *NETWORK_RULES))
 
 
 def _remember(ranks: dict[int, None], rank: int) -> None:
