@@ -227,7 +227,7 @@ def test_what_idle_gangs_are_wanted_for_is_counted_once_for_all_stages(
         end_all(game, gang)
     counted, count = [], opening._most_idle
 
-    def counting(shape: Shape[str]) -> int:
+    def counting(shape: Shape[str], most: int) -> int:
         counted.append(shape)
         return count(shape)
 

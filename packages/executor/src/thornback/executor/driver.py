@@ -133,7 +133,7 @@ class Driver:
                 with anyio.move_on_after(self._params.cancel_s, shield=True):
                     await self._gangs.close_all()
             self._handover.close()
-            self._teller.tell(self.progress(), last=True)
+            self._teller.tell(self.progress, last=True)
 
     async def _turn(self, group: anyio.abc.TaskGroup) -> None:
         clock, scheduler = self._parts.clock, self.scheduler
@@ -144,13 +144,9 @@ class Driver:
             self._handle(self._event(self._inbox.pop()), group, records)
         if scheduler.wake_at is not None and scheduler.wake_at <= clock.monotonic():
             self._handle(ev.Ticked(), group, records)
-        progress = self.progress()
-        for number, stage in enumerate(progress):
-            if stage.done + stage.failed + stage.skipped == stage.total:
-                self._tracer.stage_ended(number, stage.done, stage.failed, stage.skipped)
         if records:
             group.start_soon(self._record, records)
-        self._teller.tell(progress)
+        self._teller.tell(self.progress)
 
     def _handle(self, event: Event, group: anyio.abc.TaskGroup, records: list[Settled]) -> None:
         self._verdicts.clear()
@@ -181,7 +177,18 @@ class Driver:
                     self.end = command
                 case _:
                     assert_never(command)
+        self._end_stages(event, commands)
         self._forget(event)
+
+    def _end_stages(self, event: Event, commands: Sequence[cmd.Command]) -> None:
+        """End the spans of stages whose last rank has ended with this event."""
+        ended = {command.stage: None for command in commands if isinstance(command, cmd.Record)}
+        if isinstance(event, ev.Recorded):
+            ended[event.stage] = None
+        for number in ended:
+            counts = self.scheduler.counts(number)
+            if counts.done + counts.failed + counts.skipped == self._plan.stages[number].world_size:
+                self._tracer.stage_ended(number, counts.done, counts.failed, counts.skipped)
 
     # -- assignments
 

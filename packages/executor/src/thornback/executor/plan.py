@@ -115,7 +115,12 @@ class RunPlan:
         self.whole_parents = {name: parents for name, parents in whole.items() if parents}
         """By name: the stages that it may read all results of."""
         self._nodes = [self._node(stage) for stage in job.stages]
-        self._shapes = list(dict.fromkeys(_shape(stage) for stage in job.stages))
+        shapes = [_shape(stage) for stage in job.stages]
+        self._shapes = list(dict.fromkeys(shapes))
+        numbers = {shape: number for number, shape in enumerate(self._shapes)}
+        self._shape_of = [numbers[shape] for shape in shapes]
+        """By stage, the position in `_shapes`."""
+        self._modules = self._preload()
         self._runtime_envs = [
             resolved(_over(settings.runtime_env, shape.runtime_env), settings.cwd)
             for shape in self._shapes
@@ -150,7 +155,7 @@ class RunPlan:
         return [
             StagePlan(
                 world_size=stage.world_size,
-                shape=self._shapes.index(_shape(stage)),
+                shape=self._shape_of[number],
                 slots=stage.slots,
                 nodes=stage.nodes,
                 max_gangs=self._max_gangs(stage),
@@ -185,8 +190,7 @@ class RunPlan:
 
     def stage_of_shape(self, key: ShapeKey) -> str:
         """Return the first stage that runs in gangs of this shape: for people."""
-        shape = self._shapes[key.base]
-        return next(stage.name for stage in self.stages if _shape(stage) == shape)
+        return self.stages[self._shape_of.index(key.base)].name
 
     def runtime_envs(self) -> Iterator[tuple[str, Mapping[str, object]]]:
         """Yield each runtime_env that is not empty, with the name of a stage that has it."""
@@ -226,7 +230,7 @@ class RunPlan:
             resources=_custom(request.bundle),
             rank_memory_bytes=limit if shape.enforce_memory else None,
             env=self.settings.env,
-            preload=self._preload(),
+            preload=self._modules,
             runtime_env=self._runtime_envs[key.base],
         )
 

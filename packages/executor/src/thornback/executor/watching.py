@@ -64,13 +64,14 @@ class Teller:
         self.due: float | None = None
         """When progress that came too soon after the last telling is to be told."""
 
-    def tell(self, progress: tuple[StageProgress, ...], *, last: bool = False) -> None:
-        """Tell it, or note when it is due."""
+    def tell(self, count: Callable[[], tuple[StageProgress, ...]], *, last: bool = False) -> None:
+        """Have the progress counted and tell it, or note when that is due."""
         now = self._clock.monotonic()
         if not last and now < self._told + self._every_s:
             self.due = self._told + self._every_s
             return
         self._told, self.due = now, None
+        progress = count()  # costs O(stages), so not before it is told
         if last or progress != self._last:
             self._last = progress
             self._watchers.tell(lambda observer: observer.progressed(progress))

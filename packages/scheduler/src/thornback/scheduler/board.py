@@ -11,7 +11,8 @@ import heapq
 import math
 from bisect import insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from typing import Generic, TypeVar
 
 import attrs
@@ -85,8 +86,11 @@ class Board(Generic[F]):
         self.lanes: list[Lane[F]] = []
         """In the order of priority."""
         self.active: list[Lane[F]] = []
-        """Those of them with ready ranks or gangs, in the same order: in all others there is
-        nothing to decide. Replaced, never changed: a loop over it goes on over what it was."""
+        """Those of them to look at after every event, in the same order: with gangs, or with ready
+        ranks and not resting. Replaced, never changed: a loop over it goes on over what it was."""
+        self.resting: dict[Shape[F], None] = {}
+        """Shapes with resting lanes (`Shape.resting`): these have ready ranks and nothing else, and
+        are looked at while their shape has something to give, or when a timer is due."""
         self.shapes: dict[ShapeKey, Shape[F]] = {}
         self.gangs: dict[int, Gang[F]] = {}
         self.assignments: dict[int, Assignment[F]] = {}
@@ -139,15 +143,62 @@ class Board(Generic[F]):
         shape = self.shapes.setdefault(key, Shape(key))
         lane = Lane(stage, shape)
         stage.lanes.append(lane)
-        insort(shape.lanes, lane, key=lambda known: known.order)
-        insort(self.lanes, lane, key=lambda known: known.order)
+        insort(shape.lanes, lane, key=_order)
+        insort(self.lanes, lane, key=_order)
+        shape.unsettled[lane] = None
         return lane
 
     def activate(self, lane: Lane[F]) -> None:
-        """Look at a lane from now on."""
-        if not lane.active:
-            lane.active = True
-            self.active = sorted([*self.active, lane], key=lambda known: known.order)
+        """Look at a lane after every event from now on."""
+        if lane.active:
+            return
+        if lane.rests:
+            lane.rests = False
+            lane.shape.resting = [known for known in lane.shape.resting if known.rests]
+            if not lane.shape.resting:
+                del self.resting[lane.shape]
+        lane.active = True
+        active = self.active.copy()
+        insort(active, lane, key=_order)
+        self.active = active
+
+    def activate_all(self) -> None:
+        """Look at all resting lanes: a timer is due, or nothing is dispatched for some time."""
+        woken = [lane for shape in self.resting for lane in shape.resting]
+        for lane in woken:
+            lane.rests, lane.active = False, True
+        for shape in self.resting:
+            shape.resting = []
+        self.resting.clear()
+        if woken:
+            self.active = sorted([*self.active, *woken], key=_order)
+
+    def rest(self) -> None:
+        """Look no longer after every event at lanes with nothing but ready ranks, once their clocks
+        run. Not where these also depend on the gangs of others (`wait_s`)."""
+        if self.params.wait_s is not None:
+            return
+        rested: dict[Shape[F], list[Lane[F]]] = {}
+        for lane in self.active:
+            if lane.starved_at is not None and lane.may_rest:
+                rested.setdefault(lane.shape, []).append(lane)
+        if not rested:
+            return
+        for shape, lanes in rested.items():
+            for lane in lanes:
+                lane.active, lane.rests = False, True
+            shape.resting = sorted([*shape.resting, *lanes], key=_order)
+            self.resting[shape] = None
+        self.active = [lane for lane in self.active if lane.active]
+
+    def lanes_for(self, gives: Callable[[Lane[F]], bool]) -> Iterable[Lane[F]]:
+        """Return the active lanes and, of each shape, those resting ones for which `gives` says
+        that the shape has something to give, up to the first for which it says no; in the order of
+        priority."""
+        if not self.resting:
+            return self.active
+        resting = [takewhile(gives, shape.resting) for shape in self.resting]
+        return heapq.merge(self.active, *resting, key=_order)
 
     def retire_lanes(self) -> None:
         """Look no longer at lanes in which nothing is left, and no clock runs."""
@@ -354,6 +405,10 @@ class Board(Generic[F]):
         self.activate(lane)
         if record.avoid:
             self.wake(self.now + self.params.avoid_wait_s)
+
+
+def _order(lane: Lane[F]) -> tuple[int, int, int]:
+    return lane.order
 
 
 def jitter(seed: int, stage: int, rank: int, attempt: int) -> float:

@@ -152,8 +152,14 @@ def _check_lane(board: Board[F], lane: Lane[F]) -> None:
     _need(lane.active == is_active, f"a lane of stage {lane.stage.number} is not where it says")
     _need(
         is_active
+        or lane.rests
         or not (lane.waiting or lane.opening or lane.gangs or lane.starved_at is not None),
         f"a lane of stage {lane.stage.number} has work or gangs, and nobody looks at it",
+    )
+    rests = any(known is lane for known in lane.shape.resting)
+    _need(
+        rests == lane.rests and (not rests or (lane.may_rest and not lane.active)),
+        f"a lane of stage {lane.stage.number} rests and should not, or is not where it says",
     )
     coming = sum(gang.yields_to is lane for gang in board.gangs.values())
     _need(lane.coming == coming, f"a lane of stage {lane.stage.number} miscounts who yields to it")

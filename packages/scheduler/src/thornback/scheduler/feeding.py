@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import chain, islice
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -50,6 +51,7 @@ def feed(board: Board[F]) -> None:
     """Dispatch what can be dispatched."""
     board.slow = pressure(board) if board.unrecorded else None
     if board.slow is not None:
+        board.activate_all()  # their clocks stop
         return
     _feed_idle(board)
     if board.yielding and _keep_on_unneeded(board):
@@ -67,8 +69,8 @@ def feed(board: Board[F]) -> None:
 
 def _feed_idle(board: Board[F]) -> None:
     """Fill the idle slots of all lanes, and of gangs that they can get from others."""
-    others = _others(board) if len(board.active) > 1 else NOBODY
-    for lane in board.active:
+    others = _others(board) if len(board.active) > 1 or board.resting else NOBODY
+    for lane in board.lanes_for(partial(_may_get_one, others)):
         if lane.stage.tripped is not None:
             _let_old_gangs_prove(board, lane)
             continue
@@ -86,6 +88,16 @@ def _feed_idle(board: Board[F]) -> None:
                 board.dispatch(lane, gang, one(rank), NO_LIMIT)
             else:
                 board.dispatch(lane, gang, *lane.ready.take(_size(lane, gang)))
+
+
+def _may_get_one(others: _Others[F], lane: Lane[F]) -> bool:
+    """Whether a lane without a gang can get one of its shape: an idle one, or one of a lane that it
+    outranks. If not, neither can those after it."""
+    usable = others.usable.get(lane.shape)
+    if usable is None:
+        return False
+    idle = others.idle.get(lane.shape, ())
+    return any(other.idle for other in idle) or lane.outranks(usable[0])
 
 
 def _let_old_gangs_prove(board: Board[F], lane: Lane[F]) -> None:

@@ -130,6 +130,8 @@ class Lane(Generic[F]):
         self.slots = 1 if shape.key.memory_bytes is not None else stage.plan.slots
         self.active = False
         """Stands in the board's list."""
+        self.rests = False
+        """Stands in its shape's list of those that are looked at only if there is a gang to get."""
         self.ready = ReadyRanges()
         self.alone: deque[int] = deque()
         """Ready ranks that have failed before: each travels alone."""
@@ -180,6 +182,12 @@ class Lane(Generic[F]):
     def starves(self) -> bool:
         """Has ready ranks, and has had no usable gang for some time."""
         return self.starved_at is not None and self.waiting > 0 and not self.usable
+
+    @property
+    def may_rest(self) -> bool:
+        """Has ready ranks and no gang: only gangs of its shape, or a timer, can change anything."""
+        has_gangs = self.gangs or self.opening or self.empty_at is not None
+        return self.waiting > 0 and not has_gangs
 
     @property
     def may_gain(self) -> bool:
@@ -262,6 +270,11 @@ class Shape(Generic[F]):
     key: ShapeKey
     lanes: list[Lane[F]] = attrs.field(factory=list)
     """In the order of priority."""
+
+    resting: list[Lane[F]] = attrs.field(factory=list)
+    """Those of them that rest, in the same order. Replaced, never changed."""
+    unsettled: dict[Lane[F], None] = attrs.field(factory=dict)
+    """Those of stages with ranks that may still need a slot, and perhaps some of others."""
 
     nodes: dict[str, None] = attrs.field(factory=dict)
     """Nodes that gangs of this shape have been on."""

@@ -180,7 +180,7 @@ def _judge(
 
 def _others_wait(board: Board[F]) -> bool:
     """Whether other ranks will start somewhere: only these can give evidence about a node."""
-    return any(lane.waiting or lane.backoff for lane in board.active)
+    return bool(board.resting) or any(lane.waiting or lane.backoff for lane in board.active)
 
 
 def gang_lost(board: Board[F], gang: Gang[F], event: GangLost[F], give_back: GiveBack[F]) -> None:

@@ -366,6 +366,7 @@ class Scheduler(Generic[F]):
         if board.ending is None and (moved or board.slow is not None or is_due):
             if is_due:
                 settling.ready_again(board)
+                board.activate_all()
             stop_tripped(board)
             if board.evidence.changed or board.now >= board.review_at:
                 review(board)

@@ -43,31 +43,38 @@ def adjust(board: Board[F]) -> None:
         is_empty = lane.opening and not lane.waiting
         if lane.idle or lane.draining or lane.held or is_empty or lane.empty_at is not None:
             spare.append(lane)
-    board.starving = bool(starving)
+    board.starving = bool(starving or board.resting)
     if spare:  # giving up first: it may make room under `max_gangs`
         _give_up(board, spare, starving)
     most, once_more = board.params.max_opening, True
     while once_more:
         once_more = False
-        for lane in board.active:
+        for lane in board.lanes_for(lambda lane: len(lane.shape.opening) < most):
             waits = lane.ready.count or lane.alone
             if waits and len(lane.opening) < most and _ask(board, lane):
                 # That left a stage room, and an earlier lane may wait for it.
                 once_more = True
     if board.thinned:
         board.retire_lanes()
+    board.rest()
 
 
 def _give_up(board: Board[F], spare: list[Lane[F]], starving: list[Lane[F]]) -> None:
     """Close what is not wanted in lanes that may have too many gangs."""
     linger_s = board.params.linger_s  # added as the timer was: a difference would be rounded
     in_need = {lane.shape for lane in starving if board.now >= (lane.starved_at or 0.0) + linger_s}
+    if len(board.shapes) > 1:  # else there is no other that could be in need
+        for shape in board.resting:
+            since = (lane.starved_at or 0.0 for lane in shape.resting)
+            if any(board.now >= at + linger_s for at in since):
+                in_need.add(shape)
     most_idle: dict[Shape[F], int] = {}  # for all lanes of a shape together
     left: dict[Shape[F], int] = {}
     for lane in spare:
         shape = lane.shape
         if shape not in most_idle:
-            most_idle[shape] = left[shape] = _most_idle(shape)
+            idle = sum(len(known.idle) for known in spare if known.shape is shape)
+            most_idle[shape] = left[shape] = _most_idle(shape, max(1, idle))
         _give_up_idle(board, lane, 0 if in_need and in_need != {shape} else left[shape])
         left[shape] = max(0, left[shape] - len(lane.idle))
         _give_up_pending(board, lane, most_idle[shape])
@@ -173,18 +180,27 @@ def _adopt(board: Board[F], lane: Lane[F]) -> bool:
 # -- giving up -------------------------------------------------------------------------------------
 
 
-def _most_idle(shape: Shape[F]) -> int:
-    """Return how many gangs without work can still be wanted."""
+def _most_idle(shape: Shape[F], most: int) -> int:
+    """Return how many gangs without work can still be wanted: `most` or more if it is so many."""
     waiting, running = 0, False
-    for lane in shape.lanes:
+    settled: list[Lane[F]] = []
+    slots = shape.lanes[0].slots
+    for lane in reversed(shape.unsettled):  # those that come late wait for longest
+        if not lane.stage.unfinished:
+            settled.append(lane)
+            continue
         waiting += lane.waiting + lane.backoff
         if shape.key.memory_bytes is None and lane.stage.stopped is None:
             outstanding = lane.stage.in_state[RUNNING]
             waiting += lane.stage.in_state[BLOCKED]
             waiting += max(0, outstanding - lane.stage.assigned)  # not started: may be handed back
             running |= outstanding > 0
+        if waiting >= most * slots:
+            break
+    for lane in settled:  # they will need no slot again
+        del shape.unsettled[lane]
     # A rank that runs may come back while its gang does not: one spare for all of them.
-    return math.ceil(waiting / shape.lanes[0].slots) + int(running)
+    return math.ceil(waiting / slots) + int(running)
 
 
 def _give_up_pending(board: Board[F], lane: Lane[F], most_idle: int) -> None:

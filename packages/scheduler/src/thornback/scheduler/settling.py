@@ -236,8 +236,10 @@ def ready_again(board: Board[F]) -> None:
             board.queue_alone(stage, rank)
 
 
-def take_ready(lane: Lane[F]) -> Ranks:
+def take_ready(board: Board[F], lane: Lane[F]) -> Ranks:
     """Take all ranks that are ready in a lane out of its queues."""
+    if lane.rests:
+        board.activate(lane)  # it has none any more
     pieces = [range(start, stop) for start, stop, _ in lane.ready.pieces()]
     pieces += [one(rank)[0] for rank in lane.alone]
     lane.ready.clear()
@@ -255,7 +257,7 @@ def stop(board: Board[F], stage: Stage[F], reason: Stopped) -> None:
         board.tripped.remove(stage)
     for lane in stage.lanes:
         lane.backoff = 0
-        ready = take_ready(lane)
+        ready = take_ready(board, lane)
         if ready:
             leave_out(board, stage, ready, RankState.READY, reason)
     if stage.in_state[RankState.BACKOFF]:
@@ -274,6 +276,6 @@ def recall_unstarted(board: Board[F], stage: Stage[F]) -> None:
 
 def give_up_ready(board: Board[F], lane: Lane[F], reason: Stopped) -> None:
     """Give up what is ready in one lane."""
-    ready = take_ready(lane)
+    ready = take_ready(board, lane)
     if ready:
         give_up(board, lane.stage, ready, RankState.READY, reason)
