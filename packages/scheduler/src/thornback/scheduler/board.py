@@ -275,9 +275,11 @@ class Board(Generic[F]):
         if lane.alone and not lane.ready.count:
             nodes += lane.stage.failures[lane.alone[0]].avoid
         shape = lane.shape
-        nodes += self.evidence.suspects(shape.nodes, shape.most_suspects, self.now)
+        # It is a preference: where it is not known how many nodes there are, there may be others.
+        most = len(shape.nodes) if shape.fitting is None else shape.most_suspects
+        nodes += self.evidence.suspects(shape.nodes, most, self.now)
         known = [node for node in dict.fromkeys(nodes) if node in shape.nodes]
-        return tuple(known[: shape.most_suspects])
+        return tuple(known[:most])
 
     def close(
         self, gang: Gang[F], move: GangMove = GangMove.UNWANTED, *, kill: bool = False

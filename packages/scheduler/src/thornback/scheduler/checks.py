@@ -215,7 +215,8 @@ def _check_no_stall(board: Board[F]) -> None:
                 f"stage {lane.stage.number} has {lane.waiting} ready ranks for {lane.shape.key}, "
                 "no gang, and no reason",
             )
-        if lane.ready.count and lane.free and board.ending is None:
+        able = [gang for gang in lane.free.values() if not (gang.live and gang.is_unproven)]
+        if lane.ready.count and able and board.ending is None:
             _need(
                 board.slow is not None or lane.stage.tripped is not None,
                 f"stage {lane.stage.number}: free slots, and work waits",

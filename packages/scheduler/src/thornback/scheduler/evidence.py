@@ -65,6 +65,8 @@ class Case(Generic[F]):
 @attrs.define(slots=True)
 class _Node(Generic[F]):
     cases: list[Case[F]] = attrs.field(factory=list)
+    faults: int = 0
+    """Since a rank last finished there."""
     term_s: float = 0.0
     """Of the suspicion; 0: it is not suspected."""
     until: float = 0.0
@@ -107,6 +109,7 @@ class Evidence(Generic[F]):
         """Take in a fault whose standing is what `standing` said, or UNDECIDED."""
         for name in list(case.nodes):
             node = self._nodes.setdefault(name, _Node())
+            node.faults += 1
             if case.past.standing is not Standing.NODE:
                 node.cases.append(case)
             else:
@@ -121,6 +124,7 @@ class Evidence(Generic[F]):
                 if other != name:
                     self._nodes[other].cases.remove(case)
         node.cases.clear()
+        self.changed = True
         if node.until > now:
             return  # what was under way when it was suspected does not count again
         node.term_s = min(self._max_parole_s, 2 * node.term_s) if node.term_s else self._parole_s
@@ -165,6 +169,8 @@ class Evidence(Generic[F]):
                     if not case.nodes:
                         case.past.standing = Standing.RANK
                         settled.append(case)
+            if ran_s is None:
+                node.faults = 0
             if node.term_s and ran_s is None and assignment > node.last_assignment:
                 if not probing or now >= node.until + node.term_s:
                     node.term_s = node.until = 0.0
@@ -184,11 +190,15 @@ class Evidence(Generic[F]):
     def suspects(self, fitting: Mapping[str, None], most: int, now: float) -> tuple[str, ...]:
         """Return the suspected nodes among `fitting`, the worst first: at most so many."""
         found = [
-            (-node.term_s, name)
+            (-node.faults, -node.term_s, name)
             for name, node in self._nodes.items()
             if node.until > now and name in fitting
         ]
-        return tuple(name for _, name in sorted(found)[: max(0, most)])
+        return tuple(name for _, _, name in sorted(found)[: max(0, most)])
+
+    def parole_at(self, names: Sequence[str], now: float) -> float:
+        """Return when the last of these nodes is on parole; `now` if none is suspected."""
+        return max((self._nodes[name].until for name in names if name in self._nodes), default=now)
 
     def next_parole(self, now: float) -> float | None:
         """Return when the next term ends; None: no node is suspected."""

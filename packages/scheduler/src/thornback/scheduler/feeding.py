@@ -12,7 +12,7 @@ import attrs
 
 from thornback.scheduler.board import Board
 from thornback.scheduler.gangs import Gang, Lane, Shape
-from thornback.scheduler.opening import is_wanted
+from thornback.scheduler.opening import is_wanted, may_open_elsewhere
 from thornback.scheduler.ranges import NO_LIMIT
 from thornback.scheduler.settling import pressure
 from thornback.scheduler.stages import one
@@ -82,7 +82,9 @@ def _feed_idle(board: Board[F]) -> None:
                 if others.usable:
                     _have_others_make_way(board, others, lane)
                 break
-            rank = _retried_for(board, others, lane, gang) if lane.alone else None
+            # In trouble fresh ranks go first: they give evidence, and culprits would fill all slots.
+            fresh = lane.ready.count and lane.stage.streak.first_gang is not None
+            rank = _retried_for(board, others, lane, gang) if lane.alone and not fresh else None
             if rank is not None:
                 lane.alone.remove(rank)
                 board.dispatch(lane, gang, one(rank), NO_LIMIT)
@@ -126,6 +128,8 @@ def _keep_on_unneeded(board: Board[F]) -> bool:
 def _free_gang(board: Board[F], others: _Others[F], lane: Lane[F]) -> Gang[F] | None:
     """Return a gang of the lane with an idle slot that something ready may use."""
     for gang in lane.free.values():
+        if gang.live and gang.is_unproven:
+            continue
         if lane.ready.count or _retried_for(board, others, lane, gang) is not None:
             return gang
     return None
@@ -198,7 +202,7 @@ def _is_stuck(board: Board[F], shape: Shape[F]) -> bool:
 
 def _size(lane: Lane[F], gang: Gang[F]) -> int:
     pace = lane.stage.pace
-    if pace.is_slow or lane.stage.plan.nodes > 1 or gang.probing:
+    if pace.is_slow or lane.stage.plan.nodes > 1 or gang.probing or gang.is_unproven:
         return 1
     return pace.size(lane.ready.count, len(lane.usable) * lane.slots)
 
@@ -213,7 +217,7 @@ def _retried_for(board: Board[F], others: _Others[F], lane: Lane[F], gang: Gang[
             return rank
         if board.now >= record.ready_at + board.params.avoid_wait_s:  # added as the timer was
             return rank
-        if not _elsewhere(others, lane, record.avoid):
+        if not (_elsewhere(others, lane, record.avoid) or may_open_elsewhere(lane, record)):
             return rank
     return None
 

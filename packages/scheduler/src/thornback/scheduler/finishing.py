@@ -26,7 +26,11 @@ def finish(board: Board[F]) -> None:
 
 def _is_stuck(board: Board[F]) -> bool:
     """Whether only blocked ranks are left: a fault of the dependencies, and no reason to hang."""
-    if board.recording or board.resting or any(lane.waiting or lane.backoff for lane in board.active):
+    if (
+        board.recording
+        or board.resting
+        or any(lane.waiting or lane.backoff for lane in board.active)
+    ):
         return False
     left = board.unsettled()
     blocked = [stage.unfinished == stage.in_state[RankState.BLOCKED] for stage in left]

@@ -119,6 +119,12 @@ class Gang(Generic[F]):
         """How many assignments it may run at a time."""
         return 1 if self.probing else self.lane.slots
 
+    @property
+    def is_unproven(self) -> bool:
+        """Whether it has finished nothing while its stage is in trouble: it is given one rank at a
+        time, so that a large bad node costs no more than a small one."""
+        return not self.finished and self.lane.stage.streak.faults > 1
+
 
 class Lane(Generic[F]):
     """Work and gangs of one stage and one shape."""
@@ -158,8 +164,10 @@ class Lane(Generic[F]):
         self.failed_openings = 0
         """In a row: each was asked for after the one before was known to have failed."""
         self.refused_up_to = -1
-        self.closed_held = 0
-        """Gangs in a row that were closed because their node was suspected."""
+        self.forced = 0
+        """Gangs in a row on suspected nodes that it used for want of others."""
+        self.forced_at = 0.0
+        """When it last did."""
         self.try_anywhere = False
         """The next gang is asked for without avoiding a node."""
         self.starved_at: float | None = None

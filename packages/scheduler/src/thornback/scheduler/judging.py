@@ -19,6 +19,7 @@ from thornback.scheduler.board import Board
 from thornback.scheduler.events import GangLost, RankFailed
 from thornback.scheduler.evidence import Case, PastFault
 from thornback.scheduler.gangs import Assignment, Gang, Lane
+from thornback.scheduler.opening import ask_after_parole
 from thornback.scheduler.ports import Verdict
 from thornback.scheduler.settling import (
     give_up,
@@ -57,7 +58,12 @@ def rank_failed(board: Board[F], assignment: Assignment[F], event: RankFailed[F]
             ran_s=event.ran_s,
         )
         convict(board, settled)
-    if verdict.machine_fault:
+    gang = assignment.gang
+    if verdict.machine_fault and gang.forced:
+        # A node that was known to be bad says nothing about the others.
+        gang.forced = False
+        board.evidence.changed = True
+    elif verdict.machine_fault:
         stage.streak.failed(board.next_gang)
         _stop_without_progress(board, stage, verdict)
     elif not verdict.retry and verdict.signature:
@@ -72,7 +78,7 @@ def convict(board: Board[F], cases: Sequence[Case[F]]) -> None:
         record = stage.failures.get(rank)
         if record is None or not any(past is case.past for past in record.history):
             continue  # it has finished since, or was given up
-        source = RankState(stage.states[rank])
+        source = next(state for state, _ in stage.runs(one(rank)[0]))
         if source not in (RankState.READY, RankState.BACKOFF):
             continue
         draw = board.draw(stage.number, rank, record.attempt)
@@ -174,6 +180,7 @@ def _judge(
     if verdict.memory_bytes is not None:
         record.memory_bytes = verdict.memory_bytes
     record.timeout_factor = verdict.timeout_factor
+    record.wants_elsewhere = verdict.blames_node
     postpone(board, stage, rank, source, verdict.delay_s)
     return verdict
 
@@ -202,6 +209,7 @@ def gang_lost(board: Board[F], gang: Gang[F], event: GangLost[F], give_back: Giv
     # that is gone, or a worker that ran several, is no case against a rank.
     if verdict.blames_node and not (verdict.machine_fault and alone == 1):
         for node in (event.node,) if event.node else gang.nodes:
+            gang.lane.shape.nodes[node] = None  # no gang of it may ever have been ready there
             board.evidence.suspect(node, board.now, board.next_assignment - 1)
     if verdict.machine_fault:
         stage.streak.failed(board.next_gang)
@@ -253,6 +261,7 @@ def _lost_at_opening(board: Board[F], gang: Gang[F], event: GangLost[F], verdict
         lane.refused_up_to = board.next_gang - 1
     _ask_later(board, lane, verdict.delay_s, lane.failed_openings - 1)
     if any(sister.usable for sister in lane.shape.lanes):
+        ask_after_parole(board, lane, gang, (event.node,) if event.node else gang.nodes)
         return  # the stage runs with the gangs there are
     in_company = any(other.gangs for other in board.lanes if other.shape is not lane.shape)
     if not verdict.retry and in_company and lane.failed_openings < board.params.refusals_in_company:

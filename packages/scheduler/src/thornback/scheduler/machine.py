@@ -185,6 +185,7 @@ class Scheduler(Generic[F]):
                 placed = self._gang(event.gang)
                 if placed is not None and placed.state is GangState.OPENING:
                     placed.nodes = event.nodes
+                    placed.lane.shape.nodes.update(dict.fromkeys(event.nodes))
             case GangReady():
                 self._gang_ready(event)
             case GangLost():
@@ -260,6 +261,8 @@ class Scheduler(Generic[F]):
         reported = count if ranks is before else total(normalised(given))
         assignment.stage.pace.learn(event.busy_s, reported, 0 if left else assignment.size)
         gang.finished += count
+        if gang.forced:
+            gang.lane.forced = 0
         settling.succeed(board, assignment, ranks, count)
         if board.evidence:
             number, rank = assignment.stage.number, ranks[0].start
@@ -368,10 +371,15 @@ class Scheduler(Generic[F]):
                 settling.ready_again(board)
                 board.activate_all()
             stop_tripped(board)
+            settling.tell(board)
             if board.evidence.changed or board.now >= board.review_at:
                 review(board)
             if board.starving or board.yielding:
                 make_yield(board)
             feed(board)
             adjust(board)
+            if board.ended_ranks:  # what was given up may release others
+                settling.tell(board)
+                feed(board)
+                adjust(board)
         finish(board)

@@ -4,13 +4,14 @@ to another."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 from thornback.faults import StopReason
 from thornback.scheduler.board import Board
 from thornback.scheduler.gangs import Gang, Lane, Shape
 from thornback.scheduler.settling import give_up_ready, pressure
-from thornback.scheduler.stages import Stopped
+from thornback.scheduler.stages import FailedRank, Stopped
 from thornback.scheduler.states import GangState, RankState
 
 F = TypeVar("F")
@@ -147,6 +148,7 @@ def _is_yielding(board: Board[F], lane: Lane[F]) -> bool:
 def _ask(board: Board[F], lane: Lane[F]) -> bool:
     """Ask for as many gangs as there is ready work for, within all limits; return whether a pending
     one of another stage was taken over."""
+    _make_room_elsewhere(board, lane)
     room = lane.stage.room
     if room < 1:
         return False
@@ -175,6 +177,25 @@ def _adopt(board: Board[F], lane: Lane[F]) -> bool:
         return False
     board.bind(min(unneeded, key=lambda gang: gang.lane.order), lane)
     return True
+
+
+def may_open_elsewhere(lane: Lane[F], record: FailedRank[F]) -> bool:
+    """Whether there are other nodes than those on which a rank has failed by the machine's fault, as
+    far as is known, and the lane has or may ask for a gang there."""
+    fitting = lane.shape.fitting
+    if not record.wants_elsewhere or fitting is None or fitting <= len(record.avoid):
+        return False
+    return lane.may_gain or bool(lane.idle)
+
+
+def _make_room_elsewhere(board: Board[F], lane: Lane[F]) -> None:
+    """Close an idle gang that stands in the way of one on another node, which is all that the ranks
+    of the lane wait for."""
+    if lane.ready.count or not lane.idle or lane.stage.room > 0 or lane.opening:
+        return
+    record = lane.stage.failures[lane.alone[0]]
+    if board.now >= lane.retry_at and may_open_elsewhere(lane, record):
+        board.close(next(iter(lane.idle.values())))
 
 
 # -- giving up -------------------------------------------------------------------------------------
@@ -234,15 +255,20 @@ def _give_up_idle(board: Board[F], lane: Lane[F], keep: int) -> None:
 
 
 def _close_held(board: Board[F], lane: Lane[F]) -> None:
-    """Close gangs on suspected nodes that have ended what they ran. Another one is asked for with a
-    pause that grows: with no other node free, the backend comes back to the suspected one."""
+    """Close gangs on suspected nodes that have ended what they ran."""
     for gang in [gang for gang in lane.held.values() if not gang.live]:
         board.close(gang)
-        if lane.waiting and lane.closed_held:
-            pause_s = board.params.open_backoff_s * 2.0 ** min(lane.closed_held - 1, 30)
-            lane.retry_at = board.now + min(pause_s, board.params.max_open_backoff_s)
-            board.wake(lane.retry_at)
-        lane.closed_held += 1
+        ask_after_parole(board, lane, gang, gang.nodes)
+
+
+def ask_after_parole(board: Board[F], lane: Lane[F], gang: Gang[F], nodes: Sequence[str]) -> None:
+    """Ask for no other gang for some time where one came to a node that it was to avoid: only such
+    nodes have room, and the next would come there too."""
+    if not any(node in gang.avoid for node in nodes):
+        return
+    parole_at = board.evidence.parole_at(nodes, board.now)
+    lane.retry_at = max(lane.retry_at, min(parole_at, board.now + board.params.no_room_s))
+    board.wake(lane.retry_at)
 
 
 # -- yielding --------------------------------------------------------------------------------------

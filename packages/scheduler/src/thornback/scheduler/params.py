@@ -121,6 +121,9 @@ class SchedulerParams:
     """So many machine faults of a stage (`Verdict.machine_fault`) since a rank of it last finished:
     nothing more is dispatched until what runs has ended. If nothing of that succeeds, the stage
     stops."""
+    no_room_s: float = attrs.field(default=600.0, validator=_positive)
+    """Longest pause after a gang came to a node that it was to avoid, while the stage has others:
+    only suspected nodes have room. New nodes are noticed within this."""
     place_wait_s: float = attrs.field(default=2.0, validator=_positive)
     """A stage in which everything fails waits so long for a gang that was asked for before to get
     its place: it may be on a good node. One that has its place is waited for until it is ready."""

@@ -21,25 +21,30 @@ def review(board: Board[F]) -> None:
     parole_at = board.evidence.next_parole(board.now)
     if parole_at is not None:
         _review_at(board, parole_at)
+    probes: dict[str, Gang[F]] = {}
     for shape in board.shapes.values():
-        _review_shape(board, shape)
+        _review_shape(board, shape, probes)
 
 
-def _review_shape(board: Board[F], shape: Shape[F]) -> None:
+def _review_shape(board: Board[F], shape: Shape[F], probes: dict[str, Gang[F]]) -> None:
+    """Review the gangs of one shape. `probes`: the one gang that may use each doubtful node."""
     suspects = board.evidence.suspects(shape.nodes, shape.most_suspects, board.now)
     for lane in shape.lanes:
-        if not suspects:
-            lane.closed_held = 0
         for gang in list(lane.gangs.values()):
-            gang.forced = gang.forced and any(node in suspects for node in gang.nodes)
-            held = not gang.forced and any(node in suspects for node in gang.nodes)
+            is_suspect = any(node in suspects for node in gang.nodes)
+            gang.forced = gang.forced and is_suspect
             # Where no node can be avoided, a slow start would only cost time.
             on_parole = shape.most_suspects > 0 and any(
                 board.evidence.is_on_parole(node, board.now) for node in gang.nodes
             )
-            _mark(board, gang, held=held, probing=gang.forced or on_parole)
-        if lane.held and not lane.usable:
-            _force_in_time(board, lane)
+            probing = gang.forced or (on_parole and not is_suspect)
+            held = is_suspect and not gang.forced
+            if probing:
+                first = [probes.setdefault(node, gang) for node in gang.nodes]
+                held = any(other is not gang for other in first)
+            _mark(board, gang, held=held, probing=probing)
+        if lane.held and lane.waiting and not lane.usable:
+            _use_in_time(board, lane)
 
 
 def _mark(board: Board[F], gang: Gang[F], *, held: bool, probing: bool) -> None:
@@ -54,20 +59,22 @@ def _mark(board: Board[F], gang: Gang[F], *, held: bool, probing: bool) -> None:
             board.recall(assignment)
 
 
-def _force_in_time(board: Board[F], lane: Lane[F]) -> None:
-    """Use suspected nodes when a lane has found no other for long."""
-    if not lane.waiting:
-        return
+def _use_in_time(board: Board[F], lane: Lane[F]) -> None:
+    """Use a suspected node when a lane has found no other for long; after each fault there it waits
+    longer."""
     since = board.now if lane.starved_at is None else lane.starved_at
-    due_at = since + board.params.avoid_wait_s
+    pause_s = board.params.avoid_wait_s * 2.0 ** min(lane.forced, 30)
+    due_at = max(since, lane.forced_at) + min(pause_s, board.params.parole_s)
     if board.now < due_at:
         _review_at(board, due_at)
         return
-    for gang in list(lane.held.values()):
-        if lane.stage.room < 1 and lane.opening:
-            board.close(next(reversed(lane.opening.values())))  # the one that was to replace it
-        gang.forced = True
-        _mark(board, gang, held=False, probing=True)
+    lane.forced += 1
+    lane.forced_at = board.now
+    if lane.stage.room < 1 and lane.opening:
+        board.close(next(reversed(lane.opening.values())))  # the one that was to replace it
+    gang = next(iter(lane.held.values()))
+    gang.forced = True
+    _mark(board, gang, held=False, probing=True)
 
 
 def _review_at(board: Board[F], at: float) -> None:

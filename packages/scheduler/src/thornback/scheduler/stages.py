@@ -44,6 +44,8 @@ class FailedRank(Generic[F]):
     memory_bytes: int | None = None
     """Stays raised once raised: a rank that needed more memory needs it after a preemption too."""
     timeout_factor: float = 1.0
+    wants_elsewhere: bool = False
+    """Its last fault may be the machine's: a gang on another node is asked for, if there is one."""
     ready_at: float = 0.0
     """Since when it waits for a slot."""
 
