@@ -60,7 +60,7 @@ def test_ten_openings_that_fail_in_a_row_stop_the_stage() -> None:
 
 
 def test_a_stage_in_trouble_waits_for_what_runs_and_dispatches_nothing_more() -> None:
-    game = play(plan(9, max_gangs=2))
+    game = play(plan(20, max_gangs=2))
     game.start()
     game.tick(1.0)
     game.ready(1)
@@ -75,11 +75,11 @@ def test_a_stage_in_trouble_waits_for_what_runs_and_dispatches_nothing_more() ->
         game.lost(gang, "crash")
         game.close()
     counts = game.scheduler.counts(0)
-    assert (counts.ready, counts.running, counts.gangs) == (8, 1, 1)
+    assert (counts.ready, counts.running, counts.gangs) == (19, 1, 1)
     assert game.scheduler.outstanding(running)
     game.lost(0, "crash")
     counts = game.scheduler.counts(0)
-    assert (counts.failed, counts.skipped) == (2, 7), "the two that were lost with their gangs"
+    assert (counts.failed, counts.skipped) == (11, 9), "those that were lost with their gangs"
 
 
 def test_a_stage_that_is_stopped_fails_also_what_waits_for_a_timer() -> None:

@@ -207,6 +207,8 @@ def test_a_lost_worker_sends_a_batch_back_in_halves_until_the_culprit_is_alone()
     culprit = game.scheduler.outstanding(6)[0].start
     sizes = []
     for gang in range(6):
+        while not any(culprit_in(game, a, culprit) for a in game.referee.gangs[gang].live):
+            game.succeed(min(game.referee.gangs[gang].live), busy_s=0.001)
         (held,) = [a for a in game.referee.gangs[gang].live if culprit_in(game, a, culprit)]
         sizes.append(sum(map(len, game.scheduler.outstanding(held))))
         game.lost(gang, "crash")
@@ -214,7 +216,7 @@ def test_a_lost_worker_sends_a_batch_back_in_halves_until_the_culprit_is_alone()
         while gang + 1 not in game.referee.gangs:
             game.tick()
         game.ready(gang + 1)
-    assert sizes == [8, 4, 2, 1, 1, 1]
+    assert sizes == [8, 4, 1, 1, 1, 1], "from the second fault on, new gangs get one at a time"
     paid = [len(history) for _, history, _, _ in policy.asked if history]
     assert paid == [1, 2], "the culprit pays, once it is alone"
 
@@ -242,8 +244,9 @@ def test_only_a_rank_that_can_have_been_running_pays_for_a_lost_worker() -> None
     (gang,) = opened(game.lost(0, "crash"))
     # Once for the gang, once for rank 1, which was running; rank 2 was queued behind it.
     assert [history for _, history, _, _ in policy.asked] == [(), ()]
-    commands = game.ready(gang)
-    (retried,) = [c for c in commands if isinstance(c, Dispatch)]
+    ((_, fresh, ranks),) = dispatches(game.ready(gang))
+    assert ranks == one(2), "in trouble fresh ranks go first"
+    (retried,) = [c for c in game.succeed(fresh, busy_s=9.0) if isinstance(c, Dispatch)]
     assert (retried.ranks, retried.attempt) == (one(1), 2)
 
 
@@ -284,7 +287,7 @@ def test_ten_gangs_lost_in_a_row_stop_the_stage() -> None:
             while not game.referee.gangs.get(gang + 1):
                 game.tick()
     ended = {c.state: c.ranks for c in commands if isinstance(c, Record)}
-    assert ended == {RecordState.FAILED: one(0), RecordState.SKIPPED: (range(1, 3),)}
+    assert ended == {RecordState.FAILED: (range(3),)}, "each was lost with a gang"
     assert game.scheduler.reason(0, 0).startswith("no progress: 10 gangs in a row were lost")
     (end,) = game.record()
     assert isinstance(end, FinishRun)
@@ -372,10 +375,13 @@ def test_in_a_stopped_stage_what_is_returned_or_released_is_skipped() -> None:
     game.ready(0)
     game.ready(1)
     game.fail(0, 0, "died")
-    commands = game.fail(3, 0, "died")
+    commands = game.fail(3, 2, "died")
     assert not [c for c in commands if isinstance(c, Record)], "rank 1 runs"
     ended = {c.state: c.ranks for c in game.give_back(1, *one(1)) if isinstance(c, Record)}
-    assert ended == {RecordState.FAILED: one(0), RecordState.SKIPPED: (range(1, 4),)}
+    assert ended == {
+        RecordState.FAILED: (*one(0), *one(2)),
+        RecordState.SKIPPED: (*one(1), *one(3)),
+    }
     game.succeed(2)
     skipped = [c.ranks for c in game.record() if isinstance(c, Record)]
     assert skipped == [one(4)]
@@ -387,7 +393,7 @@ def test_suspected_nodes_are_avoided_but_never_more_than_half() -> None:
     game.start()
     game.ready(0, "a")
     (again,) = [c for c in game.lost(0, "gone", "a") if isinstance(c, OpenGang)]
-    assert again.avoid == (), "there is no other node yet"
+    assert again.avoid == ("a",), "how many nodes there are is not known yet"
     game.ready(1, "b")
     (again,) = [c for c in game.lost(1, "preempted") if isinstance(c, OpenGang)]
     assert again.avoid == ("a",)

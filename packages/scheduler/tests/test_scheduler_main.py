@@ -119,7 +119,7 @@ def test_the_load_says_what_the_driver_needs_and_where_it_breaks(
         (["--policy", "wrker=1"], "'wrker' is not part of a policy: write `default`, or some of"),
         (["--policy", "worker_crash=x"], "'x' is not a number"),
         (["--policy", "worker_crash=-1"], "retries must be an int >= 0"),
-        (["--policy", "max_free=-1"], "must be >= 0"),
+        (["--policy", "max_free=-1"], "must be an int >= 0"),
         (["--preempted-per-hour", "120%"], "not between 0 and 100%"),
         (["--preempted-per-hour", "a fifth"], "is no share: write 0.2, 20% or 1/5"),
         (["--ranks", "1.5"], "not a whole number above 0"),

@@ -229,7 +229,7 @@ def test_what_idle_gangs_are_wanted_for_is_counted_once_for_all_stages(
 
     def counting(shape: Shape[str], most: int) -> int:
         counted.append(shape)
-        return count(shape)
+        return count(shape, most)
 
     monkeypatch.setattr(opening, "_most_idle", counting)
     game.tick(1.0)
