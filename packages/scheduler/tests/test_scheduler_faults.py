@@ -218,7 +218,7 @@ def test_a_lost_worker_sends_a_batch_back_in_halves_until_the_culprit_is_alone()
         game.ready(gang + 1)
     assert sizes == [8, 4, 1, 1, 1, 1], "from the second fault on, new gangs get one at a time"
     paid = [len(history) for _, history, _, _ in policy.asked if history]
-    assert paid == [1, 2], "the culprit pays, once it is alone"
+    assert paid == [1, 2, 3], "the culprit pays, once it is alone"
 
 
 def culprit_in(game: Play[str], assignment: int, rank: int) -> bool:

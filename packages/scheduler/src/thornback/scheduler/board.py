@@ -278,6 +278,8 @@ class Board(Generic[F]):
         # It is a preference: where it is not known how many nodes there are, there may be others.
         most = len(shape.nodes) if shape.fitting is None else shape.most_suspects
         nodes += self.evidence.suspects(shape.nodes, most, self.now)
+        on_parole = self.evidence.on_parole(self.now)
+        nodes += [node for node in on_parole if shape.is_probed(node)]
         known = [node for node in dict.fromkeys(nodes) if node in shape.nodes]
         return tuple(known[:most])
 

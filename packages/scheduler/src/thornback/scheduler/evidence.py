@@ -187,6 +187,10 @@ class Evidence(Generic[F]):
         node = self._nodes.get(name)
         return node is not None and node.term_s > 0.0 and node.until <= now
 
+    def on_parole(self, now: float) -> list[str]:
+        """Return the nodes whose suspicion is over and that have not proved themselves yet."""
+        return [name for name in self._nodes if self.is_on_parole(name, now)]
+
     def suspects(self, fitting: Mapping[str, None], most: int, now: float) -> tuple[str, ...]:
         """Return the suspected nodes among `fitting`, the worst first: at most so many."""
         found = [

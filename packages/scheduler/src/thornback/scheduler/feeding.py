@@ -82,7 +82,7 @@ def _feed_idle(board: Board[F]) -> None:
                 if others.usable:
                     _have_others_make_way(board, others, lane)
                 break
-            # In trouble fresh ranks go first: they give evidence, and culprits would fill all slots.
+            # In trouble fresh ranks go first: they give evidence; culprits would fill all slots.
             fresh = lane.ready.count and lane.stage.streak.first_gang is not None
             rank = _retried_for(board, others, lane, gang) if lane.alone and not fresh else None
             if rank is not None:

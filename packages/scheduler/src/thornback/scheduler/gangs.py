@@ -292,6 +292,13 @@ class Shape(Generic[F]):
     opening: dict[int, Gang[F]] = attrs.field(factory=dict)
     """Gangs of this shape, of any lane, that were asked for and not answered."""
 
+    def is_probed(self, node: str) -> bool:
+        """Return whether a gang is on the node already, or may come to it."""
+        if any(node not in gang.avoid for gang in self.opening.values()):
+            return True
+        gangs = (gang for lane in self.lanes for gang in lane.gangs.values())
+        return any(node in gang.nodes for gang in gangs)
+
     @property
     def most_suspects(self) -> int:
         """How many of its nodes may be avoided at once: at most half, and one gang has room."""

@@ -64,7 +64,7 @@ def rank_failed(board: Board[F], assignment: Assignment[F], event: RankFailed[F]
         gang.forced = False
         board.evidence.changed = True
     elif verdict.machine_fault:
-        stage.streak.failed(board.next_gang)
+        _count_fault(board, gang, nodes)
         _stop_without_progress(board, stage, verdict)
     elif not verdict.retry and verdict.signature:
         _stop_if_all_alike(board, stage, verdict)
@@ -212,7 +212,7 @@ def gang_lost(board: Board[F], gang: Gang[F], event: GangLost[F], give_back: Giv
             gang.lane.shape.nodes[node] = None  # no gang of it may ever have been ready there
             board.evidence.suspect(node, board.now, board.next_assignment - 1)
     if verdict.machine_fault:
-        stage.streak.failed(board.next_gang)
+        _count_fault(board, gang, (event.node,) if event.node else gang.nodes)
     if was_ready:
         _lost_at_work(board, gang, held, event, verdict, give_back)
     else:
@@ -290,6 +290,14 @@ def _ask_later(board: Board[F], lane: Lane[F], delay_s: float, doublings: int) -
     delay_s = max(delay_s, params.open_backoff_s) * 2.0 ** min(doublings, 30)
     lane.retry_at = board.now + min(delay_s, params.max_open_backoff_s)
     board.wake(lane.retry_at)
+
+
+def _count_fault(board: Board[F], gang: Gang[F], nodes: Sequence[str]) -> None:
+    """Count a machine fault for the rule that stops a stage in which everything fails."""
+    stage, fitting = gang.lane.stage, gang.lane.shape.fitting
+    most = board.params.no_progress_faults
+    share = most if not fitting else max(2, math.ceil(most / fitting))
+    stage.streak.failed(board.next_gang, nodes[0] if len(nodes) == 1 else "", share)
 
 
 def _stop_without_progress(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:

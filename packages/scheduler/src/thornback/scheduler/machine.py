@@ -38,7 +38,7 @@ from thornback.scheduler.feeding import feed
 from thornback.scheduler.finishing import finish
 from thornback.scheduler.gangs import Assignment, Gang
 from thornback.scheduler.judging import convict, gang_lost, rank_failed, stop_tripped
-from thornback.scheduler.opening import adjust, make_yield, why_not_asked
+from thornback.scheduler.opening import adjust, make_yield, turn_away, why_not_asked
 from thornback.scheduler.params import SchedulerParams, StageCounts, StagePlan
 from thornback.scheduler.ports import Dependencies
 from thornback.scheduler.quarantine import review
@@ -182,10 +182,11 @@ class Scheduler(Generic[F]):
                 if not board.started:
                     settling.start(board, event)
             case GangPlaced():
-                placed = self._gang(event.gang)
-                if placed is not None and placed.state is GangState.OPENING:
-                    placed.nodes = event.nodes
-                    placed.lane.shape.nodes.update(dict.fromkeys(event.nodes))
+                gang = self._gang(event.gang)
+                if gang is not None and gang.state is GangState.OPENING:
+                    gang.nodes = event.nodes
+                    gang.lane.shape.nodes.update(dict.fromkeys(event.nodes))
+                    turn_away(board, gang)
             case GangReady():
                 self._gang_ready(event)
             case GangLost():

@@ -180,8 +180,8 @@ def _adopt(board: Board[F], lane: Lane[F]) -> bool:
 
 
 def may_open_elsewhere(lane: Lane[F], record: FailedRank[F]) -> bool:
-    """Whether there are other nodes than those on which a rank has failed by the machine's fault, as
-    far as is known, and the lane has or may ask for a gang there."""
+    """Whether there are other nodes than those on which a rank has failed by the machine's fault,
+    as far as is known, and the lane has or may ask for a gang there."""
     fitting = lane.shape.fitting
     if not record.wants_elsewhere or fitting is None or fitting <= len(record.avoid):
         return False
@@ -261,14 +261,30 @@ def _close_held(board: Board[F], lane: Lane[F]) -> None:
         ask_after_parole(board, lane, gang, gang.nodes)
 
 
+def turn_away(board: Board[F], gang: Gang[F]) -> None:
+    """Close a gang that came to a suspected node that it was to avoid, before its workers start
+    there; not if its lane has no other."""
+    lane, shape = gang.lane, gang.lane.shape
+    suspects = board.evidence.suspects(shape.nodes, shape.most_suspects, board.now)
+    if lane.usable and any(node in suspects and node in gang.avoid for node in gang.nodes):
+        board.close(gang)
+        ask_after_parole(board, lane, gang, gang.nodes)
+
+
 def ask_after_parole(board: Board[F], lane: Lane[F], gang: Gang[F], nodes: Sequence[str]) -> None:
     """Ask for no other gang for some time where one came to a node that it was to avoid: only such
     nodes have room, and the next would come there too."""
     if not any(node in gang.avoid for node in nodes):
         return
     parole_at = board.evidence.parole_at(nodes, board.now)
-    lane.retry_at = max(lane.retry_at, min(parole_at, board.now + board.params.no_room_s))
-    board.wake(lane.retry_at)
+    retry_at = min(parole_at, board.now + board.params.no_room_s)
+    for other in lane.shape.lanes:
+        if not other.usable:
+            continue
+        other.retry_at = max(other.retry_at, retry_at)
+        board.wake(other.retry_at)
+        for pending in [each for each in other.opening.values() if not each.nodes]:
+            board.close(pending)
 
 
 # -- yielding --------------------------------------------------------------------------------------

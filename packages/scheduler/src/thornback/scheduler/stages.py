@@ -225,7 +225,9 @@ class Streak:
     """Gangs lost in a row: each was asked for after the loss before it was known, so a rack that
     dies with fifty gangs is one event."""
     faults: int = 0
-    """Machine faults, all of them."""
+    """Machine faults: of each node at most its share."""
+    by_node: dict[str, int] = attrs.field(factory=dict)
+    """Those of each node, all of them."""
     first_gang: int | None = None
     """Gangs before this one were asked for before the trouble began; None: there is none."""
     last_gang: int = -1
@@ -238,10 +240,13 @@ class Streak:
             self.losses += 1
             self.last_gang = next_gang - 1
 
-    def failed(self, next_gang: int) -> None:
-        """Count a machine fault."""
+    def failed(self, next_gang: int, node: str, share: int) -> None:
+        """Count a machine fault. `share`: of one node only so many count, so that a few bad nodes
+        cannot stop a stage that has others."""
         self.begin(next_gang)
-        self.faults += 1
+        count = self.by_node[node] = self.by_node.get(node, 0) + 1
+        if not node or count <= share:
+            self.faults += 1
 
     def begin(self, next_gang: int) -> None:
         """Note that there is trouble, if it is new."""
@@ -251,6 +256,7 @@ class Streak:
     def end(self) -> None:
         """A rank has finished."""
         self.losses = self.faults = 0
+        self.by_node.clear()
         self.first_gang = None
 
     def is_older(self, gang: int) -> bool:
