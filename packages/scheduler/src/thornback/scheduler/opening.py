@@ -49,10 +49,11 @@ def adjust(board: Board[F]) -> None:
     if spare:  # giving up first: it may make room under `max_gangs`
         _give_up(board, spare, starving)
     most, once_more = board.params.max_opening, True
+    may_ask = partial(_may_ask, most=most)
     while once_more:
         once_more = False
         for lane in (
-            board.lanes_for(partial(_may_ask, most=most)) if board.resting else board.active
+            board.lanes_for(may_ask) if board.resting else board.active
         ):
             waits = lane.ready.count or lane.alone
             if waits and len(lane.opening) < most and _ask(board, lane):
