@@ -272,6 +272,36 @@ async def test_results_of_many_stages_are_kept_within_a_bound(
     assert journal.reads == 4, "the first of three had to go"
 
 
+def barrier() -> RunPlan:
+    """Return a plan with a stage that may read all results of another."""
+    stages = [Stage("a", work, ranks=2), Stage("b", work, ranks=2, after=["a"])]
+    return RunPlan(Job("j", stages), SETTINGS)
+
+
+@pytest.mark.anyio
+async def test_blobs_results_of_this_run_are_not_read_from_the_journal() -> None:
+    """Else each stage of a chain would read the whole state."""
+    plan, journal = barrier(), Counted("old")
+    ask = blobs.RunBlobs(plan, journal)
+    ask.recorded([done(1, "b"), done(0, "a")])
+    assert (await ask("results:0"), journal.reads) == (b"[a,b]", 0)
+    ask = blobs.RunBlobs(plan, journal, before=["a"])
+    ask.recorded([done(0, "a")])
+    assert (await ask("results:0"), journal.reads) == (b"[old]", 1), "an earlier run has others"
+
+
+@pytest.mark.anyio
+async def test_blobs_results_beyond_the_bound_are_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blobs, "MAX_KEPT_BYTES", 25)
+    plan, journal = barrier(), Counted("x")
+    ask = blobs.RunBlobs(plan, journal)
+    ask.recorded([done(0, "a" * 26)])
+    ask.recorded([done(1, "b")])
+    assert (await ask("results:0"), journal.reads) == (b"[x]", 1)
+
+
 class Remembered(WaitingTexts):
     """Tells what was put into it."""
 

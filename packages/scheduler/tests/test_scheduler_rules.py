@@ -65,6 +65,23 @@ def test_only_stages_with_ready_ranks_or_gangs_are_looked_at() -> None:
     assert not game.scheduler._board.active
 
 
+def test_handle_many_waiting_stages_looks_only_at_those_that_can_get_a_gang() -> None:
+    """Else each event of a job of a thousand stages that wait would cost a thousand looks."""
+    game = play(*(plan(1) for _ in range(100)))
+    game.start()
+    board = game.scheduler._board
+    most = board.params.max_opening + 2
+    looked_at = [len(board.active)]
+    game.ready(0)
+    for assignment in range(100):  # the one gang is handed on at once, from stage to stage
+        looked_at.append(len(board.active))
+        game.succeed(assignment)
+        game.record()
+    assert max(looked_at) <= most
+    game.close()
+    assert game.scheduler.finished
+
+
 # -- a whole journey -------------------------------------------------------------------------------
 
 

@@ -3,10 +3,12 @@ before it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import anyio
 
 from thornback.executor.plan import RunPlan
-from thornback.executor.ports import Journal
+from thornback.executor.ports import Completion, Journal
 
 MAX_INPUT_BYTES = 64 << 20
 MAX_KEPT_BYTES = 4 * MAX_INPUT_BYTES
@@ -19,14 +21,41 @@ class InputTooLarge(ValueError):
 
 class RunBlobs:
     """Fulfils `thornback.pool.Blobs`. A blob is immutable: results are asked for only after their
-    stage has ended. They are read from the journal once, unless there are too many of them."""
+    stage has ended. Those of this run are kept as they are recorded; those of earlier runs are
+    read from the journal once; and so are all if there are too many of them.
 
-    def __init__(self, plan: RunPlan, journal: Journal) -> None:
+    Args:
+        plan: of the run.
+        journal: which keeps the results.
+        before: stages that an earlier run has recorded ranks of.
+    """
+
+    def __init__(self, plan: RunPlan, journal: Journal, before: Iterable[str] = ()) -> None:
+        read = (name for parents in plan.whole_parents.values() for name in parents)
+        self._wanted = set(read) - set(before)
+        self._recorded: dict[str, dict[int, str]] = {}
+        self._recorded_bytes = 0
         self._plan = plan
         self._journal = journal
         self._results: dict[str, bytes] = {}
+        self._results_bytes = 0
         self._refused: dict[str, InputTooLarge] = {}
         self._reading = anyio.Lock()
+
+    def recorded(self, completions: Sequence[Completion]) -> None:
+        """Keep results that were just recorded. Without this each stage would read the whole state
+        to get those of the stages before it."""
+        for completion in completions:
+            stage = completion.stage
+            if stage not in self._wanted:
+                continue
+            self._recorded.setdefault(stage, {}).update(completion.results)
+            self._recorded_bytes += sum(map(len, completion.results.values()))
+        while self._recorded_bytes > MAX_KEPT_BYTES:
+            stage, dropped = next(iter(self._recorded.items()))
+            del self._recorded[stage]
+            self._wanted.discard(stage)  # the rest of them would not be all of them
+            self._recorded_bytes -= sum(map(len, dropped.values()))
 
     async def __call__(self, key: str) -> bytes:
         """Return the bytes of `program:<stage>` or `results:<stage>` (a JSON list in order of
@@ -41,12 +70,14 @@ class RunBlobs:
                 return known
             blob = await self._read(key, self._plan.stages[int(number)].name)
             self._results[key] = blob
-            while sum(map(len, self._results.values())) > MAX_KEPT_BYTES:
-                del self._results[next(iter(self._results))]
+            self._results_bytes += len(blob)
+            while self._results_bytes > MAX_KEPT_BYTES:
+                self._results_bytes -= len(self._results.pop(next(iter(self._results))))
             return blob
 
     async def _read(self, key: str, stage: str) -> bytes:
-        recorded = await self._journal.results(stage)
+        kept = self._recorded.get(stage)
+        recorded = await self._journal.results(stage) if kept is None else kept
         refused = self.refusal(stage, sum(map(len, recorded.values())))
         if refused is not None:
             self._refused[key] = refused  # each rank would read them again

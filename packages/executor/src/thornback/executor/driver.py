@@ -68,6 +68,10 @@ class Parts:
     clock: Clock
 
 
+def _ignore(completions: Sequence[Completion], /) -> None:
+    """Nobody reads results of the run while it goes on."""
+
+
 class Driver:
     """One run (fulfils `LiveRun`). Use once."""
 
@@ -82,12 +86,14 @@ class Driver:
         params: ExecutorParams,
         log_url: Callable[[int, str], str] = no_logs,
         record: Callable[[str], object] | None = None,
+        recorded: Callable[[Sequence[Completion]], None] = _ignore,
     ) -> None:
         self._plan = plan
         self._parts = parts
         self._opened = opened
         self._tracer = tracer
         self._params = params
+        self._recorded = recorded
         self._verdicts: list[RetryVerdict] = []
         """Those that were given on the event which is being handled."""
         stages = plan.scheduler_stages([Witness(p, self._verdicts) for p in plan.policies()])
@@ -350,6 +356,7 @@ class Driver:
             fault = self._parts.classifier.classify(error, facts)
             self._inbox.post(ev.JournalFailed(fault=fault))
             return
+        self._recorded(completions)
         await self._handover.note(completions)  # before what comes after them is dispatched
         for command, _ in records:
             self._inbox.post(ev.Recorded(stage=command.stage, ranks=command.ranks))

@@ -267,7 +267,8 @@ class Executor:
             logs = await self._logs(stack, url, opened.term)
             record = stack.enter_context(record_file(self.record))
             news = None if logs is None else WorkerNews(logs.put)
-            blobs = RunBlobs(plan, journal)
+            before = [stage for stage, ranks in opened.done.items() if ranks]
+            blobs = RunBlobs(plan, journal, before)
             connection = await stack.enter_async_context(
                 self.platform.connect(blobs, provider, news)
             )
@@ -288,6 +289,7 @@ class Executor:
                 params=self.params,
                 log_url=no_logs if logs is None else logs.url_of,
                 record=record,
+                recorded=blobs.recorded,
             )
             if news is not None:
                 news.aim(driver.saw)

@@ -173,14 +173,14 @@ class Board(Generic[F]):
         if woken:
             self.active = sorted([*self.active, *woken], key=_order)
 
-    def rest(self) -> None:
-        """Look no longer after every event at lanes with nothing but ready ranks, once their clocks
-        run. Not where these also depend on the gangs of others (`wait_s`)."""
+    def rest(self, starving: Sequence[Lane[F]]) -> None:
+        """Look no longer after every event at those of these lanes that have nothing but ready
+        ranks: their clocks run. Not where these also depend on the gangs of others (`wait_s`)."""
         if self.params.wait_s is not None:
             return
         rested: dict[Shape[F], list[Lane[F]]] = {}
-        for lane in self.active:
-            if lane.starved_at is not None and lane.may_rest:
+        for lane in starving:
+            if lane.active and lane.may_rest:
                 rested.setdefault(lane.shape, []).append(lane)
         if not rested:
             return
@@ -195,8 +195,6 @@ class Board(Generic[F]):
         """Return the active lanes and, of each shape, those resting ones for which `gives` says
         that the shape has something to give, up to the first for which it says no; in the order of
         priority."""
-        if not self.resting:
-            return self.active
         resting = [takewhile(gives, shape.resting) for shape in self.resting]
         return heapq.merge(self.active, *resting, key=_order)
 

@@ -70,7 +70,7 @@ def feed(board: Board[F]) -> None:
 def _feed_idle(board: Board[F]) -> None:
     """Fill the idle slots of all lanes, and of gangs that they can get from others."""
     others = _others(board) if len(board.active) > 1 or board.resting else NOBODY
-    for lane in board.lanes_for(partial(_may_get_one, others)):
+    for lane in board.lanes_for(partial(_may_get_one, others)) if board.resting else board.active:
         if lane.stage.tripped is not None:
             _let_old_gangs_prove(board, lane)
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeVar
 
 from thornback.faults import StopReason
@@ -48,16 +49,25 @@ def adjust(board: Board[F]) -> None:
     if spare:  # giving up first: it may make room under `max_gangs`
         _give_up(board, spare, starving)
     most, once_more = board.params.max_opening, True
+    may_ask = partial(_may_ask, most=most)
     while once_more:
         once_more = False
-        for lane in board.lanes_for(lambda lane: len(lane.shape.opening) < most):
+        for lane in (
+            board.lanes_for(may_ask) if board.resting else board.active
+        ):
             waits = lane.ready.count or lane.alone
             if waits and len(lane.opening) < most and _ask(board, lane):
                 # That left a stage room, and an earlier lane may wait for it.
                 once_more = True
     if board.thinned:
         board.retire_lanes()
-    board.rest()
+    if starving:
+        board.rest(starving)
+
+
+def _may_ask(lane: Lane[F], most: int) -> bool:
+    """Whether one more gang of the shape may be opening."""
+    return len(lane.shape.opening) < most
 
 
 def _give_up(board: Board[F], spare: list[Lane[F]], starving: list[Lane[F]]) -> None:
