@@ -408,7 +408,7 @@ async def test_the_certificate_of_a_rank_given_up_with_its_worker_says_so() -> N
 ENDS = [
     (Stage("a", work), lambda w, a, r: raised(r), StopReason.NO_RETRIES),
     (Stage("a", work, retries=1), lambda w, a, r: raised(r), StopReason.BUDGET),
-    (Stage("a", work), lambda w, a, r: died(r), StopReason.POISON),
+    (Stage("a", work), lambda w, a, r: died(r), StopReason.UNDECIDED),
 ]
 
 

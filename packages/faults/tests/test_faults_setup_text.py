@@ -22,7 +22,7 @@ Command '['python', '-m', 'pip', 'install']' returned non-zero exit status 1.
 Last 50 lines of stdout:
 """
 NO_PACKAGE = """\
-    Looking in indexes: https://pypi.org/simple
+    Looking in indexes: https://index.example/simple
     ERROR: Could not find a version that satisfies the requirement no-such (from versions: none)
     ERROR: No matching distribution found for no-such
 """

@@ -150,7 +150,8 @@ policy: RetryPolicy[Exception] = Thrice()
 narrower: RetryPolicy[OSError] = policy
 delta: Delta = Nothing()
 dependencies: Dependencies = Sizes()
-assert_type(policy.decide(OSError(), [(OSError(), "node-1")], 0.5), Verdict)
+past = [(OSError(), "node-1", Standing.NODE)]
+assert_type(policy.decide(OSError(), past, Standing.OPEN, 0.5), Verdict)
 assert_type(verdict.memory_bytes, int | None)
 
 # Plans and questions.

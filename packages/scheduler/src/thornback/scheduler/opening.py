@@ -52,9 +52,7 @@ def adjust(board: Board[F]) -> None:
     may_ask = partial(_may_ask, most=most)
     while once_more:
         once_more = False
-        for lane in (
-            board.lanes_for(may_ask) if board.resting else board.active
-        ):
+        for lane in board.lanes_for(may_ask) if board.resting else board.active:
             waits = lane.ready.count or lane.alone
             if waits and len(lane.opening) < most and _ask(board, lane):
                 # That left a stage room, and an earlier lane may wait for it.
