@@ -402,7 +402,7 @@ async def test_the_certificate_of_a_rank_given_up_with_its_worker_says_so() -> N
     assert "given up" in last.verdict
     (ended,) = driver.certifier.chronicle.given_up
     assert ended.last == last
-    assert (ended.stop, last.stop) == (StopReason.BUDGET, StopReason.BUDGET)
+    assert (ended.stop, last.stop) == (StopReason.UNDECIDED, StopReason.UNDECIDED)
 
 
 ENDS = [
