@@ -203,7 +203,7 @@ def paroles(world: BadWorld, makespan_s: float) -> int:
     """Return how often a bad node can have been on parole."""
     terms, over_s = 0, 0.0
     while True:
-        over_s += min(PARAMS.max_parole_s, PARAMS.parole_s * 2.0**terms)
+        over_s += min(PARAMS.max_parole_s, PARAMS.parole_s * 2.0 ** min(terms, 30))
         if over_s > makespan_s:
             return terms
         terms += 1

@@ -61,6 +61,11 @@ def test_too_late_sees_a_run_that_does_not_stop() -> None:
         pytest.param(Family.NODES, 120, id="a stage left with bad nodes waits for good ones"),
         pytest.param(Family.RANKS, 30, id="the worst nodes are suspected first"),
         pytest.param(Family.RANKS, 37, id="ranks tried again do not keep fresh ones waiting"),
+        pytest.param(
+            Family.NODES, 265, id="a starved stage does not open gangs on bad nodes for good"
+        ),
+        pytest.param(Family.NODES, 302, id="suspected nodes are tried less and less"),
+        pytest.param(Family.NODES, 325, id="a node that relapses is suspected for longer"),
     ],
 )
 def test_bad_nodes_named_world_goes_well(family: Family, seed: int) -> None:

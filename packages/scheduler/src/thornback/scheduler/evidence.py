@@ -13,7 +13,7 @@ settled by what happens to other ranks there:
 A node against which a case is settled, or which lost a worker, is **suspected** for a term: it gets
 no new ranks. When the term is over it is on **parole** for as long again: its gangs get one rank at
 a time, so that a node that is bad again costs one fault. That fault starts a new term, twice as
-long. A success after the parole clears the node.
+long. A success after the parole clears the node; what it did is forgotten an hour later.
 
 Suspicion is bounded: at most half of the nodes that fit a shape are avoided at once, the worst
 first, and one gang always finds room. So suspicion alone never stops a run.
@@ -67,9 +67,12 @@ class _Node(Generic[F]):
     cases: list[Case[F]] = attrs.field(factory=list)
     faults: int = 0
     """Since a rank last finished there."""
+    is_doubtful: bool = False
+    """It is suspected or on parole."""
     term_s: float = 0.0
-    """Of the suspicion; 0: it is not suspected."""
+    """Of the last suspicion; 0: there was none."""
     until: float = 0.0
+    """When that ended, or ends."""
     last_assignment: int = -1
     """Assignments up to this one were dispatched before it was suspected."""
 
@@ -97,7 +100,7 @@ class Evidence(Generic[F]):
         for name in nodes:
             node = self._nodes.get(name)
             if node is not None and (
-                node.term_s
+                node.is_doubtful
                 or any(
                     not (case.is_known_killer or case.is_about(stage, rank)) for case in node.cases
                 )
@@ -127,10 +130,11 @@ class Evidence(Generic[F]):
         self.changed = True
         if node.until > now:
             return  # what was under way when it was suspected does not count again
-        node.term_s = min(self._max_parole_s, 2 * node.term_s) if node.term_s else self._parole_s
+        is_relapse = node.term_s and now - node.until < self._max_parole_s
+        node.term_s = min(self._max_parole_s, 2 * node.term_s) if is_relapse else self._parole_s
+        node.is_doubtful = True
         node.until = now + node.term_s
         node.last_assignment = last_assignment
-        self.changed = True
 
     def ran_well(
         self,
@@ -171,21 +175,22 @@ class Evidence(Generic[F]):
                         settled.append(case)
             if ran_s is None:
                 node.faults = 0
-            if node.term_s and ran_s is None and assignment > node.last_assignment:
+            if node.is_doubtful and ran_s is None and assignment > node.last_assignment:
                 if not probing or now >= node.until + node.term_s:
-                    node.term_s = node.until = 0.0
+                    node.is_doubtful = False
+                    node.until = min(node.until, now)
                     self.changed = True
                 elif node.until > now:  # used because there was no other node: parole begins early
                     node.until = now
                     self.changed = True
-            if not node.cases and not node.term_s:
+            if not (node.cases or node.term_s):
                 del self._nodes[name]
         return settled
 
     def is_on_parole(self, name: str, now: float) -> bool:
         """Return whether the suspicion of a node is over and it has not proved itself yet."""
         node = self._nodes.get(name)
-        return node is not None and node.term_s > 0.0 and node.until <= now
+        return node is not None and node.is_doubtful and node.until <= now
 
     def on_parole(self, now: float) -> list[str]:
         """Return the nodes whose suspicion is over and that have not proved themselves yet."""
@@ -196,7 +201,7 @@ class Evidence(Generic[F]):
         found = [
             (-node.faults, -node.term_s, name)
             for name, node in self._nodes.items()
-            if node.until > now and name in fitting
+            if node.is_doubtful and node.until > now and name in fitting
         ]
         return tuple(name for _, _, name in sorted(found)[: max(0, most)])
 

@@ -240,7 +240,8 @@ def _lost_at_work(
     if held and verdict.charged and not isolates:
         stage.streak.lost(gang.number, board.next_gang)
         if stage.streak.losses > 1:
-            _ask_later(board, lane, verdict.delay_s, stage.streak.losses - 2)
+            most_s = board.params.max_open_backoff_s
+            _ask_later(board, lane, verdict.delay_s, stage.streak.losses - 2, most_s)
     _stop_without_progress(board, stage, verdict)
 
 
@@ -259,9 +260,13 @@ def _lost_at_opening(board: Board[F], gang: Gang[F], event: GangLost[F], verdict
     if gang.number > lane.refused_up_to:  # eight that time out together have failed once
         lane.failed_openings += 1
         lane.refused_up_to = board.next_gang - 1
-    _ask_later(board, lane, verdict.delay_s, lane.failed_openings - 1)
+    nodes = (event.node,) if event.node else gang.nodes
+    most_s = board.params.max_open_backoff_s
+    if any(node in gang.avoid for node in nodes):
+        most_s = board.params.no_room_s  # only nodes that are to be avoided have room
+    _ask_later(board, lane, verdict.delay_s, lane.failed_openings - 1, most_s)
     if any(sister.usable for sister in lane.shape.lanes):
-        ask_after_parole(board, lane, gang, (event.node,) if event.node else gang.nodes)
+        ask_after_parole(board, lane, gang, nodes)
         return  # the stage runs with the gangs there are
     in_company = any(other.gangs for other in board.lanes if other.shape is not lane.shape)
     if not verdict.retry and in_company and lane.failed_openings < board.params.refusals_in_company:
@@ -285,10 +290,11 @@ def _judge_waiting(board: Board[F], lane: Lane[F], event: GangLost[F]) -> None:
         _judge(board, lane.stage, rank, event.fault, RankState.READY, None, nodes)
 
 
-def _ask_later(board: Board[F], lane: Lane[F], delay_s: float, doublings: int) -> None:
-    params = board.params
-    delay_s = max(delay_s, params.open_backoff_s) * 2.0 ** min(doublings, 30)
-    lane.retry_at = board.now + min(delay_s, params.max_open_backoff_s)
+def _ask_later(
+    board: Board[F], lane: Lane[F], delay_s: float, doublings: int, most_s: float
+) -> None:
+    delay_s = max(delay_s, board.params.open_backoff_s) * 2.0 ** min(doublings, 30)
+    lane.retry_at = board.now + min(delay_s, most_s)
     board.wake(lane.retry_at)
 
 

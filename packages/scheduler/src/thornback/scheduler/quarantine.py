@@ -64,7 +64,7 @@ def _use_in_time(board: Board[F], lane: Lane[F]) -> None:
     longer."""
     since = board.now if lane.starved_at is None else lane.starved_at
     pause_s = board.params.avoid_wait_s * 2.0 ** min(lane.forced, 30)
-    due_at = max(since, lane.forced_at) + min(pause_s, board.params.parole_s)
+    due_at = max(since, lane.forced_at) + min(pause_s, board.params.max_parole_s)
     if board.now < due_at:
         _review_at(board, due_at)
         return
