@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import anyio
+import attrs
 import pytest
 
 from thornback.placement import (
@@ -46,9 +47,8 @@ async def test_what_fits_when_nodes_come_is_told_and_waited_for() -> None:
     fake, said = cluster(Supply.ELASTIC), list[Explanation]()
     fake.node_types = (SMALL, BIG)
     pair = GangRequest(bundle=Bundle(cpus=100), nodes=2)
-    params = AllocatorParams(infeasible_after_s=0.0)
     async with (
-        Allocator(fake, observe=said.append, params=params) as leases,
+        Allocator(fake, observe=said.append) as leases,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(leases.acquire, pair)
@@ -74,7 +74,7 @@ async def test_what_fits_when_nodes_come_is_told_and_waited_for() -> None:
 async def test_what_no_node_type_can_hold_is_refused_soon() -> None:
     fake, said = cluster(Supply.ELASTIC), list[Explanation]()
     fake.node_types = (SMALL,)
-    params = AllocatorParams(infeasible_after_s=0.0, place_s=math.inf)
+    params = AllocatorParams(wait_for_nodes_s=math.inf, place_s=math.inf)
     async with Allocator(fake, params=params, observe=said.append) as leases:
         with pytest.raises(Unschedulable, match=r"no node type .*: largest has {CPU: 8}"):
             await leases.acquire(HUGE)
@@ -85,10 +85,21 @@ async def test_what_no_node_type_can_hold_is_refused_soon() -> None:
     )
 
 
+async def test_no_room_while_a_node_drains_is_not_hopeless() -> None:
+    fake = cluster(Supply.ELASTIC)
+    fake.node_types = (attrs.evolve(SMALL, more=0),)
+    fake.add_node("c", {"CPU": 8})
+    fake.drain_node("c", 60.0)
+    async with Allocator(fake, observe=lambda _: None) as leases:
+        with anyio.move_on_after(0.05) as scope:
+            await leases.acquire(GangRequest(bundle=Bundle(cpus=8)))
+        assert scope.cancelled_caught, "its successor may hold the gang"
+
+
 async def test_node_types_do_not_count_where_nothing_comes() -> None:
     fake = cluster(Supply.CHANGING)
     fake.node_types = (BIG,)
-    params = AllocatorParams(infeasible_after_s=0.0)
+    params = AllocatorParams(wait_for_nodes_s=0.0)
     async with Allocator(fake, params=params, observe=lambda _: None) as leases:
         with pytest.raises(Unschedulable) as caught:
             await leases.acquire(HUGE)

@@ -218,6 +218,9 @@ class Executor:
     def _plan(self, job: Job) -> RunPlan:
         state = self.state if "://" in self.state else os.path.abspath(self.state)
         check_types(self.runtime_env, "Executor")
+        scheduler = self.scheduler
+        if self.params.wait_s is not None:
+            scheduler = attrs.evolve(scheduler, wait_s=self.params.wait_s)
         plan = RunPlan(
             job,
             Settings(
@@ -228,7 +231,7 @@ class Executor:
                 runtime_env=dict(self.runtime_env),
                 seed=self.seed,
                 retry_failed=self.retry_failed,
-                scheduler=self.scheduler,
+                scheduler=scheduler,
             ),
         )
         if isinstance(self.platform, ChecksRuntimeEnvs):

@@ -125,16 +125,26 @@ class Allocator:
         # Without the exception of the body: the task group would wrap it in an exception group.
         await tasks.__aexit__(None, None, None)
 
-    async def acquire(self, request: GangRequest, /, *, avoid: Sequence[str] = ()) -> Lease:
+    async def acquire(
+        self,
+        request: GangRequest,
+        /,
+        *,
+        avoid: Sequence[str] = (),
+        timeout_s: float | None = None,
+        wait_for_nodes_s: float | None = None,
+    ) -> Lease:
         """Return a held lease.
 
         Args:
             request: the gang.
             avoid: nodes to avoid if there are others: a preference, never a ban.
+            timeout_s: replaces `AllocatorParams.place_s`.
+            wait_for_nodes_s: replaces `AllocatorParams.wait_for_nodes_s`.
 
         Raises:
-            Unschedulable: the present nodes could not hold it, for too long.
-            PlacementTimedOut: not granted within `place_s`.
+            Unschedulable: the present nodes could not hold it, for `wait_for_nodes_s`.
+            PlacementTimedOut: it fits the nodes, but was not granted within `timeout_s`.
             PlacementRemoved: somebody removed the reservation while it was waited for.
             AllocatorClosed: the allocator is not open, or was closed meanwhile.
             Exception: what the backend raised when it was asked.
@@ -150,7 +160,14 @@ class Allocator:
             self._tracer.start_as_current_span("thornback.place", attributes=attributes) as span,
             self._watcher.listen() as listener,
         ):
-            lease = await self._place(request, tuple(avoid), listener)
+            params = self._params
+            lease = await self._place(
+                request,
+                tuple(avoid),
+                params.place_s if timeout_s is None else timeout_s,
+                params.wait_for_nodes_s if wait_for_nodes_s is None else wait_for_nodes_s,
+                listener,
+            )
             span.set_attribute("thornback.lease", lease.lease_id)
             span.set_attribute("thornback.node_names", lease.nodes)
         return lease
@@ -245,17 +262,22 @@ class Allocator:
         return not left
 
     async def _place(
-        self, request: GangRequest, avoid: tuple[str, ...], listener: Listener
+        self,
+        request: GangRequest,
+        avoid: tuple[str, ...],
+        place_s: float,
+        nodes_s: float,
+        listener: Listener,
     ) -> Lease:
         """First without the nodes to avoid, as long as the others could hold it; then anywhere."""
-        deadline = anyio.current_time() + self._params.place_s
+        deadline = anyio.current_time() + place_s
         if avoid and await self._looked(listener):
             until = min(deadline, anyio.current_time() + self._params.avoid_s)
             try:
-                return await self._try(request, avoid, until, listener)
+                return await self._try(request, avoid, until, nodes_s, listener)
             except (Unschedulable, PlacementTimedOut) as error:
                 _log.info("no longer avoids %s: %s", ", ".join(avoid), error)
-        return await self._try(request, (), deadline, listener)
+        return await self._try(request, (), deadline, nodes_s, listener)
 
     async def _looked(self, listener: Listener) -> bool:
         """Wait for the first look. False: it failed, so nobody knows whether avoidance is
@@ -269,7 +291,12 @@ class Allocator:
         return self._watcher.snapshot is not None
 
     async def _try(
-        self, request: GangRequest, avoid: tuple[str, ...], deadline: float, listener: Listener
+        self,
+        request: GangRequest,
+        avoid: tuple[str, ...],
+        deadline: float,
+        nodes_s: float,
+        listener: Listener,
     ) -> Lease:
         if self._tasks is None or self._closed:
             raise AllocatorClosed(
@@ -288,7 +315,7 @@ class Allocator:
         self._attempts[attempt.lease_id] = attempt
         self._tasks.start_soon(self._live, attempt)
         try:
-            return await self._settled(attempt, deadline, listener)
+            return await self._settled(attempt, deadline, nodes_s, listener)
         except BaseException:
             # Cancellation as much as failure: whatever it was, nothing may stay reserved.
             await self._retire(attempt, self._params.release_s)
@@ -299,7 +326,9 @@ class Allocator:
         if attempt.confirmed:
             self._attempts.pop(attempt.lease_id, None)
 
-    async def _settled(self, attempt: Attempt, deadline: float, listener: Listener) -> Lease:
+    async def _settled(
+        self, attempt: Attempt, deadline: float, nodes_s: float, listener: Listener
+    ) -> Lease:
         """Wait for the outcome of the attempt, as long as `judge` allows."""
         started, since = anyio.current_time(), None
         while True:
@@ -324,7 +353,7 @@ class Allocator:
                 _supply(attempt, snapshot),
                 since,
                 deadline,
-                self._params.infeasible_after_s,
+                nodes_s,
                 hopeless=found is not None and found.hopeless,
             )
             if found is not None and not attempt.avoid:

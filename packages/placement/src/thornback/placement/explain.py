@@ -70,7 +70,9 @@ def diagnose(
         parts.append(help_)
     elif node_types:
         parts.append(_no_help(request, node_types))
-    return Diagnosis(text="; ".join(parts), hopeless=bool(node_types) and not help_)
+    # A node that drains still counts against the autoscaler's limit; its successor may help.
+    hopeless = bool(node_types) and not help_ and len(staying) == len(nodes)
+    return Diagnosis(text="; ".join(parts), hopeless=hopeless)
 
 
 class Diagnoses:

@@ -28,12 +28,13 @@ class AllocatorParams:
     """Durations of an `Allocator`."""
 
     place_s: float = 600.0
-    """A request that was not granted by then fails."""
-    infeasible_after_s: float = 30.0
-    """A request that the nodes could not hold even when free fails after that long, unless an
-    autoscaler may add nodes that hold it (then `place_s` counts) or the nodes never change (then it
-    fails at once)."""
-    avoid_s: float = 30.0
+    """A request that fits the nodes and was not granted by then fails. `acquire(timeout_s=...)`
+    replaces it; an `Executor` passes its own."""
+    wait_for_nodes_s: float = 600.0
+    """A request that the present nodes could not hold even when free fails after so long: workers
+    join after the head, and pods come back. It fails at once if nodes never change, or if no node
+    type of the autoscaler could ever hold it."""
+    avoid_s: float = 10.0
     """Nodes to avoid are avoided for so long; then they are as good as any."""
     release_s: float = 30.0
     """The bound of the clean-up after a failed or cancelled `acquire`, and of `close`."""
@@ -45,13 +46,23 @@ class AllocatorParams:
     """A drain is told again when its deadline moved by more than this."""
     removal: RemovalParams = RemovalParams()
     """How hard a removal is tried."""
+    infeasible_after_s: float | None = None
+    """Deprecated: the former name of `wait_for_nodes_s`; replaces it if given."""
+
+    def __attrs_post_init__(self) -> None:
+        """Move the deprecated name to the current one."""
+        if self.infeasible_after_s is not None:
+            object.__setattr__(self, "wait_for_nodes_s", self.infeasible_after_s)
+            object.__setattr__(
+                self, "infeasible_after_s", None
+            )  # `attrs.evolve` must not bring it back
 
 
 def judge(
     supply: Supply,
     unplaceable_since: float | None,
     deadline: float,
-    infeasible_after_s: float,
+    wait_for_nodes_s: float,
     *,
     hopeless: bool = False,
 ) -> float:
@@ -60,15 +71,16 @@ def judge(
     Args:
         supply: whether other nodes may come.
         unplaceable_since: since when the nodes could not hold the request; None: they could.
-        deadline: of the placement.
-        infeasible_after_s: patience with a request that does not fit.
+        deadline: of a placement that fits.
+        wait_for_nodes_s: how long to wait for other nodes. The deadline does not shorten it, so
+            that nobody has to raise both.
         hopeless: what the autoscaler may add is known, and could not hold the request either.
     """
-    if unplaceable_since is None or (supply is Supply.ELASTIC and not hopeless):
+    if unplaceable_since is None:
         return deadline
-    if supply is Supply.FIXED:
+    if supply is Supply.FIXED or hopeless:
         return min(deadline, unplaceable_since)
-    return min(deadline, unplaceable_since + infeasible_after_s)
+    return unplaceable_since + wait_for_nodes_s
 
 
 @attrs.frozen(kw_only=True, slots=True)
