@@ -711,7 +711,7 @@ def test_a_fault_reads_as_one_line() -> None:
 @pytest.mark.parametrize(
     ("error", "facts", "kinds"),
     [
-        (ConnectionResetError("reset"), {"origin": "rank"}, (K.PREEMPTION, K.PREEMPTION)),
+        (ConnectionResetError("reset"), {"origin": "rank"}, (K.APPLICATION, K.PREEMPTION)),
         (ValueError("bug"), {"origin": "rank", "phase": "run"}, (K.APPLICATION, K.PREEMPTION)),
         (TimeoutError("silent"), {"origin": "worker"}, (K.PREEMPTION, K.PREEMPTION)),
         (

@@ -41,7 +41,7 @@ from thornback.executor.recording import record_file
 from thornback.executor.report import Observer, RunInfo, RunReport
 from thornback.executor.runtime_env import check_types
 from thornback.executor.tracing import RunTracer
-from thornback.executor.watching import Watchers, WorkerNews
+from thornback.executor.watching import Watchers, WorkerNews, tell_waits
 from thornback.faults import Classifier as FaultClassifier
 from thornback.scheduler import SchedulerParams
 
@@ -304,6 +304,7 @@ class Executor:
                 stages=driver.progress(),
             )
             watchers.tell(lambda observer: observer.started(info))
+            tell_waits(connection.leases, watchers)
             await self._accompanied(driver, remote)
         seconds = self.clock.monotonic() - started_s
         reader = results_of(self.journal, url, self.storage_options)

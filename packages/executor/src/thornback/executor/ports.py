@@ -19,7 +19,7 @@ import attrs
 from opentelemetry.trace import TracerProvider
 
 from thornback.faults import ErrorData, Fault
-from thornback.placement import GangRequest, Lease
+from thornback.placement import Explanation, GangRequest, Lease
 from thornback.pool import (
     Assignment,
     Beat,
@@ -131,6 +131,15 @@ class Leases(Protocol):
 
         It may end, or raise: then no more notices come, and the run goes on.
         """
+        ...
+
+
+@runtime_checkable
+class ExplainsWaits(Protocol):
+    """What `Leases` may be, too: they say why gangs wait."""
+
+    def explain_to(self, observe: Callable[[Explanation], None], /) -> None:
+        """Call `observe` with every explanation from now on, in the event loop."""
         ...
 
 

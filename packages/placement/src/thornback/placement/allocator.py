@@ -27,12 +27,14 @@ from thornback.placement.bundles import (
     Supply,
     resources_of,
     strategy_of,
+    without,
 )
 from thornback.placement.errors import AllocatorClosed, PlacementTimedOut, Unschedulable
 from thornback.placement.explain import (
     Diagnoses,
     Diagnosis,
     describe,
+    explain_busy,
     largest_memory_bytes,
     may_come,
     show_resources,
@@ -65,6 +67,10 @@ class LeaseView:
     """One node per bundle; empty: not granted."""
 
 
+BUSY_AFTER_S = 1.0
+"""A request that waits for so long has met busy nodes: a backend grants free ones sooner."""
+
+
 class Allocator:
     """Leases gangs on a cluster. Use it as an asynchronous context manager, in one event loop.
 
@@ -78,7 +84,8 @@ class Allocator:
     Args:
         cluster: where to place.
         params: the durations.
-        observe: called when a request cannot be placed, and again only when the reason changed;
+        observe: called when a request waits, since it does not fit the nodes or since others use
+            them, and again only when the reason changed;
             must not block. What it raises is logged. None: logs a warning.
         tracer: for the span `thornback.place` round each `acquire`; default: the global one.
     """
@@ -171,6 +178,10 @@ class Allocator:
             span.set_attribute("thornback.lease", lease.lease_id)
             span.set_attribute("thornback.node_names", lease.nodes)
         return lease
+
+    def explain_to(self, observe: Callable[[Explanation], None], /) -> None:
+        """Call this observer, too, with every explanation from now on."""
+        self._explainer.add(observe)
 
     async def release(self, lease: Lease, /, *, timeout_s: float) -> bool:
         """Give the lease back. Idempotent, never raises; kill the gang's workers first.
@@ -337,6 +348,7 @@ class Allocator:
                 # Also when it was granted a moment ago: close() has taken it back already.
                 raise AllocatorClosed("the allocator was closed while the lease was pending")
             if attempt.grant is not None:
+                self._explainer.forget(attempt.request)
                 grant, seen = attempt.grant, self._watcher.snapshot
                 return Lease(
                     lease_id=attempt.lease_id,
@@ -356,20 +368,48 @@ class Allocator:
                 nodes_s,
                 hopeless=found is not None and found.hopeless,
             )
-            if found is not None and not attempt.avoid:
-                self._explainer.tell(attempt.request, found.text, until - now)
+            again_at = self._explained(attempt, snapshot, found, started, until, now)
             if now >= until:
                 raise _failure(attempt, snapshot, found, now - started)
-            with anyio.move_on_after(until - now if until < math.inf else None):
+            wake_at = min(until, again_at)
+            with anyio.move_on_after(wake_at - now if wake_at < math.inf else None):
                 await news.wait()
+
+    def _explained(
+        self,
+        attempt: Attempt,
+        snapshot: Snapshot | None,
+        found: Diagnosis | None,
+        started: float,
+        until: float,
+        now: float,
+    ) -> float:
+        """Say why the attempt waits. Return when to look again, if nothing happens before."""
+        request = attempt.request
+        if snapshot is None:
+            return math.inf
+        if found is not None:
+            if attempt.avoid:
+                return math.inf  # a preference that cannot be met is dropped, which is not news
+            return self._explainer.tell(request, found.text, now, until - now)
+        if now < started + BUSY_AFTER_S:
+            return started + BUSY_AFTER_S
+        held = [
+            (node, resources_of(each.request.bundle))
+            for each in self._attempts.values()
+            if each.grant is not None
+            for node in each.grant.nodes
+        ]
+        busy = explain_busy(request, without(snapshot.nodes, attempt.avoid), held)
+        if busy is None:
+            self._explainer.forget(request)
+            return math.inf
+        return self._explainer.tell(request, busy, now, until - now, busy=True)
 
     def _unplaceable(self, attempt: Attempt, snapshot: Snapshot | None) -> Diagnosis | None:
         if snapshot is None:
             return None
-        found = self._diagnoses.of(attempt.request, snapshot, attempt.avoid)
-        if found is None and not attempt.avoid:
-            self._explainer.forget(attempt.request)
-        return found
+        return self._diagnoses.of(attempt.request, snapshot, attempt.avoid)
 
     async def _retire(self, attempt: Attempt, timeout_s: float) -> bool:
         """End the attempt; wait for it, shielded and bounded. True: confirmed."""

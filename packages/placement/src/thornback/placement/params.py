@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 
 import attrs
@@ -85,7 +86,7 @@ def judge(
 
 @attrs.frozen(kw_only=True, slots=True)
 class Explanation:
-    """A request cannot be placed on the present nodes."""
+    """Why a request waits: the present nodes cannot hold it, or others use them."""
 
     request: GangRequest
     """What was asked for."""
@@ -93,33 +94,68 @@ class Explanation:
     """With numbers: `needs 2 x {GPU: 8} on different nodes; largest node has {GPU: 4}`."""
     fails_in_s: float
     """Seconds until it is refused, if nothing changes."""
+    busy: bool = False
+    """It fits the nodes, but they are in use."""
 
 
 def log_explanation(explanation: Explanation) -> None:
     """The default observer: one warning."""
-    _log.warning(
-        "cannot be placed now: %s; fails in %.0f s", explanation.text, explanation.fails_in_s
-    )
+    what = "waits for busy nodes" if explanation.busy else "cannot be placed now"
+    _log.warning("%s: %s; fails in %.0f s", what, explanation.text, explanation.fails_in_s)
+
+
+MAX_PAUSE_S = 60.0
+"""Reasons that change all the time are told so often."""
+CALM_S = 600.0
+"""After so long without news the next ones are told at once again."""
+
+
+@attrs.define
+class _Told:
+    text: str = ""
+    times: int = 0
+    next_at: float = -math.inf
 
 
 class Explainer:
-    """Tells the observer each reason once per shape of request, and again only when it changed."""
+    """Tells observers each reason once per shape of request, and again only when it changed. A
+    reason that flickers is told after pauses that double, so that it floods no log."""
 
     def __init__(self, observe: Callable[[Explanation], None]) -> None:
-        self._observe = observe
-        self._told: dict[str, str] = {}
+        self._observers = [observe]
+        self._told: dict[str, _Told] = {}
 
-    def tell(self, request: GangRequest, text: str, fails_in_s: float) -> None:
-        """The request cannot be placed. Never raises."""
-        key = describe(request)
-        if self._told.get(key) == text:
-            return
-        self._told[key] = text
-        try:
-            self._observe(Explanation(request=request, text=text, fails_in_s=fails_in_s))
-        except Exception:  # noqa: BLE001 - an observer, whatever it does, must never fail a lease
-            _log.exception("the observer of explanations failed")
+    def add(self, observe: Callable[[Explanation], None]) -> None:
+        """Tell this observer, too."""
+        self._observers.append(observe)
+
+    def tell(
+        self, request: GangRequest, text: str, now: float, fails_in_s: float, *, busy: bool = False
+    ) -> float:
+        """Say why the request waits; never raise. Return when to call again: the news came too
+        soon after the last ones; infinity: there is nothing left to say."""
+        told = self._told.setdefault(describe(request), _Told())
+        if told.text == text:
+            return math.inf
+        if now < told.next_at:
+            return told.next_at
+        if now > told.next_at + CALM_S:
+            told.times = 0
+        told.text = text
+        told.times += 1
+        # Two reasons in a row are told at once: a node has come, and it was the wrong one.
+        pause_s = 0.0 if told.times < 2 else min(MAX_PAUSE_S, 2.0 ** min(told.times - 2, 30))
+        told.next_at = now + pause_s
+        explanation = Explanation(request=request, text=text, fails_in_s=fails_in_s, busy=busy)
+        for observe in self._observers:
+            try:
+                observe(explanation)
+            except Exception:  # noqa: BLE001 - an observer, whatever it does, must never fail a lease
+                _log.exception("the observer of explanations failed")
+        return math.inf
 
     def forget(self, request: GangRequest) -> None:
-        """It can be placed again."""
-        self._told.pop(describe(request), None)
+        """Nothing keeps it waiting any more: should it wait again, that is news."""
+        told = self._told.get(describe(request))
+        if told is not None:
+            told.text = ""
