@@ -194,7 +194,7 @@ def remove_group_on(node: str) -> None:
 def test_request_that_never_fits_is_refused_within_seconds_with_numbers(arena: Arena) -> None:
     def never(ctx: RankContext) -> None: ...
 
-    platform = RayPlatform(placement=AllocatorParams(infeasible_after_s=1.0))
+    platform = RayPlatform(placement=AllocatorParams(wait_for_nodes_s=1.0))
     executor = Executor(platform=platform, state=str(arena.folder / "state"))
     started = time.monotonic()
     with pytest.raises(RunFailed) as caught:

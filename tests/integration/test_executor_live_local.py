@@ -236,8 +236,18 @@ class Noticed:
     leases: Leases
     may_drain: anyio.Event
 
-    async def acquire(self, request: GangRequest, /, *, avoid: Sequence[str]) -> Lease:
-        return await self.leases.acquire(request, avoid=avoid)
+    async def acquire(
+        self,
+        request: GangRequest,
+        /,
+        *,
+        avoid: Sequence[str],
+        timeout_s: float,
+        wait_for_nodes_s: float | None,
+    ) -> Lease:
+        return await self.leases.acquire(
+            request, avoid=avoid, timeout_s=timeout_s, wait_for_nodes_s=wait_for_nodes_s
+        )
 
     async def release(self, lease: Lease, /, *, timeout_s: float) -> bool:
         return await self.leases.release(lease, timeout_s=timeout_s)

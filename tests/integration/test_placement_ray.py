@@ -175,7 +175,7 @@ async def seconds_to_place(leases: Allocator) -> float:
 
 
 async def test_what_never_fits_fails_with_numbers(cluster: RayCluster) -> None:
-    params = AllocatorParams(infeasible_after_s=0.0)
+    params = AllocatorParams(wait_for_nodes_s=0.0)
     huge = GangRequest(bundle=Bundle(cpus=2, memory_bytes=2**50))
     async with Allocator(cluster, params=params, observe=lambda _: None) as leases:
         with pytest.raises(Unschedulable, match=r"memory: 1024 TiB}; largest node") as caught:
@@ -296,7 +296,7 @@ async def test_a_drain_is_told(cluster: RayCluster, ray_cluster: Any) -> None:
 
 
 async def refused(cluster: RayCluster, request: GangRequest) -> None:
-    params = AllocatorParams(infeasible_after_s=0.0)
+    params = AllocatorParams(wait_for_nodes_s=0.0)
     async with Allocator(cluster, params=params, observe=lambda _: None) as leases:
         with pytest.raises(Unschedulable, match="1 node draining"):
             await leases.acquire(request)
@@ -332,7 +332,7 @@ async def test_every_strict_strategy_refuses_what_it_cannot_hold(
     cluster: RayCluster, strategy: Strategy
 ) -> None:
     request = GangRequest(bundle=Bundle(cpus=1), nodes=3, strategy=strategy)
-    params = AllocatorParams(infeasible_after_s=0.0)
+    params = AllocatorParams(wait_for_nodes_s=0.0)
     async with Allocator(cluster, params=params, observe=lambda _: None) as leases:
         with pytest.raises(Unschedulable, match=r"with strategy=Strategy\.PACK it would fit"):
             await leases.acquire(request)
@@ -348,7 +348,7 @@ async def test_labels_and_accelerators_choose_the_node(
         labels={"zone": "a", "market": "spot"},
     )
     try:
-        params = AllocatorParams(infeasible_after_s=0.0)
+        params = AllocatorParams(wait_for_nodes_s=0.0)
         async with Allocator(cluster, params=params, observe=lambda _: None) as leases:
             await placed_by_labels(leases, node.node_id)
             a100 = Bundle(cpus=0, gpus=1, resources={"disk": 0.5}, accelerator="A100")
@@ -435,7 +435,7 @@ async def test_what_an_autoscaler_may_bring_is_told_and_waited_for(cluster: RayC
 
 
 async def test_what_no_autoscaler_can_bring_is_refused(cluster: RayCluster) -> None:
-    params = AllocatorParams(infeasible_after_s=0.0)
+    params = AllocatorParams(wait_for_nodes_s=0.0)
     with autoscaler_with(rare=({"CPU": 8, "rare": 4}, 10)):
         async with Allocator(cluster, params=params, observe=lambda _: None) as leases:
             with anyio.fail_after(20), pytest.raises(Unschedulable) as caught:
@@ -453,7 +453,7 @@ async def test_a_node_that_is_known_to_be_dead_is_never_leased(
     killed = False
     try:
         only_there = GangRequest(bundle=Bundle(cpus=1, resources={"victim": 1}))
-        params = AllocatorParams(infeasible_after_s=0.0)
+        params = AllocatorParams(wait_for_nodes_s=0.0)
         async with Allocator(cluster, params=params, observe=lambda _: None) as leases:
             async with leases.lease(only_there) as lease:
                 assert lease.nodes == (victim.node_id,)

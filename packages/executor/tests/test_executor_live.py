@@ -14,15 +14,16 @@ import attrs
 import pytest
 from opentelemetry.trace import NoOpTracerProvider
 
-from thornback.executor import ExecutorParams, Job, RankContext, Stage, StageProgress
+from thornback.executor import AttemptReport, ExecutorParams, Job, RankContext, Stage, StageProgress
 from thornback.executor.clock import SystemClock
+from thornback.executor.drains import GRACE_S, NO_DEADLINE_S, DrainTeller
 from thornback.executor.driver import Driver, Parts
 from thornback.executor.job import identity_of
 from thornback.executor.journal.testing import FakeJournal
 from thornback.executor.plan import RunPlan, Settings
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers, WorkerNews
-from thornback.faults import Classifier
+from thornback.faults import Classifier, Fault, FaultKind
 from thornback.placement import GangRequest, Lease
 from thornback.pool import (
     Assignment,
@@ -54,7 +55,15 @@ class Leases:
             10
         )
 
-    async def acquire(self, request: GangRequest, /, *, avoid: Sequence[str]) -> Lease:
+    async def acquire(
+        self,
+        request: GangRequest,
+        /,
+        *,
+        avoid: Sequence[str],
+        timeout_s: float,
+        wait_for_nodes_s: float | None,
+    ) -> Lease:
         self.count += 1
         return Lease(lease_id=self.count, nodes=("n1", "n2", "n3")[: request.nodes])
 
@@ -119,10 +128,13 @@ class Watch:
 
     def __init__(self) -> None:
         self.partials: list[float] = []
+        self.faults: list[Fault] = []
         self.told = anyio.Event()
 
     def started(self, info: object) -> None: ...
-    def failed(self, attempt: object) -> None: ...
+    def failed(self, attempt: AttemptReport) -> None:
+        self.faults.append(attempt.fault)
+
     def finished(self, report: object) -> None: ...
 
     def progressed(self, stages: Sequence[StageProgress]) -> None:
@@ -343,6 +355,99 @@ async def test_workers_are_told_that_their_node_drains() -> None:
     assert node == "n1"
     assert left_s is not None
     assert 25.0 < left_s <= 30.0
+
+
+def broken(work: Assignment, error: Exception, phase: str, seen_by: SeenBy) -> Report:
+    """Return the report of the gang's first node that its rank has failed."""
+    outcome = Outcome(
+        rank=work.ranks[0].start,
+        ok=False,
+        error=CaughtError(
+            type_names=tuple(f"{c.__module__}.{c.__qualname__}" for c in type(error).__mro__),
+            message=str(error),
+        ),
+        node="n1",
+        phase=phase,
+        seen_by=seen_by,
+    )
+    return Report(outcomes=(outcome,))
+
+
+async def fault_after_notice(
+    nodes: int, error: Exception, phase: str, seen_by: SeenBy, node: str
+) -> FaultKind:
+    """Return what becomes of an error that is reported after a notice for `node`."""
+
+    async def script(workers: Workers, gang: int, work: Assignment) -> AsyncIterator[Report]:
+        if not world.watch.faults:
+            await world.leases.notices.send((node, 30.0))
+            await workers.told.wait()
+            yield broken(work, error, phase, seen_by)
+        else:
+            yield ok(work)
+
+    world = World(script, stage=Stage("a", work, nodes=nodes, retries=2))
+    assert await world.run() == "succeeded"
+    return world.watch.faults[0].kind
+
+
+@pytest.mark.parametrize(
+    ("error", "phase", "seen_by"),
+    [
+        (ConnectionResetError(104, "reset by peer"), "run", SeenBy.RANK),
+        (RuntimeError("a collective failed"), "run", SeenBy.RANK),
+        (TimeoutError("silent for 30 s"), "run", SeenBy.PROCESS),
+        (RuntimeError("the process died"), "run", SeenBy.PROCESS),
+        (RuntimeError("no peer"), "setup", SeenBy.RANK),
+    ],
+)
+async def test_fault_of_sibling_of_draining_node_is_preemption(
+    error: Exception, phase: str, seen_by: SeenBy
+) -> None:
+    assert await fault_after_notice(2, error, phase, seen_by, "n2") is FaultKind.PREEMPTION
+
+
+@pytest.mark.parametrize(
+    ("nodes", "node", "kind"),
+    [
+        (1, "n1", FaultKind.APPLICATION),
+        (2, "n3", FaultKind.APPLICATION),
+        (2, "n1", FaultKind.PREEMPTION),
+    ],
+)
+async def test_fault_of_user_code_in_a_drain_depends_on_the_gang(
+    nodes: int, node: str, kind: FaultKind
+) -> None:
+    found = await fault_after_notice(nodes, ValueError("bug"), "run", SeenBy.RANK, node)
+    assert found is kind
+
+
+@attrs.define
+class HandClock(SystemClock):
+    """A clock that the test sets."""
+
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("left_s", "lasts_s"), [(30.0, 30.0 + GRACE_S), (None, NO_DEADLINE_S)])
+async def test_drain_expired_long_ago_node_still_there_is_forgotten(
+    left_s: float | None, lasts_s: float
+) -> None:
+    async def script(workers: Workers, gang: int, work: Assignment) -> AsyncIterator[Report]:
+        yield ok(work)
+
+    clock = HandClock()
+    drains = DrainTeller(Workers(script), clock, 1.0)
+    async with anyio.create_task_group() as group:
+        drains.draining("n2", left_s, group)
+    clock.now = lasts_s
+    assert drains.knows(("n1", "n2"))
+    assert not drains.knows(("n1",))
+    clock.now = lasts_s + 1.0
+    assert not drains.knows(("n1", "n2"))
 
 
 async def test_a_gang_that_was_opening_when_the_notice_came_is_told() -> None:

@@ -279,7 +279,15 @@ class Gloomy:
 
 
 class OneLease:
-    async def acquire(self, request: GangRequest, /, *, avoid: Sequence[str]) -> Lease:
+    async def acquire(
+        self,
+        request: GangRequest,
+        /,
+        *,
+        avoid: Sequence[str],
+        timeout_s: float,
+        wait_for_nodes_s: float | None,
+    ) -> Lease:
         raise TimeoutError(f"{request.nodes} nodes but for {avoid}")
 
     async def release(self, lease: Lease, /, *, timeout_s: float) -> bool:
@@ -385,7 +393,7 @@ live: LiveRun = Seen()
 local: Platform = LocalPlatform(cpus=2, pool=PoolParams(beat_every_s=1))
 ray: Platform = RayPlatform(address="host:6379", local_cpus=2)
 quick: Platform = RayPlatform(
-    pool=PoolParams(silence_s=5), placement=AllocatorParams(infeasible_after_s=1)
+    pool=PoolParams(silence_s=5), placement=AllocatorParams(wait_for_nodes_s=1)
 )
 
 

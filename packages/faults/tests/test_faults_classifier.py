@@ -130,7 +130,7 @@ DEATHS: list[tuple[str, dict[str, Attribute], dict[str, Attribute], FaultKind]] 
     ("\tthe actor's node was preempted: spot", {}, {}, K.PREEMPTION),
     ("", {}, {"death_cause": "NODE_DIED", "node_death_reason": 2}, K.NODE_LOST),
     ("", {}, {"death_cause": "NODE_DIED", "node_draining": True}, K.PREEMPTION),
-    ("", {}, {"death_cause": "WORKER_DIED", "node_draining": True}, K.WORKER_CRASH),
+    ("", {}, {"death_cause": "WORKER_DIED", "node_draining": True}, K.PREEMPTION),
     ("", {}, {"death_cause": "NODE_DIED", "node_death_reason": 1}, K.NODE_LOST),
     ("The actor died because its node has died. Node Id: 1", {}, {}, K.NODE_LOST),
     ("", {}, {"death_cause": "OOM"}, K.OOM),
@@ -705,3 +705,32 @@ def test_a_fault_reads_as_one_line() -> None:
     text = str(Classifier().classify(ValueError("first line\nsecond"), {"origin": "rank"}))
     assert text.startswith("APPLICATION by rule ")
     assert text.endswith("builtins.ValueError: first line")
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize(
+    ("error", "facts", "kinds"),
+    [
+        (ConnectionResetError("reset"), {"origin": "rank"}, (K.APPLICATION, K.PREEMPTION)),
+        (ValueError("bug"), {"origin": "rank", "phase": "run"}, (K.APPLICATION, K.PREEMPTION)),
+        (TimeoutError("silent"), {"origin": "worker"}, (K.PREEMPTION, K.PREEMPTION)),
+        (
+            RuntimeError("killed"),
+            {"origin": "process", "cancelled_by_us": True},
+            (K.CANCELLED, K.CANCELLED),
+        ),
+    ],
+)
+def test_classify_node_draining_depends_on_gang_size(
+    error: Exception, facts: dict[str, Attribute], kinds: tuple[FaultKind, FaultKind], nodes: int
+) -> None:
+    told = {**facts, "node_draining": True, "gang_nodes": nodes}
+    assert Classifier().classify(error, told).kind is kinds[nodes - 1]
+
+
+def test_classify_preemption_by_drain_drops_what_the_error_said() -> None:
+    error = RuntimeError("a sibling is gone")
+    error.non_retryable = True  # type: ignore[attr-defined]
+    facts: dict[str, Attribute] = {"origin": "rank", "node_draining": True, "gang_nodes": 2}
+    assert "non_retryable" not in Classifier().classify(error, facts).facts
+    assert Classifier().classify(error, {"origin": "rank"}).facts["non_retryable"] is True

@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 import anyio
 import anyio.lowlevel
+import attrs
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -210,7 +211,7 @@ async def test_what_would_fit_but_is_not_free_times_out() -> None:
 @pytest.mark.parametrize("supply", [Supply.CHANGING, Supply.FIXED])
 async def test_what_can_never_fit_is_refused_and_explained_once(supply: Supply) -> None:
     fake, said = cluster(supply), list[Explanation]()
-    params = AllocatorParams(infeasible_after_s=0.0 if supply is Supply.CHANGING else math.inf)
+    params = AllocatorParams(wait_for_nodes_s=0.0 if supply is Supply.CHANGING else math.inf)
     async with Allocator(fake, params=params, observe=said.append) as leases:
         for _ in range(2):
             with pytest.raises(Unschedulable, match=r"largest node has {CPU: 2}"):
@@ -251,17 +252,17 @@ async def test_an_observer_that_raises_fails_nobody(caplog: pytest.LogCaptureFix
     [
         (Supply.CHANGING, None, 600.0),
         (Supply.CHANGING, 10.0, 40.0),
-        (Supply.CHANGING, 590.0, 600.0),
+        (Supply.CHANGING, 590.0, 620.0),
         (Supply.FIXED, 10.0, 10.0),
-        (Supply.ELASTIC, 10.0, 600.0),
+        (Supply.ELASTIC, 10.0, 40.0),
     ],
 )
 def test_how_long_to_wait(supply: Supply, since: float | None, until: float) -> None:
     assert judge(supply, since, 600.0, 30.0) == until
 
 
-def test_what_no_autoscaler_can_hold_waits_as_if_there_were_none() -> None:
-    assert judge(Supply.ELASTIC, 10.0, 600.0, 30.0, hopeless=True) == 40.0
+def test_judge_no_node_type_can_hold_it_refuses_at_once() -> None:
+    assert judge(Supply.ELASTIC, 10.0, 600.0, 30.0, hopeless=True) == 10.0
     assert judge(Supply.ELASTIC, None, 600.0, 30.0) == 600.0
 
 
@@ -495,3 +496,27 @@ async def test_a_lease_is_a_span() -> None:
         "thornback.lease": lease.lease_id,
         "thornback.node_names": ("a", "b"),
     }
+
+
+def test_allocator_params_deprecated_name_sets_wait_for_nodes() -> None:
+    params = AllocatorParams(infeasible_after_s=1.0)
+    assert params == AllocatorParams(wait_for_nodes_s=1.0)
+    assert attrs.evolve(params, wait_for_nodes_s=2.0).wait_for_nodes_s == 2.0
+
+
+async def test_acquire_timeout_replaces_place_s() -> None:
+    fake = cluster()
+    async with Allocator(fake) as leases:
+        await leases.acquire(TWO)
+        with pytest.raises(PlacementTimedOut):
+            await leases.acquire(ONE, timeout_s=0.0)
+        with pytest.raises(Unschedulable):
+            await leases.acquire(HUGE, timeout_s=600.0, wait_for_nodes_s=0.0)
+        assert fake.reserved == 1
+
+
+async def test_acquire_timeout_is_over_still_waits_for_nodes() -> None:
+    async with Allocator(cluster(), observe=lambda _: None) as leases:
+        with anyio.move_on_after(0.3) as scope:
+            await leases.acquire(HUGE, timeout_s=0.1)
+        assert scope.cancelled_caught, "the time-out is for what fits the nodes"

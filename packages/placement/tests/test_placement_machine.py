@@ -26,7 +26,7 @@ from thornback.placement.testing import FakeCluster
 
 LABELS = {"n0": {"zone": "a"}, "n2": {"zone": "b"}}
 PARAMS = AllocatorParams(
-    infeasible_after_s=0.0,
+    wait_for_nodes_s=0.0,
     avoid_s=0.0,
     release_s=0.02,
     look_again_s=0.0,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
+import attrs
 import pytest
 
 from thornback.placement import (
@@ -16,16 +17,22 @@ from thornback.placement import (
     Explanation,
     GangRequest,
     NodeType,
+    NodeView,
     PlacementTimedOut,
+    Reservation,
+    Snapshot,
+    Strategy,
     Supply,
     Unschedulable,
 )
+from thornback.placement.params import Explainer
 from thornback.placement.testing import FakeCluster
 
 pytestmark = pytest.mark.anyio
 
 ONE = GangRequest(bundle=Bundle(cpus=1))
 TWO = GangRequest(bundle=Bundle(cpus=2), nodes=2)
+PAIR = GangRequest(bundle=Bundle(cpus=1), nodes=2)
 HUGE = GangRequest(bundle=Bundle(cpus=100), name="huge")
 
 
@@ -46,9 +53,8 @@ async def test_what_fits_when_nodes_come_is_told_and_waited_for() -> None:
     fake, said = cluster(Supply.ELASTIC), list[Explanation]()
     fake.node_types = (SMALL, BIG)
     pair = GangRequest(bundle=Bundle(cpus=100), nodes=2)
-    params = AllocatorParams(infeasible_after_s=0.0)
     async with (
-        Allocator(fake, observe=said.append, params=params) as leases,
+        Allocator(fake, observe=said.append) as leases,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(leases.acquire, pair)
@@ -74,7 +80,7 @@ async def test_what_fits_when_nodes_come_is_told_and_waited_for() -> None:
 async def test_what_no_node_type_can_hold_is_refused_soon() -> None:
     fake, said = cluster(Supply.ELASTIC), list[Explanation]()
     fake.node_types = (SMALL,)
-    params = AllocatorParams(infeasible_after_s=0.0, place_s=math.inf)
+    params = AllocatorParams(wait_for_nodes_s=math.inf, place_s=math.inf)
     async with Allocator(fake, params=params, observe=said.append) as leases:
         with pytest.raises(Unschedulable, match=r"no node type .*: largest has {CPU: 8}"):
             await leases.acquire(HUGE)
@@ -85,10 +91,21 @@ async def test_what_no_node_type_can_hold_is_refused_soon() -> None:
     )
 
 
+async def test_no_room_while_a_node_drains_is_not_hopeless() -> None:
+    fake = cluster(Supply.ELASTIC)
+    fake.node_types = (attrs.evolve(SMALL, more=0),)
+    fake.add_node("c", {"CPU": 8})
+    fake.drain_node("c", 60.0)
+    async with Allocator(fake, observe=lambda _: None) as leases:
+        with anyio.move_on_after(0.05) as scope:
+            await leases.acquire(GangRequest(bundle=Bundle(cpus=8)))
+        assert scope.cancelled_caught, "its successor may hold the gang"
+
+
 async def test_node_types_do_not_count_where_nothing_comes() -> None:
     fake = cluster(Supply.CHANGING)
     fake.node_types = (BIG,)
-    params = AllocatorParams(infeasible_after_s=0.0)
+    params = AllocatorParams(wait_for_nodes_s=0.0)
     async with Allocator(fake, params=params, observe=lambda _: None) as leases:
         with pytest.raises(Unschedulable) as caught:
             await leases.acquire(HUGE)
@@ -182,3 +199,86 @@ async def test_200_that_never_fit_delay_nobody() -> None:
         assert fake.look_count < 10, "nobody looks by himself"
         tasks.cancel_scope.cancel()
     assert fake.reserved == 0
+
+
+async def test_busy_others_use_the_nodes_is_explained_once_with_numbers() -> None:
+    fake, said = cluster(), list[Explanation]()
+    heard = anyio.Event()
+
+    def observe(explanation: Explanation) -> None:
+        said.append(explanation)
+        heard.set()
+
+    async with (
+        Allocator(fake) as others,
+        Allocator(fake, observe=lambda _: None) as leases,
+        anyio.create_task_group() as tasks,
+    ):
+        leases.explain_to(observe)
+        await others.acquire(GangRequest(bundle=Bundle(cpus=2)))
+        await leases.acquire(ONE)
+        tasks.start_soon(leases.acquire, PAIR)
+        tasks.start_soon(leases.acquire, PAIR)
+        with anyio.fail_after(2.0):
+            await heard.wait()
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    (explanation,) = said
+    assert explanation.busy
+    assert explanation.text == (
+        "needs 2 x {CPU: 1} on different nodes; 2 nodes have {CPU: 4}, this run holds {CPU: 1}; "
+        "others use what it needs of the rest"
+    )
+
+
+async def test_busy_only_this_run_uses_the_nodes_says_nothing() -> None:
+    fake, said = cluster(), list[Explanation]()
+    async with (
+        Allocator(fake, observe=said.append) as leases,
+        anyio.create_task_group() as tasks,
+    ):
+        await leases.acquire(TWO)
+        with anyio.move_on_after(1.3):
+            await leases.acquire(ONE)
+        tasks.cancel_scope.cancel()
+    assert said == []
+
+
+def test_explainer_reason_that_flickers_is_told_after_growing_pauses() -> None:
+    said = list[Explanation]()
+    explainer = Explainer(said.append)
+    for tick in range(600):
+        for _ in range(2):
+            explainer.tell(ONE, str(tick), float(tick), 600.0, busy=True)
+        explainer.forget(ONE)
+    assert 8 <= len(said) <= 20
+    assert explainer.tell(ONE, "new", 600.0, 600.0) > 600.0, "told when the pause is over"
+    assert explainer.tell(ONE, "new", 700.0, 600.0) == math.inf
+    assert said[-1].text == "new"
+
+
+class Restless:
+    """A cluster whose `changed` returns at once and yields nothing to the event loop."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    async def reserve(
+        self, request: GangRequest, strategy: Strategy, avoid: Sequence[str], /
+    ) -> Reservation:
+        return await FakeCluster({}).reserve(request, strategy, avoid)
+
+    async def look(self) -> Snapshot:
+        self.looks += 1
+        return Snapshot(nodes=(NodeView(name="a", resources={"CPU": 1}),))
+
+    async def changed(self, since: Snapshot, /) -> None:
+        return
+
+
+async def test_watcher_changed_returns_at_once_does_not_spin() -> None:
+    fake = Restless()
+    async with Allocator(fake, observe=lambda _: None) as leases:
+        with pytest.raises(PlacementTimedOut), anyio.fail_after(5.0):
+            await leases.acquire(GangRequest(bundle=Bundle(cpus=1)), timeout_s=0.5)
+    assert fake.looks <= 35

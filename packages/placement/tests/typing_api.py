@@ -112,7 +112,7 @@ async def leases() -> None:
     removal = RemovalParams(attempts=3, delay_s=0.1)
     params = AllocatorParams(
         place_s=60,
-        infeasible_after_s=5,
+        wait_for_nodes_s=5,
         avoid_s=5,
         release_s=10,
         look_s=5,

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from thornback.cli.demo.index import Index
-from thornback.executor import AttemptReport, RunInfo, RunReport, StageProgress
+from thornback.executor import AttemptReport, RunInfo, RunReport, StageProgress, Waiting
 
 PROGRESS_EVERY_S = 0.5
 """Progress lines in between are left out: more than two a second cannot be read."""
@@ -96,6 +96,11 @@ class Display:
         self._stamped(fault_text(attempt), "yellow" if attempt.retried else "red")
         if attempt.log_url and not attempt.retried:
             self.line(f"           its log: {attempt.log_url}, {attempt.log_part}", "red")
+
+    def waiting(self, waiting: Waiting) -> None:
+        """Print why a gang waits (fulfils `thornback.executor.WaitObserver`)."""
+        what = "busy" if waiting.busy else "no node fits"
+        self._stamped(f"waiting: {what}: {_one_line(waiting.text)}", "yellow")
 
     def finished(self, report: RunReport) -> None:
         """Print how the run ended."""

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
         RunInfo,
         RunReport,
         StageProgress,
+        Waiting,
+        WaitObserver,
     )
 
 __all__ = [
@@ -67,6 +69,8 @@ __all__ = [
     "StageProgress",
     "Superseded",
     "UsageError",
+    "WaitObserver",
+    "Waiting",
     "Within",
     "read_run",
 ]
@@ -81,7 +85,16 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "journal.recorded": ("RecordedRun", "read_run"),
     "params": ("ExecutorParams",),
     "program": ("RankContext",),
-    "report": ("AttemptReport", "GivenUp", "Observer", "RunInfo", "RunReport", "StageProgress"),
+    "report": (
+        "AttemptReport",
+        "GivenUp",
+        "Observer",
+        "RunInfo",
+        "RunReport",
+        "StageProgress",
+        "WaitObserver",
+        "Waiting",
+    ),
 }
 """What is imported when it is first asked for, by module. A rank process imports `program` from
 this package: without the driver's side it starts in less than half the time."""

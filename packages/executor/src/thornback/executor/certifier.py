@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import anyio
@@ -49,7 +49,12 @@ def no_logs(gang: int, log_path: str, /) -> str:
 
 
 def fault_of(
-    classifier: Classifier, outcome: Outcome, *, only_node: bool, killed: bool = False
+    classifier: Classifier,
+    outcome: Outcome,
+    *,
+    only_node: bool,
+    killed: bool = False,
+    drain: Mapping[str, Attribute] | None = None,
 ) -> Fault:
     """Classify a failed outcome.
 
@@ -58,6 +63,7 @@ def fault_of(
         outcome: what the workers reported.
         only_node: there is no other node to try it on.
         killed: we had recalled its assignment with a kill.
+        drain: facts about a drain of the gang's nodes; None: there is none.
     """
     error: BaseException | ErrorData = outcome.error or RuntimeError("failed without an error")
     facts: dict[str, Attribute] = {
@@ -66,6 +72,7 @@ def fault_of(
         "peak_rss_bytes": outcome.peak_rss_bytes,
         "node": outcome.node,
         "only_node": only_node,
+        **(drain or {}),
     }
     if killed:
         facts["cancelled_by_us"] = True

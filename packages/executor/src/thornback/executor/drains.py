@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Iterable
 
 import anyio
 from anyio.abc import TaskGroup
@@ -10,6 +12,11 @@ from anyio.abc import TaskGroup
 from thornback.executor.ports import Clock, Workers
 
 logger = logging.getLogger(__name__)
+GRACE_S = 300.0
+"""So long after its deadline a node still counts as draining: it takes minutes until the last
+time-out of a sibling has noticed that it is gone. Then the drain was cancelled, or has expired."""
+NO_DEADLINE_S = 3600.0
+"""As long after a notice without a deadline."""
 
 
 class DrainTeller:
@@ -22,17 +29,23 @@ class DrainTeller:
         self._timeout_s = timeout_s
         self._ends: dict[str, float | None] = {}
         """By node that drains: when it goes away, where that is known."""
+        self._until: dict[str, float] = {}
+        """By node that drains: when its notice is void."""
         self._busy: set[str] = set()
         self._again: set[str] = set()
 
     def draining(self, node: str, left_s: float | None, tasks: TaskGroup) -> None:
         """Note a notice, and tell the workers that are there."""
-        self._ends[node] = None if left_s is None else self._clock.monotonic() + left_s
+        now = self._clock.monotonic()
+        self._ends[node] = None if left_s is None else now + left_s
+        self._until[node] = now + (NO_DEADLINE_S if left_s is None else left_s + GRACE_S)
         self._start(node, tasks)
 
-    def knows(self, node: str | None) -> bool:
-        """Whether there was a notice that this node will go away."""
-        return node in self._ends
+    def knows(self, nodes: Iterable[str]) -> bool:
+        """Whether one of the nodes is going away: there was a notice, and not too long ago. Nobody
+        tells when a drain is cancelled, so a notice must not last for the rest of the run."""
+        now = self._clock.monotonic()
+        return any(now <= self._until.get(node, -math.inf) for node in nodes)
 
     def gang_ready(self, nodes: tuple[str, ...], tasks: TaskGroup) -> None:
         """Tell a gang that was opened, perhaps while the notice came."""

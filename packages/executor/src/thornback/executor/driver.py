@@ -30,6 +30,7 @@ from thornback.executor.params import ExecutorParams
 from thornback.executor.partials import Partials
 from thornback.executor.plan import RunPlan, merge_ranks
 from thornback.executor.ports import (
+    Attribute,
     Classifier,
     Clock,
     Completion,
@@ -114,6 +115,8 @@ class Driver:
         self._drains = DrainTeller(parts.workers, parts.clock, params.drain_s)
         self._nodes: dict[str, None] = {}
         """Every node that a gang of this run was on; with one only, there is no other node."""
+        self._gang_nodes: dict[int, tuple[str, ...]] = {}
+        """Of gangs that were placed and are not closed."""
         self._feed = DispatchFeed()
         self._teller = Teller(parts.clock, watchers, params.progress_s)
 
@@ -309,7 +312,20 @@ class Driver:
 
     def _fault(self, outcome: Outcome, live: LiveAssignment) -> Fault:
         only_node, killed = len(self._nodes) < 2, live.killed
-        return fault_of(self._parts.classifier, outcome, only_node=only_node, killed=killed)
+        return fault_of(
+            self._parts.classifier,
+            outcome,
+            only_node=only_node,
+            killed=killed,
+            drain=self._drain_facts(live.command.gang, outcome.node),
+        )
+
+    def _drain_facts(self, gang: int, node: str | None) -> dict[str, Attribute]:
+        """Say whether a node of the gang is draining: a member that goes away breaks the others."""
+        nodes = self._gang_nodes.get(gang, ())
+        if not self._drains.knows((*nodes, node or "")):
+            return {}
+        return {"node_draining": True, "gang_nodes": len(dict.fromkeys(nodes)) or 1}
 
     def _keep_checkpoint(self, live: LiveAssignment, checkpoint: Checkpoint) -> None:
         """Keep it for the rank's next attempt, unless the assignment holds the rank no more."""
@@ -366,13 +382,17 @@ class Driver:
     def _event(self, posted: Posted) -> Event:
         """Return what the scheduler is told: a loss is classified here."""
         if not isinstance(posted, Loss):
-            if isinstance(posted, ev.GangClosed) and not posted.confirmed:
-                self.unconfirmed.append(posted.gang)
+            if isinstance(posted, ev.GangClosed):
+                self._gang_nodes.pop(posted.gang, None)
+                if not posted.confirmed:
+                    self.unconfirmed.append(posted.gang)
+            if isinstance(posted, ev.GangPlaced | ev.GangReady):
+                self._gang_nodes[posted.gang] = posted.nodes
             if isinstance(posted, ev.GangReady):
                 self._nodes.update(dict.fromkeys(posted.nodes))
             return posted
         # Ray calls a node preempted only if it finds it dead after the deadline of its drain.
-        facts = {**posted.facts, "node_draining": self._drains.knows(posted.node)}
+        facts = {**posted.facts, **self._drain_facts(posted.gang, posted.node)}
         if any(live.killed for live, _ in self._held_by(posted.gang)):
             facts["cancelled_by_us"] = True  # nobody judges it, but it is recorded
         fault = self._parts.classifier.classify(posted.error, facts)

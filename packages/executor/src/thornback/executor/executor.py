@@ -41,7 +41,7 @@ from thornback.executor.recording import record_file
 from thornback.executor.report import Observer, RunInfo, RunReport
 from thornback.executor.runtime_env import check_types
 from thornback.executor.tracing import RunTracer
-from thornback.executor.watching import Watchers, WorkerNews
+from thornback.executor.watching import Watchers, WorkerNews, tell_waits
 from thornback.faults import Classifier as FaultClassifier
 from thornback.scheduler import SchedulerParams
 
@@ -218,6 +218,9 @@ class Executor:
     def _plan(self, job: Job) -> RunPlan:
         state = self.state if "://" in self.state else os.path.abspath(self.state)
         check_types(self.runtime_env, "Executor")
+        scheduler = self.scheduler
+        if self.params.wait_s is not None:
+            scheduler = attrs.evolve(scheduler, wait_s=self.params.wait_s)
         plan = RunPlan(
             job,
             Settings(
@@ -228,7 +231,7 @@ class Executor:
                 runtime_env=dict(self.runtime_env),
                 seed=self.seed,
                 retry_failed=self.retry_failed,
-                scheduler=self.scheduler,
+                scheduler=scheduler,
             ),
         )
         if isinstance(self.platform, ChecksRuntimeEnvs):
@@ -301,6 +304,7 @@ class Executor:
                 stages=driver.progress(),
             )
             watchers.tell(lambda observer: observer.started(info))
+            tell_waits(connection.leases, watchers)
             await self._accompanied(driver, remote)
         seconds = self.clock.monotonic() - started_s
         reader = results_of(self.journal, url, self.storage_options)

@@ -28,6 +28,8 @@ from thornback.scheduler.events import GangClosed, GangPlaced, GangReady
 logger = logging.getLogger(__name__)
 _SLACK_S = 5.0
 """What a step may take beyond the time that it was given, until it is abandoned."""
+_NODES_S = 3600.0
+"""Backstop for the wait for nodes where the platform decides how long it is."""
 _EXPLAIN_S = 10.0
 """Longer than the allocator's own deadline, whose error says why nothing was placed."""
 
@@ -94,9 +96,16 @@ class GangKeeper:
         gang = command.gang
         origin, phase = "placement", "place"
         try:
-            with anyio.fail_after(self._params.place_s + _EXPLAIN_S):
+            params = self._params
+            nodes_s = params.wait_for_nodes_s
+            # It may wait for nodes first, and then until they are free.
+            most_s = params.place_s + (_NODES_S if nodes_s is None else nodes_s) + _EXPLAIN_S
+            with anyio.fail_after(most_s):
                 live.lease = await self._leases.acquire(
-                    self._plan.request(command.shape), avoid=command.avoid
+                    self._plan.request(command.shape),
+                    avoid=command.avoid,
+                    timeout_s=params.place_s,
+                    wait_for_nodes_s=nodes_s,
                 )
             origin, phase = "worker", "start"
             lease = live.lease

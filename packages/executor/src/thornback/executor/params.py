@@ -11,8 +11,14 @@ class ExecutorParams:
     are the pool's; rank the supervisor's."""
 
     place_s: float = 600.0
-    """An autoscaler needs minutes to bring a node. The allocator's own deadline, which explains, is
-    the same; the driver's is the backstop behind it."""
+    """For a gang that fits the nodes to get its resources; then it is busy, and asked for again,
+    free of charge. The leases obey it; the driver's own backstop lies behind it."""
+    wait_for_nodes_s: float | None = None
+    """For nodes to come that can hold a gang: workers join after the head, pods come back, an
+    autoscaler needs minutes. None: what the platform says (600 s, unless you changed it there)."""
+    wait_s: float | None = None
+    """A stage whose resources are busy while this run holds no gang at all waits so long, then its
+    ready ranks are given up. None: as long as it takes. Replaces `SchedulerParams.wait_s`."""
     start_s: float = 180.0
     """Until every worker of a gang has answered; a loaded machine starts a Ray actor in tens of
     seconds. The `setup_timeout_seconds` of a `runtime_env` that installs something come on top."""

@@ -19,7 +19,7 @@ import attrs
 from opentelemetry.trace import TracerProvider
 
 from thornback.faults import ErrorData, Fault
-from thornback.placement import GangRequest, Lease
+from thornback.placement import Explanation, GangRequest, Lease
 from thornback.pool import (
     Assignment,
     Beat,
@@ -96,12 +96,23 @@ class Classifier(Protocol):
 class Leases(Protocol):
     """Leases gangs of resources. `thornback.placement.Allocator` is one."""
 
-    async def acquire(self, request: GangRequest, /, *, avoid: Sequence[str]) -> Lease:
+    async def acquire(
+        self,
+        request: GangRequest,
+        /,
+        *,
+        avoid: Sequence[str],
+        timeout_s: float,
+        wait_for_nodes_s: float | None,
+    ) -> Lease:
         """Wait until the resources are reserved, all or none, and return a held lease.
 
         Args:
             request: what is needed.
             avoid: nodes that are suspected: a preference, never a ban.
+            timeout_s: give up after so long if it fits the nodes, but they are busy.
+            wait_for_nodes_s: give up after so long if no nodes come that could hold it; None: as
+                the platform sees fit.
 
         Raises:
             Exception: it can never be placed, or was not in time; it is classified, and the gang
@@ -120,6 +131,15 @@ class Leases(Protocol):
 
         It may end, or raise: then no more notices come, and the run goes on.
         """
+        ...
+
+
+@runtime_checkable
+class ExplainsWaits(Protocol):
+    """What `Leases` may be, too: they say why gangs wait."""
+
+    def explain_to(self, observe: Callable[[Explanation], None], /) -> None:
+        """Call `observe` with every explanation from now on, in the event loop."""
         ...
 
 

@@ -4,7 +4,7 @@ values."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -190,6 +190,26 @@ class RunReport:
         if stage not in self.stages:
             raise KeyError(f"no stage {stage!r} in job {self.job!r}: {', '.join(self.stages)}")
         return self._read_results(stage)
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Waiting:
+    """Why a gang waits for its resources."""
+
+    text: str
+    """With numbers: what it needs, what the nodes have, what this run holds."""
+    busy: bool
+    """True: it fits the nodes, but others use them. False: no present node can hold it."""
+
+
+@runtime_checkable
+class WaitObserver(Protocol):
+    """What an `Observer` may be, too: it hears why gangs wait."""
+
+    def waiting(self, waiting: Waiting, /) -> None:
+        """A gang waits, for this reason. Called within 2 s, and again when the reason changes; not
+        where only this run itself uses the nodes."""
+        ...
 
 
 class Observer(Protocol):

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import anyio
 
-from thornback.executor.ports import Clock, Dispatched
-from thornback.executor.report import Observer, StageProgress
+from thornback.executor.ports import Clock, Dispatched, ExplainsWaits, Leases
+from thornback.executor.report import Observer, StageProgress, Waiting, WaitObserver
+from thornback.placement import Explanation
 from thornback.pool import Beat, LogChunk
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,22 @@ class Watchers:
             except Exception:  # foreign code: whatever it raises ends its watching, not the run
                 logger.exception("an observer raised and is not called again: %r", observer)
                 self._observers.remove(observer)
+
+
+def tell_waits(leases: Leases, watchers: Watchers) -> None:
+    """Have those observers told why gangs wait that want to hear it."""
+
+    def tell(explanation: Explanation) -> None:
+        waiting = Waiting(text=explanation.text, busy=explanation.busy)
+
+        def call(observer: Observer) -> None:
+            if isinstance(observer, WaitObserver):
+                observer.waiting(waiting)
+
+        watchers.tell(call)
+
+    if isinstance(leases, ExplainsWaits):
+        leases.explain_to(tell)
 
 
 class WorkerNews:

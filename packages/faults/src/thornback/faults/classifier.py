@@ -201,7 +201,10 @@ class Classifier:
                 code. Others that rules ask for: `phase`, `exit_code`, `signal`, `oom_kill`,
                 `memory_limit_exceeded`, `preempted`, `death_cause`, `exit_type`,
                 `node_death_reason`, `node_draining`, `cancelled_by_us`. All are kept in the fault.
-                The last one is said by who has asked for the end of what failed: so does this
+                With `node_draining` (a node of the gang is known to be draining) every kind
+                becomes PREEMPTION, except what was cancelled, and APPLICATION in a gang of one node
+                (`gang_nodes`, default 1).
+                `cancelled_by_us` is said by who has asked for the end of what failed: so does this
                 project's executor of what fails after it had to be killed. Three more:
                 `observed_at`, in seconds since 1970, for a `Retry-After` that is a date when the
                 server does not tell its time; `healthy_before`, whether the same process has
@@ -405,9 +408,14 @@ def _fault(
     after = _seconds(said, known.get("observed_at"))
     if after is not None:
         kept["retry_after_s"] = after
+    kind = _kind(rule.kind, known)
+    if kind is not rule.kind:
+        # What the error says about trying again is moot: its node goes away.
+        for name in SAID:
+            kept.pop(name, None)
     phase = rule.phase or known.get("phase") or ""
     return Fault(
-        kind=rule.kind,
+        kind=kind,
         origin=origin,
         rule=rule.name,
         error_type=_name(evidence.error),
@@ -416,6 +424,20 @@ def _fault(
         facts=plain_facts(kept),
         traceback=safe(traceback, TRACEBACK_CHARS),
     )
+
+
+def _kind(kind: FaultKind, known: Mapping[str, Attribute]) -> FaultKind:
+    """Return PREEMPTION for what goes wrong while a node of the gang drains.
+
+    A member that goes away breaks its siblings in every way there is. Only user code that is alone
+    on its node can fail for no other reason than itself; and what we cancelled, we cancelled.
+    """
+    if known.get("node_draining") is not True or known.get("cancelled_by_us") is True:
+        return kind
+    alone = known.get("gang_nodes", 1) == 1
+    if kind is FaultKind.CANCELLED or (kind is FaultKind.APPLICATION and alone):
+        return kind
+    return FaultKind.PREEMPTION
 
 
 def _seconds(value: Attribute, now: Attribute) -> float | None:

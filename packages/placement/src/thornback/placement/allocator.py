@@ -27,12 +27,14 @@ from thornback.placement.bundles import (
     Supply,
     resources_of,
     strategy_of,
+    without,
 )
 from thornback.placement.errors import AllocatorClosed, PlacementTimedOut, Unschedulable
 from thornback.placement.explain import (
     Diagnoses,
     Diagnosis,
     describe,
+    explain_busy,
     largest_memory_bytes,
     may_come,
     show_resources,
@@ -65,6 +67,10 @@ class LeaseView:
     """One node per bundle; empty: not granted."""
 
 
+BUSY_AFTER_S = 1.0
+"""A request that waits for so long has met busy nodes: a backend grants free ones sooner."""
+
+
 class Allocator:
     """Leases gangs on a cluster. Use it as an asynchronous context manager, in one event loop.
 
@@ -78,7 +84,8 @@ class Allocator:
     Args:
         cluster: where to place.
         params: the durations.
-        observe: called when a request cannot be placed, and again only when the reason changed;
+        observe: called when a request waits, since it does not fit the nodes or since others use
+            them, and again only when the reason changed;
             must not block. What it raises is logged. None: logs a warning.
         tracer: for the span `thornback.place` round each `acquire`; default: the global one.
     """
@@ -125,16 +132,26 @@ class Allocator:
         # Without the exception of the body: the task group would wrap it in an exception group.
         await tasks.__aexit__(None, None, None)
 
-    async def acquire(self, request: GangRequest, /, *, avoid: Sequence[str] = ()) -> Lease:
+    async def acquire(
+        self,
+        request: GangRequest,
+        /,
+        *,
+        avoid: Sequence[str] = (),
+        timeout_s: float | None = None,
+        wait_for_nodes_s: float | None = None,
+    ) -> Lease:
         """Return a held lease.
 
         Args:
             request: the gang.
             avoid: nodes to avoid if there are others: a preference, never a ban.
+            timeout_s: replaces `AllocatorParams.place_s`.
+            wait_for_nodes_s: replaces `AllocatorParams.wait_for_nodes_s`.
 
         Raises:
-            Unschedulable: the present nodes could not hold it, for too long.
-            PlacementTimedOut: not granted within `place_s`.
+            Unschedulable: the present nodes could not hold it, for `wait_for_nodes_s`.
+            PlacementTimedOut: it fits the nodes, but was not granted within `timeout_s`.
             PlacementRemoved: somebody removed the reservation while it was waited for.
             AllocatorClosed: the allocator is not open, or was closed meanwhile.
             Exception: what the backend raised when it was asked.
@@ -150,10 +167,21 @@ class Allocator:
             self._tracer.start_as_current_span("thornback.place", attributes=attributes) as span,
             self._watcher.listen() as listener,
         ):
-            lease = await self._place(request, tuple(avoid), listener)
+            params = self._params
+            lease = await self._place(
+                request,
+                tuple(avoid),
+                params.place_s if timeout_s is None else timeout_s,
+                params.wait_for_nodes_s if wait_for_nodes_s is None else wait_for_nodes_s,
+                listener,
+            )
             span.set_attribute("thornback.lease", lease.lease_id)
             span.set_attribute("thornback.node_names", lease.nodes)
         return lease
+
+    def explain_to(self, observe: Callable[[Explanation], None], /) -> None:
+        """Call this observer, too, with every explanation from now on."""
+        self._explainer.add(observe)
 
     async def release(self, lease: Lease, /, *, timeout_s: float) -> bool:
         """Give the lease back. Idempotent, never raises; kill the gang's workers first.
@@ -245,17 +273,22 @@ class Allocator:
         return not left
 
     async def _place(
-        self, request: GangRequest, avoid: tuple[str, ...], listener: Listener
+        self,
+        request: GangRequest,
+        avoid: tuple[str, ...],
+        place_s: float,
+        nodes_s: float,
+        listener: Listener,
     ) -> Lease:
         """First without the nodes to avoid, as long as the others could hold it; then anywhere."""
-        deadline = anyio.current_time() + self._params.place_s
+        deadline = anyio.current_time() + place_s
         if avoid and await self._looked(listener):
             until = min(deadline, anyio.current_time() + self._params.avoid_s)
             try:
-                return await self._try(request, avoid, until, listener)
+                return await self._try(request, avoid, until, nodes_s, listener)
             except (Unschedulable, PlacementTimedOut) as error:
                 _log.info("no longer avoids %s: %s", ", ".join(avoid), error)
-        return await self._try(request, (), deadline, listener)
+        return await self._try(request, (), deadline, nodes_s, listener)
 
     async def _looked(self, listener: Listener) -> bool:
         """Wait for the first look. False: it failed, so nobody knows whether avoidance is
@@ -269,7 +302,12 @@ class Allocator:
         return self._watcher.snapshot is not None
 
     async def _try(
-        self, request: GangRequest, avoid: tuple[str, ...], deadline: float, listener: Listener
+        self,
+        request: GangRequest,
+        avoid: tuple[str, ...],
+        deadline: float,
+        nodes_s: float,
+        listener: Listener,
     ) -> Lease:
         if self._tasks is None or self._closed:
             raise AllocatorClosed(
@@ -288,7 +326,7 @@ class Allocator:
         self._attempts[attempt.lease_id] = attempt
         self._tasks.start_soon(self._live, attempt)
         try:
-            return await self._settled(attempt, deadline, listener)
+            return await self._settled(attempt, deadline, nodes_s, listener)
         except BaseException:
             # Cancellation as much as failure: whatever it was, nothing may stay reserved.
             await self._retire(attempt, self._params.release_s)
@@ -299,7 +337,9 @@ class Allocator:
         if attempt.confirmed:
             self._attempts.pop(attempt.lease_id, None)
 
-    async def _settled(self, attempt: Attempt, deadline: float, listener: Listener) -> Lease:
+    async def _settled(
+        self, attempt: Attempt, deadline: float, nodes_s: float, listener: Listener
+    ) -> Lease:
         """Wait for the outcome of the attempt, as long as `judge` allows."""
         started, since = anyio.current_time(), None
         while True:
@@ -308,6 +348,7 @@ class Allocator:
                 # Also when it was granted a moment ago: close() has taken it back already.
                 raise AllocatorClosed("the allocator was closed while the lease was pending")
             if attempt.grant is not None:
+                self._explainer.forget(attempt.request)
                 grant, seen = attempt.grant, self._watcher.snapshot
                 return Lease(
                     lease_id=attempt.lease_id,
@@ -324,23 +365,51 @@ class Allocator:
                 _supply(attempt, snapshot),
                 since,
                 deadline,
-                self._params.infeasible_after_s,
+                nodes_s,
                 hopeless=found is not None and found.hopeless,
             )
-            if found is not None and not attempt.avoid:
-                self._explainer.tell(attempt.request, found.text, until - now)
+            again_at = self._explained(attempt, snapshot, found, started, until, now)
             if now >= until:
                 raise _failure(attempt, snapshot, found, now - started)
-            with anyio.move_on_after(until - now if until < math.inf else None):
+            wake_at = min(until, again_at)
+            with anyio.move_on_after(wake_at - now if wake_at < math.inf else None):
                 await news.wait()
+
+    def _explained(
+        self,
+        attempt: Attempt,
+        snapshot: Snapshot | None,
+        found: Diagnosis | None,
+        started: float,
+        until: float,
+        now: float,
+    ) -> float:
+        """Say why the attempt waits. Return when to look again, if nothing happens before."""
+        request = attempt.request
+        if snapshot is None:
+            return math.inf
+        if found is not None:
+            if attempt.avoid:
+                return math.inf  # a preference that cannot be met is dropped, which is not news
+            return self._explainer.tell(request, found.text, now, until - now)
+        if now < started + BUSY_AFTER_S:
+            return started + BUSY_AFTER_S
+        held = [
+            (node, resources_of(each.request.bundle))
+            for each in self._attempts.values()
+            if each.grant is not None
+            for node in each.grant.nodes
+        ]
+        busy = explain_busy(request, without(snapshot.nodes, attempt.avoid), held)
+        if busy is None:
+            self._explainer.forget(request)
+            return math.inf
+        return self._explainer.tell(request, busy, now, until - now, busy=True)
 
     def _unplaceable(self, attempt: Attempt, snapshot: Snapshot | None) -> Diagnosis | None:
         if snapshot is None:
             return None
-        found = self._diagnoses.of(attempt.request, snapshot, attempt.avoid)
-        if found is None and not attempt.avoid:
-            self._explainer.forget(attempt.request)
-        return found
+        return self._diagnoses.of(attempt.request, snapshot, attempt.avoid)
 
     async def _retire(self, attempt: Attempt, timeout_s: float) -> bool:
         """End the attempt; wait for it, shielded and bounded. True: confirmed."""

@@ -70,7 +70,47 @@ def diagnose(
         parts.append(help_)
     elif node_types:
         parts.append(_no_help(request, node_types))
-    return Diagnosis(text="; ".join(parts), hopeless=bool(node_types) and not help_)
+    # A node that drains still counts against the autoscaler's limit; its successor may help.
+    hopeless = bool(node_types) and not help_ and len(staying) == len(nodes)
+    return Diagnosis(text="; ".join(parts), hopeless=hopeless)
+
+
+def explain_busy(
+    request: GangRequest, nodes: Sequence[NodeView], held: Sequence[tuple[str, Mapping[str, float]]]
+) -> str | None:
+    """Return why a request waits that fits the nodes; None: because of what we hold ourselves.
+
+    Args:
+        request: what was asked for.
+        nodes: with all they have, free or not.
+        held: what the asker holds himself: (node, amounts).
+    """
+    ours: dict[str, dict[str, float]] = {}
+    for node, amounts in held:
+        mine = ours.setdefault(node, {})
+        for name, amount in amounts.items():
+            mine[name] = mine.get(name, 0.0) + amount
+    staying = [node for node in nodes if not node.draining]
+    left = [
+        attrs.evolve(
+            node,
+            resources={
+                name: amount - ours.get(node.name, {}).get(name, 0.0)
+                for name, amount in node.resources.items()
+            },
+        )
+        for node in staying
+    ]
+    if fit(request, left) is None:
+        return None
+    names = [name for name in resources_of(request.bundle) if not name.startswith(ACCELERATOR)]
+    total = {name: sum(each.resources.get(name, 0.0) for each in staying) for name in names}
+    own = {name: sum(amounts.get(name, 0.0) for _, amounts in held) for name in names}
+    has = "has" if len(staying) == 1 else "have"
+    return (
+        f"needs {describe(request)}; {_nodes(len(staying))} {has} {show_resources(total)}, "
+        f"this run holds {show_resources(own)}; others use what it needs of the rest"
+    )
 
 
 class Diagnoses:

@@ -8,6 +8,7 @@ event and knows nothing (`snapshot` is None). With listeners it looks, wakes the
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -18,6 +19,10 @@ from thornback.placement.bundles import NodeView
 from thornback.placement.ports import Cluster, Snapshot
 
 _log = logging.getLogger(__name__)
+FLOOR_S = 0.05
+"""Least time between looks, on average."""
+BURST_S = 1.0
+"""So much of that may be saved up: news that come together are seen at once."""
 
 
 class Listener:
@@ -47,6 +52,7 @@ class Watcher:
         self._count = 0
         self._wanted = Listener()
         self._trouble = ""
+        self._due = -math.inf
         self.snapshot: Snapshot | None = None
         """None: nobody listened, or the cluster could not be looked at."""
         self.looks = 0
@@ -78,6 +84,14 @@ class Watcher:
                 await wanted.wait()
                 continue
             await self._once()
+            await self._breathe()
+
+    async def _breathe(self) -> None:
+        """Keep a cluster whose `changed` returns at once from taking the whole event loop."""
+        now = anyio.current_time()
+        self._due = max(self._due, now - BURST_S) + FLOOR_S
+        if self._due > now:
+            await anyio.sleep(self._due - now)
 
     async def _once(self) -> None:
         try:
