@@ -14,13 +14,16 @@ import pytest
 
 from packages.executor.tests.disks import GatedRows
 from thornback.executor import After, Job, RankContext, Stage, UsageError, Within, blobs
+from thornback.executor.clock import SystemClock
 from thornback.executor.handover import Handover
 from thornback.executor.job import identity_of
 from thornback.executor.journal.testing import FakeJournal, FakeState
 from thornback.executor.plan import RunPlan, Settings
 from thornback.executor.ports import Completion, Identity
 from thornback.executor.program import StageProgram
+from thornback.executor.report import AttemptReport, RunInfo, RunReport, StageProgress
 from thornback.executor.waiting import NotKept, WaitingTexts
+from thornback.executor.watching import Teller, Watchers
 from thornback.graph import Condition, Edge
 from thornback.pool import RankCall
 from thornback.scheduler.commands import Dispatch
@@ -300,6 +303,45 @@ async def test_blobs_results_beyond_the_bound_are_read_again(
     ask.recorded([done(0, "a" * 26)])
     ask.recorded([done(1, "b")])
     assert (await ask("results:0"), journal.reads) == (b"[x]", 1)
+
+
+class Listener:
+    """Counts what it is told (fulfils `Observer`)."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    def started(self, info: RunInfo, /) -> None:
+        pass
+
+    def progressed(self, stages: tuple[StageProgress, ...], /) -> None:
+        self.told += 1
+
+    def failed(self, attempt: AttemptReport, /) -> None:
+        pass
+
+    def finished(self, report: RunReport, /) -> None:
+        pass
+
+
+def test_teller_counts_progress_only_when_it_is_told() -> None:
+    """Counting costs O(stages), and would be repeated on each turn of the driver."""
+    counted = 0
+
+    def count() -> tuple[StageProgress, ...]:
+        nonlocal counted
+        counted += 1
+        return (StageProgress(name="a", total=9, done=counted),)
+
+    listener = Listener()
+    nobody = Teller(SystemClock(), Watchers([]), 60.0)
+    teller = Teller(SystemClock(), Watchers([listener]), 60.0)
+    for _ in range(5):
+        nobody.tell(count)
+        teller.tell(count)
+    assert (counted, listener.told, nobody.due) == (1, 1, None)
+    teller.tell(count, last=True)
+    assert (counted, listener.told) == (2, 2)
 
 
 class Remembered(WaitingTexts):

@@ -23,6 +23,10 @@ class Watchers:
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = list(observers)
 
+    def __bool__(self) -> bool:
+        """Whether there is anyone to tell."""
+        return bool(self._observers)
+
     def tell(self, call: Callable[[Observer], None]) -> None:
         """Call each observer."""
         for observer in list(self._observers):
@@ -83,6 +87,9 @@ class Teller:
 
     def tell(self, count: Callable[[], tuple[StageProgress, ...]], *, last: bool = False) -> None:
         """Have the progress counted and tell it, or note when that is due."""
+        if not self._watchers:
+            self.due = None
+            return
         now = self._clock.monotonic()
         if not last and now < self._told + self._every_s:
             self.due = self._told + self._every_s

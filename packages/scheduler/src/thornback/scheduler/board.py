@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
@@ -154,7 +154,9 @@ class Board(Generic[F]):
             return
         if lane.rests:
             lane.rests = False
-            lane.shape.resting = [known for known in lane.shape.resting if known.rests]
+            resting = lane.shape.resting
+            at = bisect_left(resting, lane.order, key=_order)
+            lane.shape.resting = resting[:at] + resting[at + 1 :]
             if not lane.shape.resting:
                 del self.resting[lane.shape]
         lane.active = True

@@ -49,10 +49,10 @@ def adjust(board: Board[F]) -> None:
     if spare:  # giving up first: it may make room under `max_gangs`
         _give_up(board, spare, starving)
     most, once_more = board.params.max_opening, True
-    may_ask = partial(_may_ask, most=most)
     while once_more:
         once_more = False
-        for lane in board.lanes_for(may_ask) if board.resting else board.active:
+        lanes = board.lanes_for(partial(_may_ask, most=most)) if board.resting else board.active
+        for lane in lanes:
             waits = lane.ready.count or lane.alone
             if waits and len(lane.opening) < most and _ask(board, lane):
                 # That left a stage room, and an earlier lane may wait for it.
@@ -215,17 +215,18 @@ def _most_idle(shape: Shape[F], most: int) -> int:
     settled: list[Lane[F]] = []
     slots = shape.lanes[0].slots
     for lane in reversed(shape.unsettled):  # those that come late wait for longest
-        if not lane.stage.unfinished:
-            settled.append(lane)
-            continue
-        waiting += lane.waiting + lane.backoff
-        if shape.key.memory_bytes is None and lane.stage.stopped is None:
-            outstanding = lane.stage.in_state[RUNNING]
-            waiting += lane.stage.in_state[BLOCKED]
-            waiting += max(0, outstanding - lane.stage.assigned)  # not started: may be handed back
+        stage, outstanding = lane.stage, 0
+        wanted = lane.waiting + lane.backoff
+        if shape.key.memory_bytes is None and stage.stopped is None:
+            outstanding = stage.in_state[RUNNING]
+            wanted += stage.in_state[BLOCKED]
+            wanted += max(0, outstanding - stage.assigned)  # not started: may be handed back
             running |= outstanding > 0
+        waiting += wanted
         if waiting >= most * slots:
             break
+        if not wanted and not outstanding and not stage.unfinished:
+            settled.append(lane)
     for lane in settled:  # they will need no slot again
         del shape.unsettled[lane]
     # A rank that runs may come back while its gang does not: one spare for all of them.
