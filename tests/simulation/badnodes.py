@@ -160,10 +160,13 @@ def world_of(seed: int, family: Family = Family.NODES) -> BadWorld:
             kind = main
         return BadNode(number=position, kind=kind, after_s=after_s, flaps_s=flaps_s)
 
+    # With nothing else to run there is no evidence: the ordinary budget of 3 retries decides.
+    most_bad = 3 if min(plan.world_size for plan in stages) < 4 else nodes
     if family is Family.ALL:
         bad = {position: bad_node(position) for position in range(1, nodes + 1)}
     else:
         share = 1 if likely("one", 0.4) else number("bad", 1, max(1, nodes // 2))
+        share = min(share, most_bad)
         order = sorted(range(1, nodes + 1), key=lambda n: draw(f"order {n}"))
         bad = {position: bad_node(position) for position in order[:share]}
     late: list[float] = []
@@ -173,6 +176,7 @@ def world_of(seed: int, family: Family = Family.NODES) -> BadWorld:
     for position in range(nodes + 1, nodes + 1 + len(late)):
         # At any time at most half of the nodes that are there are bad.
         may_be_bad = likely(f"bad {position}", 0.3) and 2 * len(bad) + 2 <= position
+        may_be_bad = may_be_bad and len(bad) < most_bad
         if family is Family.ALL or may_be_bad:
             bad[position] = bad_node(position)
     poison = bugs = 0.0

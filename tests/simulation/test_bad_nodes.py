@@ -66,6 +66,7 @@ def test_too_late_sees_a_run_that_does_not_stop() -> None:
         ),
         pytest.param(Family.NODES, 302, id="suspected nodes are tried less and less"),
         pytest.param(Family.NODES, 325, id="a node that relapses is suspected for longer"),
+        pytest.param(Family.NODES, 679, id="work is not handed to a parked slot again and again"),
     ],
 )
 def test_bad_nodes_named_world_goes_well(family: Family, seed: int) -> None:

@@ -13,7 +13,7 @@ settled by what happens to other ranks there:
 A node against which a case is settled, or which lost a worker, is **suspected** for a term: it gets
 no new ranks. When the term is over it is on **parole** for as long again: its gangs get one rank at
 a time, so that a node that is bad again costs one fault. That fault starts a new term, twice as
-long. A success after the parole clears the node; what it did is forgotten an hour later.
+long. A success after the parole clears the node; if it relapses, the next term is longer still.
 
 Suspicion is bounded: at most half of the nodes that fit a shape are avoided at once, the worst
 first, and one gang always finds room. So suspicion alone never stops a run.
@@ -130,8 +130,7 @@ class Evidence(Generic[F]):
         self.changed = True
         if node.until > now:
             return  # what was under way when it was suspected does not count again
-        is_relapse = node.term_s and now - node.until < self._max_parole_s
-        node.term_s = min(self._max_parole_s, 2 * node.term_s) if is_relapse else self._parole_s
+        node.term_s = min(self._max_parole_s, 2 * node.term_s) or self._parole_s
         node.is_doubtful = True
         node.until = now + node.term_s
         node.last_assignment = last_assignment

@@ -87,6 +87,9 @@ class Gang(Generic[F]):
     """Assignments that it was ever given."""
     held: bool = False
     """Gets no more work: it is on a suspected node."""
+    most_live: int | None = None
+    """Its worker has not started an assignment beyond so many: slots are parked there. None: not
+    known."""
     forced: bool = False
     """Its suspected node is used all the same: no other became free."""
     probing: bool = False
@@ -117,7 +120,9 @@ class Gang(Generic[F]):
     @property
     def places(self) -> int:
         """How many assignments it may run at a time."""
-        return 1 if self.probing else self.lane.slots
+        if self.probing:
+            return 1
+        return self.lane.slots if self.most_live is None else self.most_live
 
     @property
     def is_unproven(self) -> bool:

@@ -262,8 +262,6 @@ class Scheduler(Generic[F]):
         reported = count if ranks is before else total(normalised(given))
         assignment.stage.pace.learn(event.busy_s, reported, 0 if left else assignment.size)
         gang.finished += count
-        if gang.forced:
-            gang.lane.forced = 0
         settling.succeed(board, assignment, ranks, count)
         if board.evidence:
             number, rank = assignment.stage.number, ranks[0].start
@@ -274,7 +272,11 @@ class Scheduler(Generic[F]):
         if left:
             return True
         gang.ahead = True
-        board.free_slot(assignment)
+        board.forget(assignment)
+        if gang.most_live is not None:
+            gang.most_live = None  # try again: what was in the way may be over
+            gang.lane.place(gang)
+        gang.lane.loaded(gang)
         return True
 
     def _rank_failed(self, event: RankFailed[F]) -> None:
@@ -294,10 +296,13 @@ class Scheduler(Generic[F]):
             # What runs there takes long: nothing more is queued behind it until it ends.
             assignment.gang.ahead = False
         settling.take_back(board, assignment.stage, ranks, assignment.limit)
-        if assignment.left:
-            assignment.gang.lane.place(assignment.gang)
-        else:
-            board.free_slot(assignment)
+        gang = assignment.gang
+        if not assignment.left:
+            board.forget(assignment)
+            was_started = assignment.recalled or total(ranks) < assignment.size
+            if not was_started and len(gang.live) < gang.lane.slots:
+                gang.most_live = max(1, len(gang.live))
+        gang.lane.place(gang)
 
     def _give_back(self, assignment: Assignment[F], halve: bool) -> None:
         """Queue again what a lost gang still owed, with half the batch limit if its ranks are

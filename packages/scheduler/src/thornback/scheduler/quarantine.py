@@ -43,6 +43,8 @@ def _review_shape(board: Board[F], shape: Shape[F], probes: dict[str, Gang[F]]) 
                 first = [probes.setdefault(node, gang) for node in gang.nodes]
                 held = any(other is not gang for other in first)
             _mark(board, gang, held=held, probing=probing)
+        if any(not gang.probing for gang in lane.usable.values()):
+            lane.forced = 0
         if lane.held and lane.waiting and not lane.usable:
             _use_in_time(board, lane)
 
