@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import traceback
-
 import pytest
 
-from thornback.faults import ErrorRecord, is_gpu_broken, is_gpu_fault, loses_gpu, user_frame
+from thornback.faults import ErrorRecord, is_gpu_broken, is_gpu_fault, loses_gpu
 
 ECC = "CUDA error: uncorrectable ECC error encountered"
 BUSY = "CUDA error: CUDA-capable device(s) is/are busy or unavailable"
@@ -51,26 +48,3 @@ def test_gpu_predicates_of_a_chain_and_a_group_look_at_all_of_it() -> None:
     outer.__cause__ = RuntimeError(ECC)
     assert is_gpu_broken(ErrorRecord.of(outer))
     assert is_gpu_broken(ErrorRecord.of(ExceptionGroup("all", [KeyError(1), outer])))
-
-
-def test_user_frame_in_library_code_is_the_line_that_called_it() -> None:
-    try:
-        json.loads("{")
-    except ValueError as error:
-        text = "".join(traceback.format_exception(error))
-    assert "json/decoder.py" in text
-    frame = user_frame(text)
-    assert frame.startswith(__file__)
-    assert frame.endswith(" in test_user_frame_in_library_code_is_the_line_that_called_it")
-
-
-def test_user_frame_of_a_chain_is_that_of_the_last_exception() -> None:
-    cause = '  File "/a.py", line 1, in first\nValueError: 1\n'
-    last = '  File "/b.py", line 22, in second\nKeyError: 2\n'
-    assert user_frame(f"{cause}\nThe above exception ...\n\n{last}") == "/b.py:22 in second"
-
-
-def test_user_frame_without_any_of_the_user_is_the_innermost() -> None:
-    package = "/venv/lib/python3.11/site-packages/vllm/engine.py"
-    assert user_frame(f'  File "{package}", line 5, in step\n') == f"{package}:5 in step"
-    assert user_frame("RuntimeError: no frames") == ""

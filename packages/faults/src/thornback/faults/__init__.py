@@ -8,8 +8,7 @@
   Ray's exceptions (`RAY_VERSIONS`: of which releases). `NETWORK_RULES`, `THROTTLED_RULES` and
   `CUDA_RULES` are opt-in: they are about errors of the user's own code that may go away, and only
   the user knows that to try again does no harm.
-- Questions about one error: `is_gpu_fault`, `is_gpu_broken` and `loses_gpu`; and `user_frame` finds
-  the line of user code in a traceback.
+- Questions about one error: `is_gpu_fault`, `is_gpu_broken` and `loses_gpu`.
 - Ray's `RuntimeEnvSetupError` says much: `setup_reason` returns what pip or uv said in it.
 - Failures that come over a wire: `ErrorRecord` is an exception as data, `ErrorData` any such data.
 
@@ -26,7 +25,6 @@ from thornback.faults.classifier import (
     explain,
     root_cause,
 )
-from thornback.faults.frames import user_frame
 from thornback.faults.gpu import is_gpu_broken, is_gpu_fault, loses_gpu
 from thornback.faults.history import FaultHistory
 from thornback.faults.kinds import ErrorData, Fault, FaultKind, Origin
@@ -70,5 +68,4 @@ __all__ = [
     "loses_gpu",
     "root_cause",
     "setup_reason",
-    "user_frame",
 ]
