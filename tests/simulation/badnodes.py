@@ -256,8 +256,8 @@ def too_slow(world: BadWorld, stats: RunStats) -> list[str]:
         return []
     alone = world.without_bad_nodes().run(checked=False)
     # A rank that dies late is run once more after the others, in each stage of a chain.
-    ranks = max(2, len(world.stages))
-    most_s = 1.15 * alone.makespan_s + ranks * alone.longest_rank_s + SLACK_S
+    late_s = alone.longest_rank_s + max(each.after_s for each in world.faults.bad_nodes)
+    most_s = 1.15 * alone.makespan_s + max(2, len(world.stages)) * late_s + SLACK_S
     if stats.makespan_s <= most_s:
         return []
     return [

@@ -59,6 +59,10 @@ def test_too_late_sees_a_run_that_does_not_stop() -> None:
         pytest.param(Family.NODES, 42, id="a node on parole gets one rank, not one per gang"),
         pytest.param(Family.NODES, 72, id="some bad nodes in a row do not stop a stage"),
         pytest.param(Family.NODES, 120, id="a stage left with bad nodes waits for good ones"),
+        pytest.param(Family.ALL, 331, id="a stage stops while others fail beside it"),
+        pytest.param(
+            Family.RANKS, 320, id="nobody waits to be yielded to while its stage is stopped"
+        ),
         pytest.param(Family.RANKS, 30, id="the worst nodes are suspected first"),
         pytest.param(Family.RANKS, 37, id="ranks tried again do not keep fresh ones waiting"),
         pytest.param(

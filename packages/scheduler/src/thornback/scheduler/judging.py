@@ -300,10 +300,18 @@ def _ask_later(
 
 def _count_fault(board: Board[F], gang: Gang[F], nodes: Sequence[str]) -> None:
     """Count a machine fault for the rule that stops a stage in which everything fails."""
-    stage, fitting = gang.lane.stage, gang.lane.shape.fitting
-    most = board.params.no_progress_faults
-    share = most if not fitting else max(2, math.ceil(most / fitting))
-    stage.streak.failed(board.next_gang, nodes[0] if len(nodes) == 1 else "", share)
+    node = nodes[0] if len(nodes) == 1 else ""
+    gang.lane.stage.streak.failed(board.next_gang, node)
+
+
+def _share(board: Board[F], stage: Stage[F]) -> int:
+    """Return how many faults of one node count: a few bad nodes must not stop a stage while others
+    are known to be good."""
+    most, fitting = board.params.no_progress_faults, stage.lanes[0].shape.fitting
+    gangs = (gang for gang in board.gangs.values() if gang.finished)
+    if fitting and any(not board.evidence.is_failing(gang.nodes) for gang in gangs):
+        return max(2, math.ceil(most / fitting))
+    return most
 
 
 def _stop_without_progress(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:
@@ -311,7 +319,10 @@ def _stop_without_progress(board: Board[F], stage: Stage[F], verdict: Verdict) -
     streak, params = stage.streak, board.params
     if streak.losses >= params.no_progress_losses:
         what = f"{streak.losses} gangs in a row were lost"
-    elif streak.faults >= params.no_progress_faults:
+    elif (
+        streak.faults >= params.no_progress_faults
+        and streak.weight(_share(board, stage)) >= params.no_progress_faults
+    ):
         what = f"{streak.faults} machine faults"
     else:
         return

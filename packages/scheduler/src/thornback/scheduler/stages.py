@@ -225,9 +225,9 @@ class Streak:
     """Gangs lost in a row: each was asked for after the loss before it was known, so a rack that
     dies with fifty gangs is one event."""
     faults: int = 0
-    """Machine faults: of each node at most its share."""
+    """Machine faults, all of them."""
     by_node: dict[str, int] = attrs.field(factory=dict)
-    """Those of each node, all of them."""
+    """Those of each node; "": the node is not known."""
     first_gang: int | None = None
     """Gangs before this one were asked for before the trouble began; None: there is none."""
     last_gang: int = -1
@@ -240,13 +240,15 @@ class Streak:
             self.losses += 1
             self.last_gang = next_gang - 1
 
-    def failed(self, next_gang: int, node: str, share: int) -> None:
-        """Count a machine fault. `share`: of one node only so many count, so that a few bad nodes
-        cannot stop a stage that has others."""
+    def failed(self, next_gang: int, node: str) -> None:
+        """Count a machine fault."""
         self.begin(next_gang)
-        count = self.by_node[node] = self.by_node.get(node, 0) + 1
-        if not node or count <= share:
-            self.faults += 1
+        self.faults += 1
+        self.by_node[node] = self.by_node.get(node, 0) + 1
+
+    def weight(self, share: int) -> int:
+        """Return the machine faults, of each node at most so many."""
+        return sum(min(n, share) if node else n for node, n in self.by_node.items())
 
     def begin(self, next_gang: int) -> None:
         """Note that there is trouble, if it is new."""
