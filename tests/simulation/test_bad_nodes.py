@@ -60,14 +60,10 @@ def test_too_late_sees_a_run_that_does_not_stop() -> None:
         pytest.param(Family.NODES, 72, id="some bad nodes in a row do not stop a stage"),
         pytest.param(Family.NODES, 120, id="a stage left with bad nodes waits for good ones"),
         pytest.param(Family.ALL, 331, id="a stage stops while others fail beside it"),
-        pytest.param(
-            Family.RANKS, 320, id="nobody waits to be yielded to while its stage is stopped"
-        ),
+        pytest.param(Family.RANKS, 320, id="a stage in trouble sets no timers"),
         pytest.param(Family.RANKS, 30, id="the worst nodes are suspected first"),
         pytest.param(Family.RANKS, 37, id="ranks tried again do not keep fresh ones waiting"),
-        pytest.param(
-            Family.NODES, 265, id="a starved stage does not open gangs on bad nodes for good"
-        ),
+        pytest.param(Family.NODES, 265, id="a starved stage opens few gangs on bad nodes"),
         pytest.param(Family.NODES, 302, id="suspected nodes are tried less and less"),
         pytest.param(Family.NODES, 325, id="a node that relapses is suspected for longer"),
         pytest.param(Family.NODES, 679, id="work is not handed to a parked slot again and again"),
