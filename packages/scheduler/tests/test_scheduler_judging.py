@@ -1,0 +1,215 @@
+"""When a stage stops: everything fails on the machines, or every rank fails alike."""
+
+from __future__ import annotations
+
+import pytest
+
+from thornback.faults import Standing, StopReason
+from thornback.scheduler import SchedulerParams
+from thornback.scheduler.commands import Record, RecordState
+from thornback.scheduler.events import GangPlaced, GangReady
+from thornback.scheduler.stages import one
+from thornback.scheduler.testing import (
+    VERDICTS,
+    FakeVerdict,
+    Play,
+    ScriptedPolicy,
+    dispatches,
+    opened,
+    plan,
+    play,
+)
+
+ALIKE = ScriptedPolicy(
+    {
+        "bug": FakeVerdict(retry=False, signature="NameError at job.py:3"),
+        "other": FakeVerdict(retry=False, signature="KeyError at job.py:9"),
+    }
+)
+
+
+class Convicts(ScriptedPolicy):
+    """Gives a rank up as soon as a death is settled against it."""
+
+    def decide(
+        self,
+        fault: str,
+        history: object,
+        standing: Standing,
+        draw: float,
+        /,
+    ) -> FakeVerdict:
+        again = FakeVerdict(blames_node=True, machine_fault=True, delay_s=0.0)
+        if standing is Standing.RANK:
+            return FakeVerdict(retry=False, reason="poison", stop=StopReason.POISON)
+        return again
+
+
+def all_fail(game: Play[str], fault: str, most: int) -> int:
+    """Let every rank fail that runs, and every gang be ready; return how many failed."""
+    failed = 0
+    while not game.scheduler.finished and failed < most:
+        opening = [n for n, gang in game.referee.gangs.items() if gang.state == "opening"]
+        running = [n for n, (_, _, ranks) in game.referee.outstanding.items() if ranks]
+        if opening:
+            game.ready(opening[0], "here")
+        elif running:
+            rank = game.scheduler.outstanding(running[0])[0].start
+            game.fail(running[0], rank, fault, "here")
+            failed += 1
+        elif not (game.close() or game.record()):
+            game.tick()
+    return failed
+
+
+@pytest.mark.parametrize("gangs", [1, 2, 8, 64])
+def test_stage_in_which_everything_dies_stops_within_the_bound(gangs: int) -> None:
+    game = play(plan(2000, max_gangs=gangs))
+    game.start()
+    assert all_fail(game, "died", 1000) <= 20 + 2 * gangs
+    assert "no progress: " in game.scheduler.reason(0, 1999)
+
+
+def test_attempts_that_are_given_up_count_as_machine_faults() -> None:
+    policy = ScriptedPolicy({"died": FakeVerdict(retry=False, machine_fault=True)})
+    game = play(plan(2000, max_gangs=2, policy=policy))
+    game.start()
+    assert all_fail(game, "died", 1000) <= 20 + 2 * 2
+
+
+def test_faults_of_no_machine_stop_no_stage() -> None:
+    game = play(plan(30, max_gangs=2, policy=ScriptedPolicy(VERDICTS, budget=3)))
+    game.start()
+    assert all_fail(game, "again", 1000) == 30 * 4
+
+
+def test_a_few_bad_nodes_stop_no_stage_while_a_good_one_is_known() -> None:
+    game = play(plan(500, max_gangs=2), params=SchedulerParams(no_progress_faults=4))
+    game.start()
+    game.send(GangReady(gang=0, nodes=("bad",), fitting=1))
+    game.send(GangReady(gang=1, nodes=("good",), fitting=8))
+    game.succeed(min(game.referee.gangs[1].live), busy_s=9.0)
+    for _ in range(6):
+        running = list(game.referee.gangs[0].live)
+        if running:
+            rank = game.scheduler.outstanding(running[0])[0].start
+            game.fail(running[0], rank, "died", "bad")
+    assert game.scheduler._board.stages[0].tripped is None
+    assert dispatches(game.succeed(min(game.referee.gangs[1].live), busy_s=9.0))
+
+
+def test_older_gang_that_has_its_place_is_waited_for_and_may_save_the_stage() -> None:
+    game = play(plan(90, max_gangs=2), params=SchedulerParams(no_progress_faults=2))
+    game.start()
+    game.ready(0, "a")
+    game.send(GangPlaced(gang=1, nodes=("b",)))
+    for _ in range(2):
+        (number,) = game.referee.gangs[0].live
+        game.fail(number, game.scheduler.outstanding(number)[0].start, "died", "a")
+    game.tick(100.0)
+    assert game.scheduler.counts(0).ready == 90, "it does not stop, and dispatches nothing"
+    ((gang, number, _),) = dispatches(game.ready(1, "b"))
+    assert gang == 1
+    assert dispatches(game.succeed(number, busy_s=9.0)), "one success lets the stage go on"
+
+
+def test_older_gang_without_a_place_is_waited_for_a_moment_only() -> None:
+    params = SchedulerParams(no_progress_faults=3, place_wait_s=2.0)
+    game = play(plan(90, max_gangs=2), params=params)
+    game.start()
+    game.ready(0, "a")
+    for _ in range(3):
+        (number,) = game.referee.gangs[0].live
+        game.fail(number, game.scheduler.outstanding(number)[0].start, "died", "a")
+    assert game.scheduler.counts(0).ready == 90
+    game.tick(2.0)
+    assert game.scheduler.counts(0).ready == 0
+
+
+# -- every rank fails alike ------------------------------------------------------------------------
+
+
+def test_stage_whose_ranks_fail_alike_stops_and_skips_the_rest() -> None:
+    game = play(plan(2000, slots=4, max_gangs=2, policy=ALIKE, fail_fast=20))
+    game.start()
+    assert all_fail(game, "bug", 1000) <= 20 + 2 * 8
+    ended = game.referee.ended
+    assert ended[0, 0] is RecordState.FAILED
+    assert ended[0, 1999] is RecordState.SKIPPED
+    assert "every rank fails alike" in game.scheduler.reason(0, 1999)
+
+
+def test_rest_of_a_stage_that_fails_alike_is_recorded_with_the_reason() -> None:
+    game = play(plan(50, max_gangs=1, policy=ALIKE, fail_fast=2))
+    game.start()
+    game.ready(0)
+    game.fail(0, 0, "bug")
+    records = [c for c in game.fail(1, 1, "bug") if isinstance(c, Record)]
+    stops = {c.state: c.stop for c in records}
+    assert stops[RecordState.SKIPPED] is StopReason.ALL_ALIKE
+
+
+def test_different_bugs_are_counted_apart() -> None:
+    game = play(plan(50, max_gangs=1, policy=ALIKE, fail_fast=3))
+    game.start()
+    game.ready(0)
+    for number in range(4):
+        game.fail(number, number, ("bug", "other")[number % 2])
+    assert game.scheduler.counts(0).running == 1
+    game.fail(4, 4, "bug")
+    assert game.scheduler.counts(0).skipped == 45
+
+
+@pytest.mark.parametrize("when", ["in this run", "earlier"])
+def test_stage_with_a_success_does_not_fail_fast(when: str) -> None:
+    game = play(plan(50, max_gangs=1, policy=ALIKE, fail_fast=3))
+    game.start(done={0: one(0)} if when == "earlier" else {})
+    game.ready(0)
+    if when == "in this run":
+        game.succeed(0, busy_s=9.0)
+    number = max(game.referee.outstanding)
+    for _ in range(10):
+        game.fail(number, game.scheduler.outstanding(number)[0].start, "bug")
+        number = max(game.referee.outstanding)
+    assert game.scheduler.counts(0).running == 1
+
+
+# -- evidence against a rank that waits ------------------------------------------------------------
+
+
+def test_rank_that_is_convicted_while_it_waits_is_given_up_at_once() -> None:
+    game = play(plan(4, max_gangs=2, policy=Convicts({})))
+    game.start()
+    game.ready(0, "a")
+    game.ready(1, "b")
+    ((_, later, _),) = dispatches(game.fail(0, 0, "died", "a"))
+    assert game.scheduler.counts(0).failed == 0
+    commands = game.succeed(later, busy_s=9.0)
+    (ended,) = [c for c in commands if isinstance(c, Record) and c.state is RecordState.FAILED]
+    assert (ended.ranks, ended.stop) == (one(0), StopReason.POISON)
+
+
+# -- waiting for resources -------------------------------------------------------------------------
+
+
+def test_busy_openings_are_asked_again_without_end() -> None:
+    busy = FakeVerdict(charged=False)
+    game = play(plan(3, max_gangs=1, policy=ScriptedPolicy({"busy": busy})))
+    (gang,) = opened(game.start())
+    for _ in range(50):
+        game.lost(gang, "busy")
+        game.close()
+        while not (asked := opened(game.tick())):
+            pass
+        (gang,) = asked
+    assert game.scheduler.counts(0).ready == 3
+
+
+def test_ready_ranks_are_given_up_when_the_user_has_waited_enough() -> None:
+    game = play(plan(3, max_gangs=1), params=SchedulerParams(wait_s=30.0))
+    game.start()
+    records: list[Record] = []
+    while not records:
+        records = [c for c in game.tick() if isinstance(c, Record)]
+    assert game.now == 30.0
+    assert {c.stop for c in records} == {StopReason.NOT_PLACED}
