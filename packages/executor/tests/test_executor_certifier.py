@@ -57,7 +57,7 @@ def test_a_rank_whose_stage_was_stopped_is_certified_with_that_reason(
     live = LiveAssignment(LIVE, "000001.000000007", outcomes={3: Outcome(rank=3, ok=False)})
     event = ev.RankFailed(assignment=7, rank=3, fault=FAULT, node="n")
     certifier.rank_failed(event, AGAIN, [FAILED], live, lambda stage, rank: NO_PROGRESS)
-    done = RecordDesk(plan, certifier, 1).ended(FAILED, NO_PROGRESS)
+    done = RecordDesk(plan, certifier, 1).ended(FAILED, NO_PROGRESS, [AGAIN])
     (attempt,) = certifier.chronicle.attempts
     (ended,) = certifier.chronicle.given_up
     assert (attempt.stop, attempt.verdict, attempt.retried) == (
@@ -110,7 +110,7 @@ def test_ranks_given_up_while_their_gang_opens_name_its_loss_and_no_other(
     all_of_them = attrs.evolve(FAILED, ranks=(range(0, 9),))
 
     def given_up(reason: str) -> AttemptReport | None:
-        desk.ended(all_of_them, reason)
+        desk.ended(all_of_them, reason, [AGAIN])
         return certifier.chronicle.given_up[-1].last
 
     assert given_up(NO_PROGRESS) is None
@@ -129,9 +129,9 @@ def test_what_is_skipped_was_not_given_up(plan: RunPlan, certifier: Certifier) -
     skipped = cmd.Record(
         stage=0, ranks=(range(3, 4),), assignment=None, state=cmd.RecordState.SKIPPED
     )
-    done = RecordDesk(plan, certifier, 1).ended(skipped, "skipped: rank 1 failed")
+    done = RecordDesk(plan, certifier, 1).ended(skipped, "skipped: rank 1 failed", [SPENT])
     assert (done.state, done.certificate) == (
         "skipped",
-        {"reason": "skipped: rank 1 failed", "stop": None, "last": None},
+        {"reason": "skipped: rank 1 failed", "stop": None, "last": None, "evidence": []},
     )
     assert not certifier.chronicle.given_up

@@ -903,6 +903,7 @@ def test_a_verdict_blames_nobody_and_asks_for_nothing_unless_it_says_so() -> Non
         "reason": "x",
         "stop": None,
         "signature": "",
+        "evidence": [],
     }
 
 

@@ -14,7 +14,7 @@ from thornback.executor.ports import Attribute, Classifier, Json, Ranks
 from thornback.executor.report import LOG_END, AttemptReport, GivenUp
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers
-from thornback.faults import ErrorData, Fault, RetryVerdict
+from thornback.faults import ErrorData, Fault, RetryVerdict, WeighedFault
 from thornback.pool import Outcome, RunningRank
 from thornback.scheduler import commands as cmd
 from thornback.scheduler import events as ev
@@ -211,12 +211,15 @@ class Certifier:
             log_slice=(seen.log_start, LOG_END) if seen.log_path else (0, 0),
         )
 
-    def given_up(self, command: cmd.Record, reason: str) -> dict[str, Json]:
+    def given_up(
+        self, command: cmd.Record, reason: str, evidence: Sequence[WeighedFault]
+    ) -> dict[str, Json]:
         """Note that ranks are recorded as failed or skipped; return the certificate to record.
 
         Args:
             command: which ranks.
             reason: why, for people.
+            evidence: all faults of the rank, and whom each counts against.
         """
         stop = command.stop
         stage = self._plan.stages[command.stage].name
@@ -224,13 +227,24 @@ class Certifier:
         if command.state is cmd.RecordState.FAILED:
             last = last or _loss_behind(reason, self.chronicle.last_of(stage))
             self.chronicle.give_up(
-                GivenUp(stage=stage, ranks=command.ranks, reason=reason, stop=stop, last=last)
+                GivenUp(
+                    stage=stage,
+                    ranks=command.ranks,
+                    reason=reason,
+                    stop=stop,
+                    last=last,
+                    evidence=tuple(evidence),
+                )
             )
             last = last or self.chronicle.last_of(stage)
         return {
             "reason": reason,
             "stop": None if stop is None else stop.value,
             "last": None if last is None else last.as_json(),
+            "evidence": [
+                {"kind": e.kind.value, "node": e.node, "standing": e.standing.value}
+                for e in evidence
+            ],
         }
 
     def _tell(self, attempt: AttemptReport) -> None:

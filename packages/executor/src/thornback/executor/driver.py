@@ -360,7 +360,7 @@ class Driver:
         if command.state is cmd.RecordState.DONE:
             return self._records.done(command, self._assignments[command.assignment or 0])
         reason = self.scheduler.reason(command.stage, command.ranks[0].start)
-        return self._records.ended(command, reason)
+        return self._records.ended(command, reason, self._verdicts)
 
     async def _record(self, records: Sequence[Settled]) -> None:
         """Carry out all `Record`s of one turn in one commit."""

@@ -3,9 +3,12 @@ nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from thornback.executor.certifier import Certifier, LiveAssignment
 from thornback.executor.plan import RunPlan
 from thornback.executor.ports import Completion
+from thornback.faults import RetryVerdict
 from thornback.scheduler import commands as cmd
 
 
@@ -29,16 +32,21 @@ class RecordDesk:
             outputs=[pair for outcome in outcomes for pair in outcome.outputs],
         )
 
-    def ended(self, command: cmd.Record, reason: str) -> Completion:
+    def ended(
+        self, command: cmd.Record, reason: str, verdicts: Sequence[RetryVerdict]
+    ) -> Completion:
         """Return what to commit of ranks that failed or were skipped.
 
         Args:
             command: which ranks.
             reason: why, as the scheduler says it.
+            verdicts: those that were given on the event that ended them.
         """
+        found = (each.evidence for each in verdicts if each.stop is command.stop)
+        evidence = next(found, ()) if command.state is cmd.RecordState.FAILED else ()
         return Completion(
             stage=self._plan.stages[command.stage].name,
             ranks=command.ranks,
             state="failed" if command.state is cmd.RecordState.FAILED else "skipped",
-            certificate=self._certifier.given_up(command, reason),
+            certificate=self._certifier.given_up(command, reason, evidence),
         )

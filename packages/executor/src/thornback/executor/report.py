@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 from thornback.executor.ports import Json, Ranks
-from thornback.faults import Fault, StopReason
+from thornback.faults import Fault, StopReason, WeighedFault
 
 LOG_END = 2**53 - 1
 """Stands for the end of a log of which nobody knows how long it is: behind that of any, and exact
@@ -130,6 +130,8 @@ class GivenUp:
     last: AttemptReport | None = None
     """The last failed attempt of the first of them; where it has none, the loss of the gang that
     ended them (its `rank` is None); None: they were given up without either."""
+    evidence: tuple[WeighedFault, ...] = ()
+    """The last 50 faults of the first of them, and whom each counts against."""
 
 
 @attrs.frozen(kw_only=True, slots=True)

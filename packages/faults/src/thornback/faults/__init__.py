@@ -35,7 +35,7 @@ from thornback.faults.policy import RetryPolicy, backoff_s, is_retriable
 from thornback.faults.records import ErrorRecord
 from thornback.faults.rules import Rule
 from thornback.faults.setup_text import setup_reason
-from thornback.faults.verdicts import RetryVerdict, Standing, StopReason
+from thornback.faults.verdicts import RetryVerdict, Standing, StopReason, WeighedFault
 
 __all__ = [
     "CUDA_RULES",
@@ -60,6 +60,7 @@ __all__ = [
     "Standing",
     "StopReason",
     "Trial",
+    "WeighedFault",
     "backoff_s",
     "explain",
     "is_gpu_broken",

@@ -23,7 +23,7 @@ from thornback.faults.kinds import ErrorData, Fault, FaultKind, Origin
 from thornback.faults.memory import MemoryNeed, memory_need
 from thornback.faults.rules import Rule
 from thornback.faults.values import Value
-from thornback.faults.verdicts import RetryVerdict, Standing, StopReason
+from thornback.faults.verdicts import RetryVerdict, Standing, StopReason, WeighedFault
 
 History: TypeAlias = Sequence[tuple[Fault, str, Standing]]
 """The earlier faults of a rank, oldest first: each with its node and its standing by now."""
@@ -39,6 +39,8 @@ PATIENT = (
 )
 """Kinds that wait for as long as the other side, or the exception of the user's code, asked."""
 UNBOUNDED = "unbounded"
+MAX_EVIDENCE = 50
+"""Faults that a verdict lists: a rank may have been preempted thousands of times."""
 MAX_EXPONENT = 30
 MAX_FACTOR = 1000.0
 """Powers of factors stay finite by these."""
@@ -146,6 +148,7 @@ class RetryPolicy(Value):
             reason=f"{fault.kind.value}: {reason}",
             stop=stop[0] if stop else None,
             signature=_signature(fault),
+            evidence=_evidence(fault, history, standing) if stop else (),
         )
 
     def budget(self, kind: FaultKind) -> FaultBudget:
@@ -381,6 +384,15 @@ def _remedy(fault: Fault, budget: FaultBudget, need: MemoryNeed) -> str:
     if fault.kind in (FaultKind.OOM, FaultKind.UNSCHEDULABLE):
         return memory
     return f"{budget.remedy}, {memory}"
+
+
+def _evidence(fault: Fault, history: History, standing: Standing) -> tuple[WeighedFault, ...]:
+    here = fault.facts.get("node")
+    last = (fault, here if isinstance(here, str) else "", standing)
+    return tuple(
+        WeighedFault(kind=past.kind, node=node, standing=then)
+        for past, node, then in (*history, last)[-MAX_EVIDENCE:]
+    )
 
 
 def _signature(fault: Fault) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+from thornback.faults.kinds import FaultKind
 from thornback.faults.values import Value
 
 
@@ -55,6 +56,15 @@ class StopReason(enum.Enum):
     """The first ranks of its stage all failed with the same error of the user's code."""
 
 
+class WeighedFault(Value):
+    """One fault of a rank that is given up, and what the evidence says about it."""
+
+    kind: FaultKind
+    node: str
+    """Where it happened; empty: not known."""
+    standing: Standing
+
+
 class RetryVerdict(Value):
     """What shall be done about a failure."""
 
@@ -82,3 +92,5 @@ class RetryVerdict(Value):
     """Why not, without `retry`."""
     signature: str = ""
     """Type and innermost frame of an error of the user's own code; empty for everything else."""
+    evidence: tuple[WeighedFault, ...] = ()
+    """The last 50 faults of the work, oldest first, where it is given up (`stop`)."""

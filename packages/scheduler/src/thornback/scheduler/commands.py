@@ -140,7 +140,7 @@ class Dispatch:
     stage: int
     ranks: Ranks
     attempt: int = 1
-    """1 + the charged faults of the rank; above 1 only for a rank that travels alone."""
+    """1 + the faults of the rank, without preemptions; above 1 only for one that travels alone."""
     timeout_factor: float = 1.0
     """Multiplies the time-out of the rank, where it has one."""
 

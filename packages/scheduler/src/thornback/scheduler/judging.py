@@ -65,7 +65,7 @@ def rank_failed(board: Board[F], assignment: Assignment[F], event: RankFailed[F]
         board.evidence.changed = True
     elif verdict.machine_fault:
         _count_fault(board, gang, nodes)
-        _stop_without_progress(board, stage, verdict)
+        _stop_without_progress(board, stage, event.fault)
     elif not verdict.retry and verdict.signature:
         _stop_if_all_alike(board, stage, verdict)
 
@@ -175,7 +175,7 @@ def _judge(
         return verdict
     stage.failures[rank] = record
     record.history.append(past)
-    record.charged += verdict.charged
+    record.tries += verdict.charged or verdict.machine_fault
     record.avoid += [name for name in nodes if name not in record.avoid]
     if verdict.memory_bytes is not None:
         record.memory_bytes = verdict.memory_bytes
@@ -242,7 +242,7 @@ def _lost_at_work(
         if stage.streak.losses > 1:
             most_s = board.params.max_open_backoff_s
             _ask_later(board, lane, verdict.delay_s, stage.streak.losses - 2, most_s)
-    _stop_without_progress(board, stage, verdict)
+    _stop_without_progress(board, stage, event.fault)
 
 
 def _lost_at_opening(board: Board[F], gang: Gang[F], event: GangLost[F], verdict: Verdict) -> None:
@@ -277,7 +277,7 @@ def _lost_at_opening(board: Board[F], gang: Gang[F], event: GangLost[F], verdict
         give_up_ready(board, lane, _final(verdict))
     else:
         lane.stage.streak.lost(gang.number, board.next_gang)
-        _stop_without_progress(board, lane.stage, verdict)
+        _stop_without_progress(board, lane.stage, event.fault)
 
 
 def _judge_waiting(board: Board[F], lane: Lane[F], event: GangLost[F]) -> None:
@@ -314,8 +314,8 @@ def _share(board: Board[F], stage: Stage[F]) -> int:
     return most
 
 
-def _stop_without_progress(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:
-    """Stop a stage in which everything fails."""
+def _stop_without_progress(board: Board[F], stage: Stage[F], last: F) -> None:
+    """Stop a stage in which everything fails. `last`: the newest fault."""
     streak, params = stage.streak, board.params
     if streak.losses >= params.no_progress_losses:
         what = f"{streak.losses} gangs in a row were lost"
@@ -326,7 +326,8 @@ def _stop_without_progress(board: Board[F], stage: Stage[F], verdict: Verdict) -
         what = f"{streak.faults} machine faults"
     else:
         return
-    text = f"no progress: {what}, and no rank finished since. The last: {verdict.reason}"
+    line = str(last).strip().partition("\n")[0][:FAULT_SHOWN]
+    text = f"no progress: {what}, and no rank finished since. The last: {line}"
     _trip(board, stage, Stopped(StopReason.NO_PROGRESS, text))
 
 

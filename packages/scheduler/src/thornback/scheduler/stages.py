@@ -38,7 +38,8 @@ class FailedRank(Generic[F]):
 
     history: list[PastFault[F]] = attrs.field(factory=list)
     """Its faults, oldest first: also free ones, which have budgets of their own."""
-    charged: int = 0
+    tries: int = 0
+    """That failed, and were no preemptions."""
     avoid: list[str] = attrs.field(factory=list)
     """Nodes on which it has failed."""
     memory_bytes: int | None = None
@@ -51,7 +52,7 @@ class FailedRank(Generic[F]):
 
     @property
     def attempt(self) -> int:
-        return 1 + self.charged
+        return 1 + self.tries
 
     @property
     def is_known_killer(self) -> bool:

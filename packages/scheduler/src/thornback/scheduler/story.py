@@ -293,7 +293,7 @@ class _Teller(Generic[F]):
         charge = "" if verdict.charged else ", free of charge"
         self._tell(MomentKind.JUDGED, f"is tried again {how}{charge}: {verdict.reason}")
         self._become(RankState.BACKOFF if verdict.delay_s > 0 else RankState.READY)
-        self._attempt += int(verdict.charged)
+        self._attempt += int(verdict.charged or verdict.machine_fault)
 
     def _deltas(self, deltas: Iterable[RecordedDelta]) -> None:
         for delta in deltas:
