@@ -51,6 +51,7 @@ class Leases:
 
     def __init__(self) -> None:
         self.count = 0
+        self.noticed: Callable[[], None] = lambda: None
         self.notices, self.incoming = anyio.create_memory_object_stream[tuple[str, float | None]](
             10
         )
@@ -73,6 +74,7 @@ class Leases:
     async def drains(self) -> AsyncIterator[tuple[str, float | None]]:
         async for notice in self.incoming:
             yield notice
+            self.noticed()
 
 
 @attrs.define(eq=False)
@@ -448,6 +450,50 @@ async def test_drain_expired_long_ago_node_still_there_is_forgotten(
     assert not drains.knows(("n1",))
     clock.now = lasts_s + 1.0
     assert not drains.knows(("n1", "n2"))
+
+
+async def test_gang_ready_after_the_notice_expired_is_not_told() -> None:
+    async def script(workers: Workers, gang: int, work: Assignment) -> AsyncIterator[Report]:
+        yield ok(work)
+
+    clock, workers = HandClock(), Workers(script)
+    drains = DrainTeller(workers, clock, 1.0)
+    async with anyio.create_task_group() as group:
+        drains.draining("n2", 30.0, group)
+    clock.now = 30.0 + GRACE_S + 1.0
+    async with anyio.create_task_group() as group:
+        drains.gang_ready(("n2",), group)
+    assert workers.drained == [("n2", 30.0)]
+
+
+async def test_gang_lost_after_the_notice_expired_is_no_preemption() -> None:
+    async def script(workers: Workers, gang: int, work: Assignment) -> AsyncIterator[Report]:
+        if not world.watch.faults:
+            await world.leases.notices.send(("n1", -GRACE_S - 1.0))
+            await workers.told.wait()
+            error = CaughtError(type_names=("thornback.pool.WorkerDied",), message="gone")
+            raise GangLostError(error, "n1", "run", {"node_draining": True})  # as the pool says it
+        yield ok(work)
+
+    world = World(script)
+    assert await world.run() == "succeeded"
+    assert world.watch.faults[0].kind is FaultKind.WORKER_CRASH
+
+
+async def test_report_right_behind_the_notice_counts_as_after_it() -> None:
+    async def script(workers: Workers, gang: int, work: Assignment) -> AsyncIterator[Report]:
+        if not world.watch.faults:
+            report = broken(work, RuntimeError("no peer"), "run", SeenBy.RANK)
+            # At once behind the notice: the driver has not read its inbox yet.
+            world.leases.noticed = lambda: world.driver._reported(work.assignment, report)
+            await world.leases.notices.send(("n2", 30.0))
+            await workers.told.wait()
+        else:
+            yield ok(work)
+
+    world = World(script, stage=Stage("a", work, nodes=2))
+    assert await world.run() == "succeeded"
+    assert world.watch.faults[0].kind is FaultKind.PREEMPTION
 
 
 async def test_a_gang_that_was_opening_when_the_notice_came_is_told() -> None:

@@ -734,3 +734,25 @@ def test_classify_preemption_by_drain_drops_what_the_error_said() -> None:
     facts: dict[str, Attribute] = {"origin": "rank", "node_draining": True, "gang_nodes": 2}
     assert "non_retryable" not in Classifier().classify(error, facts).facts
     assert Classifier().classify(error, {"origin": "rank"}).facts["non_retryable"] is True
+
+
+def test_classify_node_draining_names_the_drain_and_the_kind_without_it() -> None:
+    facts: dict[str, Attribute] = {"origin": "rank", "node_draining": True, "gang_nodes": 2}
+    told = Classifier().explain(ValueError("bug"), facts)
+    assert (told.fault.rule, told.fault.kind) == ("facts.node_draining", K.PREEMPTION)
+    assert "about to go away" in told.why
+    assert "without the drain: application, by rule 'rank.raised'" in str(told)
+
+
+def test_classify_user_exception_cannot_claim_that_its_node_drains() -> None:
+    error = RuntimeError("bug")
+    error.node_draining, error.gang_nodes = True, 2  # type: ignore[attr-defined]
+    assert Classifier().classify(error, {"origin": "rank"}).kind is K.APPLICATION
+    alone: dict[str, Attribute] = {"origin": "rank", "node_draining": True}
+    assert Classifier().classify(error, alone).kind is K.APPLICATION
+
+
+def test_classify_other_tasks_failure_while_draining_is_preemption() -> None:
+    facts: dict[str, Attribute] = {"origin": "rank", "node_draining": True}
+    inside = lookalike_task_error(lookalike("NodeDiedError", "gone"))
+    assert Classifier().classify(inside, facts).kind is K.PREEMPTION

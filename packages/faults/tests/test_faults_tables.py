@@ -81,13 +81,6 @@ FACTS = [
         ANY,
         {"node_death_reason": "AUTOSCALER_DRAIN_PREEMPTED", "death_cause": "NODE_DIED"},
     ),
-    Row(
-        "facts.node_died_draining",
-        K.PREEMPTION,
-        "PWLD",
-        ANY,
-        {"death_cause": "NODE_DIED", "node_draining": True},
-    ),
     Row("facts.node_died", K.NODE_LOST, "PWLD", ANY, {"death_cause": "NODE_DIED"}),
     Row("facts.memory_limit", K.OOM, "PW", [*ANY, *DIED], {"memory_limit_exceeded": True}),
     Row("facts.kernel_oom", K.OOM, "PW", [*ANY, *DIED], {"oom_kill": True, "signal": 9}),

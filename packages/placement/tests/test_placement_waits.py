@@ -16,15 +16,19 @@ from thornback.placement import (
     Bundle,
     Explanation,
     GangRequest,
+    Grant,
     NodeType,
     NodeView,
     PlacementTimedOut,
+    RemovalParams,
     Reservation,
     Snapshot,
     Strategy,
     Supply,
     Unschedulable,
 )
+from thornback.placement.attempt import Attempt
+from thornback.placement.explain import Diagnoses
 from thornback.placement.params import Explainer
 from thornback.placement.testing import FakeCluster
 
@@ -282,3 +286,47 @@ async def test_watcher_changed_returns_at_once_does_not_spin() -> None:
         with pytest.raises(PlacementTimedOut), anyio.fail_after(5.0):
             await leases.acquire(GangRequest(bundle=Bundle(cpus=1)), timeout_s=0.5)
     assert fake.looks <= 35
+
+
+async def test_acquire_node_comes_after_place_s_is_granted_not_busy() -> None:
+    """A look may show the node before its resources can be granted."""
+    fake, got, done = cluster(), list[tuple[str, ...]](), anyio.Event()
+    fake.creations.close()
+
+    async def acquire(leases: Allocator) -> None:
+        got.append((await leases.acquire(HUGE, timeout_s=0.5)).nodes)
+        done.set()
+
+    async with (
+        Allocator(fake, observe=lambda _: None) as leases,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(acquire, leases)
+        with anyio.move_on_after(0.6) as longer_than_place_s:
+            await done.wait()
+        assert longer_than_place_s.cancelled_caught
+        fake.add_node("c", {"CPU": 200})
+        await anyio.wait_all_tasks_blocked()
+        fake.creations.open()
+    assert got == [("c",)]
+
+
+async def test_diagnoses_busy_many_ask_alike_is_found_once_per_look_and_lease() -> None:
+    nodes = tuple(NodeView(name=name, resources={"CPU": 2}) for name in "ab")
+    diagnoses, snapshot = Diagnoses(), Snapshot(nodes=nodes)
+    first = diagnoses.busy(ONE, snapshot, (), [])
+    assert first is not None
+    assert diagnoses.busy(attrs.evolve(ONE, name="called otherwise"), snapshot, (), []) is first
+    ours = Attempt(
+        lease_id=1,
+        request=ONE,
+        strategy=Strategy.PACK,
+        avoid=(),
+        removal=RemovalParams(),
+        on_settled=lambda: None,
+        grant=Grant(nodes=("a",)),
+    )
+    assert "this run holds {CPU: 1}" in (diagnoses.busy(ONE, snapshot, (), [ours]) or "")
+    assert "1 node has {CPU: 2}" in (diagnoses.busy(ONE, snapshot, ("a",), []) or "")
+    fewer = Snapshot(nodes=nodes[:1])
+    assert "1 node has {CPU: 2}" in (diagnoses.busy(ONE, fewer, (), []) or "")

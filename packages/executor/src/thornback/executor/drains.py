@@ -50,7 +50,7 @@ class DrainTeller:
     def gang_ready(self, nodes: tuple[str, ...], tasks: TaskGroup) -> None:
         """Tell a gang that was opened, perhaps while the notice came."""
         for node in dict.fromkeys(nodes):
-            if node in self._ends:
+            if self.knows((node,)):
                 self._start(node, tasks)
 
     def _start(self, node: str, tasks: TaskGroup) -> None:

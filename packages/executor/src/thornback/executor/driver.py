@@ -133,7 +133,7 @@ class Driver:
         self._inbox.post(ev.RunStarted(done=done, failed=failed))
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._watch_drains)
+                group.start_soon(self._watch_drains, group)
                 while self.end is None:
                     await self._turn(group)
                 group.cancel_scope.cancel()
@@ -162,9 +162,7 @@ class Driver:
         lost = self._held_by(event.gang) if isinstance(event, ev.GangLost) else []
         commands = self._decide(event, self._parts.clock.monotonic())
         self._certify(event, commands, lost)
-        if isinstance(event, ev.NodeDraining):
-            self._drains.draining(event.node, event.left_s, group)
-        elif isinstance(event, ev.GangReady):
+        if isinstance(event, ev.GangReady):
             self._drains.gang_ready(event.nodes, group)
         for command in commands:
             match command:
@@ -391,8 +389,10 @@ class Driver:
             if isinstance(posted, ev.GangReady):
                 self._nodes.update(dict.fromkeys(posted.nodes))
             return posted
-        # Ray calls a node preempted only if it finds it dead after the deadline of its drain.
-        facts = {**posted.facts, **self._drain_facts(posted.gang, posted.node)}
+        # Ray calls a node preempted only if it finds it dead after the deadline of its drain. The
+        # pool never forgets a notice, so what it says of drains does not count.
+        drain = self._drain_facts(posted.gang, posted.node) or {"node_draining": False}
+        facts = {**posted.facts, **drain}
         if any(live.killed for live, _ in self._held_by(posted.gang)):
             facts["cancelled_by_us"] = True  # nobody judges it, but it is recorded
         fault = self._parts.classifier.classify(posted.error, facts)
@@ -448,9 +448,11 @@ class Driver:
 
     # -- what others may ask
 
-    async def _watch_drains(self) -> None:
+    async def _watch_drains(self, group: anyio.abc.TaskGroup) -> None:
         try:
             async for node, left_s in self._parts.leases.drains():
+                # Known at once: reports are classified as they come, before the inbox is read.
+                self._drains.draining(node, left_s, group)
                 self._inbox.post(ev.NodeDraining(node=node, left_s=left_s))
         except Exception:  # drains are a hint: without them a lost node is still noticed
             logger.warning("no more drain notices in this run", exc_info=True)

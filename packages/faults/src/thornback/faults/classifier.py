@@ -14,6 +14,8 @@ data that crossed a process border are judged by the same code. Then:
    of the faults of a gang (`root_cause`).
 5. What an outer exception says about trying again (`non_retryable`, `retry_after`) holds also where
    a cause of it decided: who raised it knew of the cause.
+6. *Drains*: if a node of the gang was known to go away (`node_draining`), the fault is PREEMPTION,
+   whatever the rules found (`_is_preempted` has the exceptions).
 """
 
 from __future__ import annotations
@@ -97,13 +99,14 @@ OF_THE_OBSERVED = frozenset(
         "exit_type",
         "memory_limit_exceeded",
         "node_death_reason",
-        "node_draining",
         "oom_kill",
         "preempted",
         "signal",
     )
 )
 """Facts about the process or node that reported: not about the error of Ray in its report."""
+DRAIN_RULE = "facts.node_draining"
+DRAIN_WHY = "a node of its gang was about to go away"
 SAID = ("non_retryable", "retry_after", "retry_after_s")
 """What an exception can say about trying again."""
 
@@ -200,12 +203,11 @@ class Classifier:
                 it, everything else, and what a `RayTaskError` carries, as raised by the rank's own
                 code. Others that rules ask for: `phase`, `exit_code`, `signal`, `oom_kill`,
                 `memory_limit_exceeded`, `preempted`, `death_cause`, `exit_type`,
-                `node_death_reason`, `node_draining`, `cancelled_by_us`. All are kept in the fault.
-                With `node_draining` (a node of the gang is known to be draining) every kind
-                becomes PREEMPTION, except what was cancelled, and APPLICATION in a gang of one node
-                (`gang_nodes`, default 1).
-                `cancelled_by_us` is said by who has asked for the end of what failed: so does this
-                project's executor of what fails after it had to be killed. Three more:
+                `node_death_reason`, `cancelled_by_us`. All are kept in the fault. The last one is
+                said by who has asked for the end of what failed: so does this project's executor of
+                what fails after it had to be killed. `node_draining`: a node of the gang was known
+                to go away, so the fault is PREEMPTION, but for an APPLICATION error where
+                `gang_nodes` (default 1) is 1. Three more:
                 `observed_at`, in seconds since 1970, for a `Retry-After` that is a date when the
                 server does not tell its time; `healthy_before`, whether the same process has
                 finished other work, for GPUs; `secondhand`, whether it befell another task.
@@ -250,9 +252,15 @@ class Classifier:
             self._judge(links, origin, facts, record, brief=brief) for links in leaves or [chain]
         ]
         at = _decisive([one.fault.kind for one in found], origin)
+        decided = found[at]
         if leaves:
             notes.append(f"a group of {len(leaves)}: exception {at + 1} decides")
-        return found[at].__replace__(notes=tuple(notes))
+        if _is_preempted(decided.fault):
+            notes.append(
+                f"without the drain: {decided.fault.kind.value}, by rule {decided.fault.rule!r}"
+            )
+            decided = decided.__replace__(fault=_preempted(decided.fault), why=DRAIN_WHY)
+        return decided.__replace__(notes=tuple(notes))
 
     def _judge(
         self,
@@ -408,14 +416,9 @@ def _fault(
     after = _seconds(said, known.get("observed_at"))
     if after is not None:
         kept["retry_after_s"] = after
-    kind = _kind(rule.kind, known)
-    if kind is not rule.kind:
-        # What the error says about trying again is moot: its node goes away.
-        for name in SAID:
-            kept.pop(name, None)
     phase = rule.phase or known.get("phase") or ""
     return Fault(
-        kind=kind,
+        kind=rule.kind,
         origin=origin,
         rule=rule.name,
         error_type=_name(evidence.error),
@@ -426,18 +429,22 @@ def _fault(
     )
 
 
-def _kind(kind: FaultKind, known: Mapping[str, Attribute]) -> FaultKind:
-    """Return PREEMPTION for what goes wrong while a node of the gang drains.
+def _is_preempted(fault: Fault) -> bool:
+    """Return whether a fault is PREEMPTION because a node of its gang was known to drain."""
+    facts = fault.facts
+    if facts.get("node_draining") is not True or facts.get("cancelled_by_us") is True:
+        return False
+    if fault.kind in (FaultKind.CANCELLED, FaultKind.PREEMPTION):
+        return False
+    # A rank whose sibling loses its node raises whatever a broken peer makes it raise; one without
+    # siblings raises an error of its own.
+    return fault.kind is not FaultKind.APPLICATION or facts.get("gang_nodes", 1) != 1
 
-    A member that goes away breaks its siblings in every way there is. Only user code that is alone
-    on its node can fail for no other reason than itself; and what we cancelled, we cancelled.
-    """
-    if known.get("node_draining") is not True or known.get("cancelled_by_us") is True:
-        return kind
-    alone = known.get("gang_nodes", 1) == 1
-    if kind is FaultKind.CANCELLED or (kind is FaultKind.APPLICATION and alone):
-        return kind
-    return FaultKind.PREEMPTION
+
+def _preempted(fault: Fault) -> Fault:
+    # Another node may do what this error calls useless.
+    facts = {name: value for name, value in fault.facts.items() if name != "non_retryable"}
+    return fault.__replace__(kind=FaultKind.PREEMPTION, rule=DRAIN_RULE, facts=facts)
 
 
 def _seconds(value: Attribute, now: Attribute) -> float | None:

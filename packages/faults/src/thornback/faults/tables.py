@@ -36,13 +36,6 @@ FACT_RULES = (
         why="the node was taken away while it drained",
     ),
     Rule(
-        name="facts.node_died_draining",
-        kind=FaultKind.PREEMPTION,
-        origins=NOT_RANK,
-        facts={"death_cause": "NODE_DIED", "node_draining": True},
-        why="the node was taken away while it drained",
-    ),
-    Rule(
         name="facts.node_died",
         kind=FaultKind.NODE_LOST,
         origins=NOT_RANK,

@@ -27,14 +27,12 @@ from thornback.placement.bundles import (
     Supply,
     resources_of,
     strategy_of,
-    without,
 )
 from thornback.placement.errors import AllocatorClosed, PlacementTimedOut, Unschedulable
 from thornback.placement.explain import (
     Diagnoses,
     Diagnosis,
     describe,
-    explain_busy,
     largest_memory_bytes,
     may_come,
     show_resources,
@@ -360,6 +358,10 @@ class Allocator:
                 raise attempt.error
             snapshot, now = self._watcher.snapshot, anyio.current_time()
             found = self._unplaceable(attempt, snapshot)
+            if found is None and since is not None:
+                # `place_s` counts only while it fits: a node that came late must not be called busy
+                # before it can be granted.
+                deadline += now - since
             since = None if found is None else now if since is None else since
             until = judge(
                 _supply(attempt, snapshot),
@@ -394,13 +396,8 @@ class Allocator:
             return self._explainer.tell(request, found.text, now, until - now)
         if now < started + BUSY_AFTER_S:
             return started + BUSY_AFTER_S
-        held = [
-            (node, resources_of(each.request.bundle))
-            for each in self._attempts.values()
-            if each.grant is not None
-            for node in each.grant.nodes
-        ]
-        busy = explain_busy(request, without(snapshot.nodes, attempt.avoid), held)
+        holders = [each for each in self._attempts.values() if each.grant is not None]
+        busy = self._diagnoses.busy(request, snapshot, attempt.avoid, holders)
         if busy is None:
             self._explainer.forget(request)
             return math.inf

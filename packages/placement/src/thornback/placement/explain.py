@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import attrs
 
@@ -27,7 +28,7 @@ from thornback.placement.labels import (
     holds,
     show_selectors,
 )
-from thornback.placement.ports import Snapshot
+from thornback.placement.ports import Grant, Snapshot
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -113,6 +114,17 @@ def explain_busy(
     )
 
 
+class Holder(Protocol):
+    """A lease that we hold: what `Attempt` is here."""
+
+    @property
+    def lease_id(self) -> int: ...
+    @property
+    def request(self) -> GangRequest: ...
+    @property
+    def grant(self) -> Grant | None: ...
+
+
 class Diagnoses:
     """What is wrong with requests in one snapshot: found once for all that ask for the same.
 
@@ -122,19 +134,43 @@ class Diagnoses:
     def __init__(self) -> None:
         self._snapshot: Snapshot | None = None
         self._found: dict[tuple[object, ...], Diagnosis | None] = {}
+        self._busy: dict[tuple[object, ...], str | None] = {}
 
     def of(
         self, request: GangRequest, snapshot: Snapshot, avoid: Sequence[str] = ()
     ) -> Diagnosis | None:
         """As `diagnose`, with the node types of the snapshot where they may come, and without the
         nodes to avoid: nothing that comes is waited for where these could be used."""
-        if snapshot is not self._snapshot:
-            self._snapshot, self._found = snapshot, {}
+        self._renew(snapshot)
         key = (*_key(request), tuple(avoid))
         if key not in self._found:
             types = () if avoid else may_come(snapshot)
             self._found[key] = diagnose(request, without(snapshot.nodes, avoid), types)
         return self._found[key]
+
+    def busy(
+        self,
+        request: GangRequest,
+        snapshot: Snapshot,
+        avoid: Sequence[str],
+        holders: Sequence[Holder],
+    ) -> str | None:
+        """As `explain_busy`, without the nodes to avoid; `holders` are the leases that we hold."""
+        self._renew(snapshot)
+        key = (*_key(request), tuple(avoid), tuple(each.lease_id for each in holders))
+        if key not in self._busy:
+            held = [
+                (node, resources_of(each.request.bundle))
+                for each in holders
+                if each.grant is not None
+                for node in each.grant.nodes
+            ]
+            self._busy[key] = explain_busy(request, without(snapshot.nodes, avoid), held)
+        return self._busy[key]
+
+    def _renew(self, snapshot: Snapshot) -> None:
+        if snapshot is not self._snapshot:
+            self._snapshot, self._found, self._busy = snapshot, {}, {}
 
 
 def may_come(snapshot: Snapshot) -> tuple[NodeType, ...]:
