@@ -73,6 +73,8 @@ def test_report_observers_and_record_agree_on_why_a_rank_was_given_up(
     assert all(each.stop is None for each in told.attempts[:-1])
     (paper,) = read_run(url).certificates["a"]
     assert paper.why["stop"] == stop.value
-    assert len(paper.why["evidence"]) == len(ended.evidence) == len(told.attempts)
+    listed = paper.why["evidence"]
+    assert isinstance(listed, list)
+    assert len(listed) == len(ended.evidence) == len(told.attempts)
     assert {fault.kind for fault in ended.evidence} == {told.attempts[-1].fault.kind}
     assert paper.why["reason"] == ended.reason

@@ -119,7 +119,7 @@ class ChargesCompany(Watchful):
 
     def _give_back(self, assignment: Assignment[Fault], halve: bool) -> None:
         for rank in (rank for piece in assignment.outstanding for rank in piece):
-            assignment.stage.failures.setdefault(rank, FailedRank()).charged += 1
+            assignment.stage.failures.setdefault(rank, FailedRank()).tries += 1
         super()._give_back(assignment, halve)
 
 
@@ -326,7 +326,7 @@ SCHEDULERS: list[tuple[type[Watchful], str]] = [
     (RecordsBeforeSuccess, "is outstanding"),
     (LosesAReturnedRange, "are outstanding, the scheduler says"),
     (ForgetsCloseGang, "stall: nothing is owed"),
-    (ChargesCompany, "faults were charged to"),
+    (ChargesCompany, "have failed"),
     (DoesNotIsolate, "may travel with"),
     (AnnouncesBeforeRecorded, "count as done and are not durable"),
     (ForgetsTimers, "stall: nothing is owed"),

@@ -74,7 +74,7 @@ class _Bill(Generic[F]):
     """What a rank has had."""
 
     history: list[_Past[F]] = attrs.field(factory=list)
-    charged: int = 0
+    tries: int = 0
     memory_bytes: int | None = None
 
 
@@ -224,7 +224,7 @@ class Costs(Generic[F]):
         node = nodes[0] if len(nodes) == 1 else ""
         bill.history.append(_Past(said.fault, node, said.standing, self._last_assignment))
         verdict = said.verdict
-        bill.charged += verdict.charged
+        bill.tries += verdict.charged or verdict.machine_fault
         if verdict.memory_bytes is not None:
             bill.memory_bytes = verdict.memory_bytes
         if verdict.blames_node:
@@ -290,7 +290,7 @@ class Costs(Generic[F]):
         self._last_assignment = command.assignment
         ranks = [rank for piece in command.ranks for rank in piece]
         memory = self._shapes[command.gang].shape.memory_bytes
-        charged, needed = 0, None
+        tries, needed = 0, None
         for rank in ranks:
             key = command.stage, rank
             limit = self._limits.get(key)
@@ -301,8 +301,8 @@ class Costs(Generic[F]):
                 continue
             if len(ranks) > 1:
                 raise InvariantBroken(f"{command}: rank {rank} has failed before: it goes alone")
-            charged, needed = bill.charged, bill.memory_bytes
-        if command.attempt != 1 + charged:
-            raise InvariantBroken(f"{command}: {charged} faults were charged to {ranks}")
+            tries, needed = bill.tries, bill.memory_bytes
+        if command.attempt != 1 + tries:
+            raise InvariantBroken(f"{command}: {tries} tries of {ranks} have failed")
         if memory != needed:
             raise InvariantBroken(f"{command}: it has {memory} bytes, and shall have {needed}")
