@@ -45,6 +45,10 @@ class Convicts(ScriptedPolicy):
         return again
 
 
+def held(game: Play[str], gang: int) -> list[int]:
+    return list(game.referee.gangs[gang].live)
+
+
 def all_fail(game: Play[str], fault: str, most: int) -> int:
     """Let every rank fail that runs, and every gang be ready; return how many failed."""
     failed = 0
@@ -96,6 +100,44 @@ def test_a_few_bad_nodes_stop_no_stage_while_a_good_one_is_known() -> None:
             game.fail(running[0], rank, "died", "bad")
     assert game.scheduler._board.stages[0].tripped is None
     assert dispatches(game.succeed(min(game.referee.gangs[1].live), busy_s=9.0))
+
+
+def test_faults_that_blame_no_node_count_in_full_beside_a_good_one() -> None:
+    """A broken installation is broken on all nodes, however well earlier ranks went."""
+    policy = ScriptedPolicy({"broken": FakeVerdict(machine_fault=True)})
+    game = play(plan(2000, max_gangs=1, policy=policy))
+    game.start()
+    game.send(GangReady(gang=0, nodes=("a",), fitting=8))
+    game.succeed(0, busy_s=9.0)
+    game.record()
+    for number in range(1, 21):
+        assert game.scheduler._board.stages[0].tripped is None
+        game.fail(number, game.scheduler.outstanding(number)[0].start, "broken", "a")
+    assert "no progress: 20 machine faults" in game.scheduler.reason(0, 1999)
+
+
+def test_success_of_another_stage_does_not_keep_a_stage_going_that_only_dies() -> None:
+    """Their gangs share the nodes, so each death is soon settled against its rank."""
+    game = play(plan(2000, max_gangs=2), plan(2000, max_gangs=2, shape=1))
+    game.start()
+    for gang, node in enumerate("abab"):
+        game.send(GangReady(gang=gang, nodes=(node,), fitting=8))
+    # Each node is known to be good before the ranks of stage 0 begin to die.
+    for gang in range(4):
+        game.succeed(held(game, gang)[0], busy_s=9.0)
+    game.record()
+    faults = 0
+    while any(held(game, gang) for gang in (0, 1)):
+        for gang, node in enumerate("ab"):
+            if held(game, gang):
+                number = held(game, gang)[0]
+                game.fail(number, game.scheduler.outstanding(number)[0].start, "died", node)
+                faults += 1
+            for _ in range(2):  # the second one was dispatched after the death
+                game.succeed(held(game, gang + 2)[0], busy_s=9.0)
+        game.record()
+        assert faults <= 20 + 2 * 2
+    assert "no progress: " in game.scheduler.reason(0, 1999)
 
 
 def test_older_gang_that_has_its_place_is_waited_for_and_may_save_the_stage() -> None:

@@ -115,6 +115,39 @@ def test_suspected_node_is_used_one_rank_at_a_time_when_no_other_becomes_free() 
     assert game.scheduler._board.stages[0].streak.faults == 0, "such faults stop no stage"
 
 
+def test_suspected_node_is_used_in_time_also_where_the_others_are_lost_later() -> None:
+    game = play(plan(50, slots=3, max_gangs=2), params=PARAMS)
+    game.start()
+    ready(game, 0, "a")
+    ready(game, 1, "b")
+    for number in held(game, 0)[:2]:
+        game.fail(number, game.scheduler.outstanding(number)[0].start, "died", "a")
+    assert game.referee.gangs[0].state == "ready", "it still runs something"
+    game.tick(20.0)
+    game.lost(1, "preempted")
+    game.close()
+    for number in held(game, 0)[1:]:
+        game.give_back(number, *game.scheduler.outstanding(number))
+    game.tick(PARAMS.avoid_wait_s)
+    (running,) = held(game, 0)
+    assert [gang for gang, _, _ in dispatches(game.succeed(running, busy_s=9.0))] == [0]
+
+
+def test_suspected_node_that_drains_gets_no_rank_that_would_fit() -> None:
+    game = play(plan(50, slots=2, max_gangs=2), params=PARAMS)
+    game.start()
+    ready(game, 0, "a")
+    ready(game, 1, "b")
+    game.succeed(held(game, 1)[0], busy_s=9.0)
+    game.send(NodeDraining(node="a", left_s=500.0))
+    first, *_ = held(game, 0)
+    given = dispatches(game.fail(first, game.scheduler.outstanding(first)[0].start, "died", "a"))
+    assert [gang for gang, _, _ in given] == [0], "what can end in time"
+    second = given[0][1]
+    rank = game.scheduler.outstanding(second)[0].start
+    assert dispatches(game.fail(second, rank, "died", "a")) == []
+
+
 def test_gang_that_is_placed_on_a_node_to_avoid_is_closed_before_it_starts() -> None:
     game = with_bad_a()
     game.close()

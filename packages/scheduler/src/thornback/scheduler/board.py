@@ -221,6 +221,12 @@ class Board(Generic[F]):
         heapq.heappush(self._timers, (at, stage, rank))
         self.due_at = self._timers[0][0]
 
+    def review_by(self, at: float) -> None:
+        """Look again at that time at the latest which gangs are on suspected nodes."""
+        if at < self.review_at:
+            self.review_at = at
+            self.wake(at)
+
     @property
     def wake_at(self) -> float | None:
         """The next time to look; None: only an event can change anything."""

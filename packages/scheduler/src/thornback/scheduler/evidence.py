@@ -191,10 +191,6 @@ class Evidence(Generic[F]):
         node = self._nodes.get(name)
         return node is not None and node.is_doubtful and node.until <= now
 
-    def is_failing(self, names: Sequence[str]) -> bool:
-        """Return whether something has failed on one of these nodes since a rank last finished."""
-        return any(name in self._nodes and self._nodes[name].faults > 0 for name in names)
-
     def on_parole(self, now: float) -> list[str]:
         """Return the nodes whose suspicion is over and that have not proved themselves yet."""
         return [name for name in self._nodes if self.is_on_parole(name, now)]

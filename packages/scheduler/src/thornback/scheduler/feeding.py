@@ -252,8 +252,9 @@ def _feed_draining(board: Board[F], lane: Lane[F]) -> None:
     mean_s = lane.stage.pace.mean_s
     if mean_s is None or lane.stage.plan.nodes > 1:
         return
-    for gang in list(lane.draining.values()):
-        while len(gang.live) < lane.slots and gang.yields_to is None and lane.ready.count:
+    able = [gang for gang in lane.draining.values() if not gang.held and gang.yields_to is None]
+    for gang in able:
+        while len(gang.live) < gang.places and lane.ready.count:
             left_s = ((gang.drain_by or 0.0) - board.now) * board.params.drain_share
             if left_s < mean_s or left_s <= 0:
                 break

@@ -64,7 +64,7 @@ def rank_failed(board: Board[F], assignment: Assignment[F], event: RankFailed[F]
         gang.forced = False
         board.evidence.changed = True
     elif verdict.machine_fault:
-        _count_fault(board, gang, nodes)
+        _count_fault(board, gang, nodes, verdict)
         _stop_without_progress(board, stage, event.fault)
     elif not verdict.retry and verdict.signature:
         _stop_if_all_alike(board, stage, verdict)
@@ -212,7 +212,7 @@ def gang_lost(board: Board[F], gang: Gang[F], event: GangLost[F], give_back: Giv
             gang.lane.shape.nodes[node] = None  # no gang of it may ever have been ready there
             board.evidence.suspect(node, board.now, board.next_assignment - 1)
     if verdict.machine_fault:
-        _count_fault(board, gang, (event.node,) if event.node else gang.nodes)
+        _count_fault(board, gang, (event.node,) if event.node else gang.nodes, verdict)
     if was_ready:
         _lost_at_work(board, gang, held, event, verdict, give_back)
     else:
@@ -298,18 +298,19 @@ def _ask_later(
     board.wake(lane.retry_at)
 
 
-def _count_fault(board: Board[F], gang: Gang[F], nodes: Sequence[str]) -> None:
+def _count_fault(board: Board[F], gang: Gang[F], nodes: Sequence[str], verdict: Verdict) -> None:
     """Count a machine fault for the rule that stops a stage in which everything fails."""
-    node = nodes[0] if len(nodes) == 1 else ""
+    node = nodes[0] if len(nodes) == 1 and verdict.blames_node else ""
     gang.lane.stage.streak.failed(board.next_gang, node)
 
 
 def _share(board: Board[F], stage: Stage[F]) -> int:
-    """Return how many faults of one node count: a few bad nodes must not stop a stage while others
-    are known to be good."""
+    """Return how many faults of one node count: a few bad nodes must not stop a stage while it has
+    a gang that is known to be good. Gangs of other stages prove nothing: only its own ranks may
+    be bad."""
     most, fitting = board.params.no_progress_faults, stage.lanes[0].shape.fitting
-    gangs = (gang for gang in board.gangs.values() if gang.finished)
-    if fitting and any(not board.evidence.is_failing(gang.nodes) for gang in gangs):
+    gangs = (gang for lane in stage.lanes for gang in lane.gangs.values() if gang.finished)
+    if fitting and any(not stage.streak.has_failed_on(gang.nodes) for gang in gangs):
         return max(2, math.ceil(most / fitting))
     return most
 

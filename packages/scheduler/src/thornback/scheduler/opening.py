@@ -96,6 +96,8 @@ def _note_starving(board: Board[F], lane: Lane[F]) -> bool:
         return False
     if lane.starved_at is None:
         lane.starved_at = board.now
+        if lane.held:
+            board.review_by(board.now + board.params.avoid_wait_s)
     if lane.stage.tripped is not None:
         return True  # nobody yields to it
     wake = lane.starved_at + board.params.linger_s

@@ -20,7 +20,7 @@ def review(board: Board[F]) -> None:
     board.review_at = NEVER
     parole_at = board.evidence.next_parole(board.now)
     if parole_at is not None:
-        _review_at(board, parole_at)
+        board.review_by(parole_at)
     probes: dict[str, Gang[F]] = {}
     for shape in board.shapes.values():
         _review_shape(board, shape, probes)
@@ -66,9 +66,9 @@ def _use_in_time(board: Board[F], lane: Lane[F]) -> None:
     longer."""
     since = board.now if lane.starved_at is None else lane.starved_at
     pause_s = board.params.avoid_wait_s * 2.0 ** min(lane.forced, 30)
-    due_at = max(since, lane.forced_at) + min(pause_s, board.params.max_parole_s)
+    due_at = max(since, lane.forced_at) + min(pause_s, board.params.no_room_s)
     if board.now < due_at:
-        _review_at(board, due_at)
+        board.review_by(due_at)
         return
     lane.forced += 1
     lane.forced_at = board.now
@@ -77,9 +77,3 @@ def _use_in_time(board: Board[F], lane: Lane[F]) -> None:
     gang = next(iter(lane.held.values()))
     gang.forced = True
     _mark(board, gang, held=False, probing=True)
-
-
-def _review_at(board: Board[F], at: float) -> None:
-    if at < board.review_at:
-        board.review_at = at
-        board.wake(at)

@@ -228,7 +228,7 @@ class Streak:
     faults: int = 0
     """Machine faults, all of them."""
     by_node: dict[str, int] = attrs.field(factory=dict)
-    """Those of each node; "": the node is not known."""
+    """Those of each node; "": it is not known, or not to blame."""
     first_gang: int | None = None
     """Gangs before this one were asked for before the trouble began; None: there is none."""
     last_gang: int = -1
@@ -246,6 +246,10 @@ class Streak:
         self.begin(next_gang)
         self.faults += 1
         self.by_node[node] = self.by_node.get(node, 0) + 1
+
+    def has_failed_on(self, nodes: Sequence[str]) -> bool:
+        """Return whether one of these nodes is to blame for some of them."""
+        return any(node in self.by_node for node in nodes)
 
     def weight(self, share: int) -> int:
         """Return the machine faults, of each node at most so many."""
