@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TypeVar
 
-from thornback.scheduler.board import Board
+from thornback.scheduler.board import NEVER, Board
 from thornback.scheduler.gangs import Gang, Lane
 from thornback.scheduler.opening import why_not_asked
 from thornback.scheduler.stages import Stage
@@ -27,6 +27,7 @@ def check(board: Board[F]) -> None:
     for lane in board.lanes:
         _check_lane(board, lane)
     _check_limits(board)
+    _check_trouble(board)
     if board.ending is None or not board.ending.unrecorded:
         recording = sum(stage.in_state[RankState.RECORDING] for stage in board.stages)
         _need(board.recording == recording, f"{recording} ranks wait for a record, not counted so")
@@ -171,6 +172,31 @@ def _check_lane(board: Board[F], lane: Lane[F]) -> None:
     _need(lane.backoff == backoff, f"a lane of stage {stage.number} miscounts its delayed ranks")
 
 
+def _check_trouble(board: Board[F]) -> None:
+    """Check what is kept of stages that may be stopped, and of gangs on doubtful nodes."""
+    for stage in board.stages:
+        times = sum(known is stage for known in board.tripped)
+        _need(
+            times == (stage.tripped is not None),
+            f"stage {stage.number} stands {times} times among those in trouble: {stage.tripped}",
+        )
+        _need(
+            stage.tripped is None
+            or (stage.stopped is None and stage.streak.first_gang is not None),
+            f"stage {stage.number} is in trouble, and no success would end that",
+        )
+    probed: dict[str, int] = {}
+    for gang in board.gangs.values():
+        if gang.state is not GangState.READY:
+            continue
+        kept = [a.number for a in gang.live.values() if gang.held and not a.recalled]
+        _need(not kept, f"gang {gang.number} is held, and {kept} are not asked back")
+        _need(not gang.forced or gang.probing, f"gang {gang.number} is forced, and not probing")
+        for node in gang.nodes if gang.probing and not gang.held else ():
+            other = probed.setdefault(node, gang.number)
+            _need(other == gang.number, f"gangs {other} and {gang.number} both probe {node}")
+
+
 def _check_limits(board: Board[F]) -> None:
     for shape in board.shapes.values():
         _need(
@@ -214,6 +240,11 @@ def _check_no_stall(board: Board[F]) -> None:
                 why_not_asked(board, lane) is not None,
                 f"stage {lane.stage.number} has {lane.waiting} ready ranks for {lane.shape.key}, "
                 "no gang, and no reason",
+            )
+        if lane.held and lane.waiting and not lane.usable and board.slow is None:
+            _need(
+                board.ending is not None or board.review_at < NEVER,
+                f"stage {lane.stage.number} starves beside suspected nodes, and never uses them",
             )
         able = [gang for gang in lane.free.values() if not (gang.live and gang.is_unproven)]
         if lane.ready.count and able and board.ending is None:
