@@ -100,6 +100,17 @@ def test_suspects_are_limited_and_the_worst_come_first() -> None:
     assert known.suspects(NODES, 4, 100.0) == (), "their terms are over"
 
 
+def test_node_that_only_loses_gangs_becomes_the_worst_too() -> None:
+    """Else it is used again and again where more nodes are suspected than may be avoided."""
+    known = evidence()
+    for rank in range(2):
+        known.add(case(rank, "a"), 0.0)
+    suspect(known, "a")
+    for _ in range(4):
+        suspect(known, "b")
+    assert known.suspects(NODES, 1, 1.0) == ("b",)
+
+
 def test_terms_double_up_to_the_longest_and_a_relapse_goes_on() -> None:
     known, now, terms = evidence(), 0.0, []
     for _ in range(4):

@@ -111,16 +111,18 @@ class Evidence(Generic[F]):
     def add(self, case: Case[F], now: float) -> None:
         """Take in a fault whose standing is what `standing` said, or UNDECIDED."""
         for name in list(case.nodes):
+            if case.past.standing is Standing.NODE:
+                self.suspect(name, now, case.last_assignment)
+                continue
             node = self._nodes.setdefault(name, _Node())
             node.faults += 1
-            if case.past.standing is not Standing.NODE:
-                node.cases.append(case)
-            else:
-                self.suspect(name, now, case.last_assignment)
+            node.cases.append(case)
 
     def suspect(self, name: str, now: float, last_assignment: int) -> None:
-        """Suspect a node for a term, and settle what is open there against it."""
+        """Suspect a node for a term, because of one more fault, and settle what is open there
+        against it."""
         node = self._nodes.setdefault(name, _Node())
+        node.faults += 1
         for case in node.cases:
             case.past.standing = Standing.NODE
             for other in case.nodes:
