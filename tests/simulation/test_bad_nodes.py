@@ -62,6 +62,7 @@ def test_too_late_sees_a_run_that_does_not_stop() -> None:
         pytest.param(Family.ALL, 331, id="a stage stops while others fail beside it"),
         pytest.param(Family.RANKS, 320, id="a stage in trouble sets no timers"),
         pytest.param(Family.RANKS, 30, id="the worst nodes are suspected first"),
+        pytest.param(Family.RANKS, 265, id="a node that loses gangs is among the worst"),
         pytest.param(Family.RANKS, 37, id="ranks tried again do not keep fresh ones waiting"),
         pytest.param(Family.NODES, 265, id="a starved stage opens few gangs on bad nodes"),
         pytest.param(Family.NODES, 302, id="suspected nodes are tried less and less"),
