@@ -42,7 +42,7 @@ SDK = {"opentelemetry-sdk", "opentelemetry-semantic-conventions"}
 BRINGS: dict[str, frozenset[str] | None] = {
     "faults": frozenset(),
     "graph": PURE,
-    "scheduler": PURE,
+    "scheduler": PURE | {"thornback-faults"},
     "placement": ASYNC,
     "pool": ASYNC | {"thornback-faults"},
     "executor": EXECUTOR,
