@@ -255,3 +255,27 @@ def test_ready_ranks_are_given_up_when_the_user_has_waited_enough() -> None:
         records = [c for c in game.tick() if isinstance(c, Record)]
     assert game.now == 30.0
     assert {c.stop for c in records} == {StopReason.NOT_PLACED}
+
+
+def test_wait_ends_no_stage_whose_gang_has_its_place_and_starts_slowly() -> None:
+    game = play(plan(3, max_gangs=1), params=SchedulerParams(wait_s=30.0))
+    game.start()
+    game.send(GangPlaced(gang=0, nodes=("a",)), after_s=5.0)
+    assert game.tick(40.0) == []
+    assert dispatches(game.ready(0, "a"))
+
+
+def test_wait_for_resources_that_the_run_holds_itself_begins_when_they_are_free() -> None:
+    params = SchedulerParams(wait_s=30.0)
+    game = play(plan(1, max_gangs=1), plan(1, max_gangs=1, shape=1), params=params)
+    game.start()
+    game.ready(0, "a")
+    game.tick(40.0)
+    game.succeed(0)
+    game.tick(3.0)
+    game.close()
+    assert game.scheduler.counts(1).ready == 1, "the gang that is gone may have made room"
+    freed_at = game.now
+    while game.scheduler.counts(1).ready:
+        game.tick()
+    assert game.now == freed_at + 30.0

@@ -98,6 +98,8 @@ class Board(Generic[F]):
         self.next_assignment = 0
         self.closed = 0
         """Gangs that are gone."""
+        self.held_until = 0.0
+        """When the last gang was gone that had a place."""
         self.now = 0.0
         self.out: list[Command] = []
         self.started = False

@@ -199,6 +199,8 @@ class Scheduler(Generic[F]):
                     gang.move(GangMove.CLOSED)
                     del board.gangs[gang.number]
                     board.closed += 1
+                    if gang.nodes:
+                        board.held_until = board.now
             case RankFailed():
                 self._rank_failed(event)
             case RanksReturned():

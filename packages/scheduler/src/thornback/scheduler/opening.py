@@ -13,7 +13,7 @@ from thornback.scheduler.board import Board
 from thornback.scheduler.gangs import Gang, Lane, Shape
 from thornback.scheduler.settling import give_up_ready, pressure
 from thornback.scheduler.stages import FailedRank, Stopped
-from thornback.scheduler.states import GangState, RankState
+from thornback.scheduler.states import RankState
 
 F = TypeVar("F")
 # Members of an Enum class cost more to look up than to use.
@@ -113,15 +113,16 @@ def _note_starving(board: Board[F], lane: Lane[F]) -> bool:
 
 def _has_waited_enough(board: Board[F], lane: Lane[F]) -> bool:
     """Give up what is ready in a lane that has waited for busy resources for as long as the user
-    wanted. Not while the run holds any gang: what it waits for may be its own."""
+    wanted. Only time in which the run holds nothing counts: else what it waits for may be its own.
+    """
     wait_s = board.params.wait_s
     if wait_s is None or lane.starved_at is None:
         return False
-    due_at = lane.starved_at + wait_s
+    if any(gang.nodes for gang in board.gangs.values()):
+        return False  # it ends with `GangClosed`
+    due_at = max(lane.starved_at, board.held_until) + wait_s
     if board.now < due_at:
         board.wake(due_at)
-        return False
-    if any(gang.state is GangState.READY for gang in board.gangs.values()):
         return False
     text = f"no resources became free within wait_s={wait_s:g} s"
     give_up_ready(board, lane, Stopped(StopReason.NOT_PLACED, text))
