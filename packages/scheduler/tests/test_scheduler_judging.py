@@ -279,3 +279,49 @@ def test_wait_for_resources_that_the_run_holds_itself_begins_when_they_are_free(
     while game.scheduler.counts(1).ready:
         game.tick()
     assert game.now == freed_at + 30.0
+
+
+# -- in trouble ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fault", "following"), [("died", 1), ("again", 0)])
+def test_fresh_ranks_go_before_retries_only_while_the_stage_is_in_trouble(
+    fault: str, following: int
+) -> None:
+    game = play(plan(9, max_gangs=1))
+    game.start()
+    game.ready(0)
+    ((_, _, ranks),) = dispatches(game.fail(0, 0, fault))
+    assert ranks == one(following)
+
+
+def test_gang_that_has_finished_nothing_gets_one_rank_at_a_time_in_trouble() -> None:
+    game = play(plan(90, slots=4, max_gangs=2))
+    game.start()
+    game.ready(0, "a")
+    game.fail(0, 0, "died", "a")
+    game.fail(1, 1, "died", "a")
+    ((_, number, _),) = dispatches(game.ready(1, "b"))
+    given = dispatches(game.succeed(number, busy_s=9.0))
+    assert [gang for gang, _, _ in given].count(1) == 4, "now it has finished one"
+
+
+def test_tripped_stage_gives_one_rank_to_an_older_gang_and_none_to_others() -> None:
+    game = play(plan(90, slots=4, max_gangs=2), params=SchedulerParams(no_progress_faults=2))
+    game.start()
+    game.ready(0, "a")
+    game.send(GangPlaced(gang=1, nodes=("b",)))
+    game.fail(0, 0, "died", "a")
+    assert not dispatches(game.fail(1, 1, "died", "a"))
+    for number in held(game, 0):
+        game.give_back(number, *game.scheduler.outstanding(number))
+    assert held(game, 0) == []
+    assert len(dispatches(game.ready(1, "b"))) == 1
+    assert held(game, 0) == []
+
+
+def test_stage_without_a_limit_tries_every_rank_although_all_fail_alike() -> None:
+    game = play(plan(50, max_gangs=1, policy=ALIKE, fail_fast=None))
+    game.start()
+    assert all_fail(game, "bug", 1000) == 50
+    assert game.scheduler.counts(0).skipped == 0

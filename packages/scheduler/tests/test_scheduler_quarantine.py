@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from thornback.scheduler import SchedulerParams
 from thornback.scheduler.commands import Command, OpenGang, Recall
-from thornback.scheduler.events import GangPlaced, GangReady, NodeDraining
+from thornback.scheduler.events import GangPlaced, GangReady, NodeDraining, Ranks
 from thornback.scheduler.stages import one
 from thornback.scheduler.testing import Play, closed, dispatches, opened, plan, play
 
@@ -221,3 +221,51 @@ def test_gang_asked_for_after_the_notice_found_no_other_node_and_is_used() -> No
     game.ready(0, "a")
     (gang,) = [number for number, seen in game.referee.gangs.items() if seen.state == "opening"]
     assert dispatches(game.ready(gang, "a"))
+
+
+# -- what a new gang avoids ------------------------------------------------------------------------
+
+
+def test_new_gang_avoids_a_draining_node() -> None:
+    game = play(plan(50, max_gangs=1), params=PARAMS)
+    game.start()
+    ready(game, 0, "a")
+    assert avoided(game.send(NodeDraining(node="a", left_s=500.0))) == [("a",)]
+
+
+def test_new_gang_avoids_at_most_half_of_the_nodes_that_fit() -> None:
+    game = play(plan(50, max_gangs=2), params=PARAMS)
+    game.start()
+    ready(game, 0, "a", fitting=2)
+    ready(game, 1, "b", fitting=2)
+    assert avoided(game.send(NodeDraining(node="a", left_s=500.0))) == [("a",)]
+    assert avoided(game.send(NodeDraining(node="b", left_s=500.0))) == [("a",)]
+
+
+def test_second_new_gang_avoids_a_node_on_parole_that_the_first_may_try() -> None:
+    game = with_bad_a(max_gangs=3)
+    game.close()
+    game.tick(PARAMS.parole_s)
+    for gang in [number for number, seen in game.referee.gangs.items() if seen.state == "opening"]:
+        game.lost(gang, "preempted")
+    game.close()
+    asked: list[tuple[str, ...]] = []
+    while not asked:
+        asked = avoided(game.tick())
+    assert asked == [(), ("a",)]
+
+
+def test_lone_rank_that_always_comes_to_its_node_again_waits_for_a_moment_only() -> None:
+    game = play(plan(1, max_gangs=1), params=PARAMS)
+    game.start()
+    ready(game, 0, "a", fitting=3)
+    game.fail(0, 0, "died", "a")
+    failed_at = game.now
+    given: list[tuple[int, int, Ranks]] = []
+    while not given:
+        assert game.now <= failed_at + PARAMS.avoid_wait_s
+        game.close()
+        game.tick(1.0)
+        (pending,) = [n for n, gang in game.referee.gangs.items() if gang.state == "opening"]
+        given = dispatches(ready(game, pending, "a", fitting=3))
+    assert game.now == failed_at + PARAMS.avoid_wait_s
