@@ -320,6 +320,21 @@ def test_tripped_stage_gives_one_rank_to_an_older_gang_and_none_to_others() -> N
     assert held(game, 0) == []
 
 
+def test_tripped_stage_gives_nothing_to_a_gang_asked_for_in_its_trouble() -> None:
+    game = play(plan(90, max_gangs=3), params=SchedulerParams(no_progress_faults=2))
+    game.start()
+    game.ready(0, "a")
+    game.send(GangPlaced(gang=1, nodes=("b",)))
+    ((_, number, ranks),) = dispatches(game.fail(0, 0, "died", "a"))
+    game.lost(2, "preempted")
+    game.close()
+    while not (younger := opened(game.tick())):
+        pass
+    assert not dispatches(game.fail(number, ranks[0].start, "died", "a"))
+    assert not dispatches(game.ready(younger[0], "c"))
+    assert len(dispatches(game.ready(1, "b"))) == 1
+
+
 def test_stage_without_a_limit_tries_every_rank_although_all_fail_alike() -> None:
     game = play(plan(50, max_gangs=1, policy=ALIKE, fail_fast=None))
     game.start()
