@@ -156,6 +156,21 @@ def test_suspected_node_is_used_one_rank_at_a_time_when_no_other_becomes_free() 
     assert game.scheduler._board.stages[0].streak.faults == 0, "such faults stop no stage"
 
 
+def test_suspected_node_gets_one_rank_where_two_shapes_find_no_other() -> None:
+    game = play(plan(9, max_gangs=1), plan(9, max_gangs=1, shape=1), params=PARAMS)
+    game.start()
+    game.scheduler._board.evidence.suspect("a", game.now, 0)
+    for gang in (0, 1):
+        assert dispatches(ready(game, gang, "a", fitting=8)) == []
+    given: list[tuple[int, int]] = []
+    while game.now < PARAMS.avoid_wait_s:
+        given += [(gang, number) for gang, number, _ in dispatches(game.tick())]
+    assert len(given) == 1
+    ((gang, number),) = given
+    later = dispatches(game.fail(number, 0, "died", "a"))
+    assert [each for each, _, _ in later] == [1 - gang], "it has waited as long"
+
+
 def test_suspected_node_is_used_in_time_also_where_the_others_are_lost_later() -> None:
     game = play(plan(50, slots=3, max_gangs=2), params=PARAMS)
     game.start()
