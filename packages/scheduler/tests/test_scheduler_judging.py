@@ -74,6 +74,32 @@ def test_stage_in_which_everything_dies_stops_within_the_bound(gangs: int) -> No
     assert "no progress: " in game.scheduler.reason(0, 1999)
 
 
+@pytest.mark.parametrize(("gangs", "slots"), [(1, 4), (8, 2)])
+def test_bound_counts_the_slots_where_each_gang_is_on_its_own_bad_node(
+    gangs: int, slots: int
+) -> None:
+    game = play(plan(2000, max_gangs=gangs, slots=slots))
+    game.start()
+    for gang in range(gangs):
+        game.send(GangReady(gang=gang, nodes=(f"node-{gang}",), fitting=gangs))
+    failed = 0
+    while not game.scheduler.finished:
+        running = [n for n, (_, _, ranks) in game.referee.outstanding.items() if ranks]
+        opening = [n for n, gang in game.referee.gangs.items() if gang.state == "opening"]
+        if running:
+            (rank, *_) = game.scheduler.outstanding(running[0])[0]
+            gang = game.referee.outstanding[running[0]][0]
+            game.fail(running[0], rank, "died", f"node-{gang % gangs}")
+            failed += 1
+        elif opening:
+            nodes = (f"node-{opening[0] % gangs}",)
+            game.send(GangReady(gang=opening[0], nodes=nodes, fitting=gangs))
+        elif not (game.close() or game.record()):
+            game.tick()
+    assert 20 <= failed <= 20 + 2 * gangs * slots
+    assert "no progress: " in game.scheduler.reason(0, 1999)
+
+
 def test_attempts_that_are_given_up_count_as_machine_faults() -> None:
     policy = ScriptedPolicy({"died": FakeVerdict(retry=False, machine_fault=True)})
     game = play(plan(2000, max_gangs=2, policy=policy))

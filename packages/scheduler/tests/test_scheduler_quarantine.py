@@ -91,6 +91,47 @@ def test_at_most_half_of_the_nodes_are_suspected_at_once() -> None:
     assert sum(gang.state == "ready" for gang in game.referee.gangs.values()) >= 2
 
 
+def test_gang_of_two_nodes_always_finds_room_among_three() -> None:
+    game = play(plan(100, nodes=2, max_gangs=2), params=PARAMS)
+    game.start()
+    ready(game, 0, "a", "b", fitting=3)
+    ready(game, 1, "b", "c", fitting=3)
+    for node in ("a", "b", "c"):
+        game.scheduler._board.evidence.suspect(node, game.now, 99)
+    commands = game.lost(0, "preempted")
+    assert [len(nodes) for nodes in avoided(commands)] == [1], "two of three must be left"
+    game = play(plan(100, nodes=2, max_gangs=1), params=PARAMS)
+    game.start()
+    ready(game, 0, "a", "b", fitting=2)
+    commands = game.lost(0, "gone", "a")
+    assert avoided([*commands, *game.close()]) == [()]
+
+
+def test_two_gangs_on_a_node_on_parole_get_one_rank_together() -> None:
+    game = play(plan(100, max_gangs=3), params=PARAMS)
+    game.start()
+    ready(game, 0, "b")
+    game.scheduler._board.evidence.suspect("a", game.now, 0)
+    game.tick(PARAMS.parole_s)
+    fed = [dispatches(ready(game, gang, "a")) for gang in (1, 2)]
+    assert [len(given) for given in fed] == [1, 0]
+    ((_, number, _),) = fed[0]
+    game.fail(number, game.scheduler.outstanding(number)[0].start, "died", "a")
+    assert held(game, 1) == held(game, 2) == []
+
+
+def test_retry_of_a_bug_prefers_a_node_that_is_not_on_parole() -> None:
+    game = play(plan(3, max_gangs=3), params=PARAMS)
+    game.start()
+    game.scheduler._board.evidence.suspect("c", game.now, 0)
+    game.tick(PARAMS.parole_s)
+    for gang, node in enumerate("abc"):
+        ready(game, gang, node)
+    game.fail(0, 0, "again", "a")
+    assert dispatches(game.succeed(held(game, 2)[0], busy_s=9.0)) == [], "it might fail there"
+    assert dispatches(game.succeed(held(game, 1)[0], busy_s=9.0))[0][0] == 1
+
+
 def test_suspected_node_is_used_one_rank_at_a_time_when_no_other_becomes_free() -> None:
     game = play(plan(50, slots=2, max_gangs=1), params=PARAMS)
     game.start()
@@ -113,6 +154,21 @@ def test_suspected_node_is_used_one_rank_at_a_time_when_no_other_becomes_free() 
         pass
     assert game.now == again + 2 * PARAMS.avoid_wait_s, "after a fault there it waits longer"
     assert game.scheduler._board.stages[0].streak.faults == 0, "such faults stop no stage"
+
+
+def test_suspected_node_gets_one_rank_where_two_shapes_find_no_other() -> None:
+    game = play(plan(9, max_gangs=1), plan(9, max_gangs=1, shape=1), params=PARAMS)
+    game.start()
+    game.scheduler._board.evidence.suspect("a", game.now, 0)
+    for gang in (0, 1):
+        assert dispatches(ready(game, gang, "a", fitting=8)) == []
+    given: list[tuple[int, int]] = []
+    while game.now < PARAMS.avoid_wait_s:
+        given += [(gang, number) for gang, number, _ in dispatches(game.tick())]
+    assert len(given) == 1
+    ((gang, number),) = given
+    later = dispatches(game.fail(number, 0, "died", "a"))
+    assert [each for each, _, _ in later] == [1 - gang], "it has waited as long"
 
 
 def test_suspected_node_is_used_in_time_also_where_the_others_are_lost_later() -> None:

@@ -24,6 +24,9 @@ def review(board: Board[F]) -> None:
     probes: dict[str, Gang[F]] = {}
     for shape in board.shapes.values():
         _review_shape(board, shape, probes)
+    for lane in board.lanes:
+        if lane.held and lane.waiting and not lane.usable:
+            _use_in_time(board, lane, probes)
 
 
 def _review_shape(board: Board[F], shape: Shape[F], probes: dict[str, Gang[F]]) -> None:
@@ -45,8 +48,6 @@ def _review_shape(board: Board[F], shape: Shape[F], probes: dict[str, Gang[F]]) 
             _mark(board, gang, held=held, probing=probing)
         if any(not gang.probing for gang in lane.usable.values()):
             lane.forced = 0
-        if lane.held and lane.waiting and not lane.usable:
-            _use_in_time(board, lane)
 
 
 def _mark(board: Board[F], gang: Gang[F], *, held: bool, probing: bool) -> None:
@@ -61,7 +62,7 @@ def _mark(board: Board[F], gang: Gang[F], *, held: bool, probing: bool) -> None:
             board.recall(assignment)
 
 
-def _use_in_time(board: Board[F], lane: Lane[F]) -> None:
+def _use_in_time(board: Board[F], lane: Lane[F], probes: dict[str, Gang[F]]) -> None:
     """Use a suspected node when a lane has found no other for long; after each fault there it waits
     longer."""
     since = board.now if lane.starved_at is None else lane.starved_at
@@ -70,10 +71,15 @@ def _use_in_time(board: Board[F], lane: Lane[F]) -> None:
     if board.now < due_at:
         board.review_by(due_at)
         return
+    free = [gang for gang in lane.held.values() if not any(node in probes for node in gang.nodes)]
+    if not free:  # gangs of others try them
+        board.review_by(board.now + board.params.avoid_wait_s)
+        return
     lane.forced += 1
     lane.forced_at = board.now
     if lane.stage.room < 1 and lane.opening:
         board.close(next(reversed(lane.opening.values())))  # the one that was to replace it
-    gang = next(iter(lane.held.values()))
+    gang = free[0]
     gang.forced = True
+    probes.update(dict.fromkeys(gang.nodes, gang))
     _mark(board, gang, held=False, probing=True)
