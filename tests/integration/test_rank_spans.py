@@ -70,7 +70,7 @@ def test_what_a_rank_traces_lies_beneath_its_span_in_every_attempt(tmp_path: Pat
     def work(ctx: RankContext) -> None:
         from opentelemetry import trace
 
-        with trace.get_tracer("mine").start_as_current_span("work"):
+        with trace.get_tracer("mine").start_as_current_span("clean"):
             with trace.get_tracer("mine").start_as_current_span("step"):
                 pass
             if ctx.rank == 1 and ctx.attempt == 1:
@@ -82,17 +82,17 @@ def test_what_a_rank_traces_lies_beneath_its_span_in_every_attempt(tmp_path: Pat
     assert [each for each in paths(spans) if "assignment/" in each] == [
         "run/stage/assignment/load",
         "run/stage/assignment/rank 0 attempt 1",
-        "run/stage/assignment/rank 0 attempt 1/work",
-        "run/stage/assignment/rank 0 attempt 1/work/step",
+        "run/stage/assignment/rank 0 attempt 1/clean",
+        "run/stage/assignment/rank 0 attempt 1/clean/step",
         "run/stage/assignment/rank 1 attempt 1",
-        "run/stage/assignment/rank 1 attempt 1/work",
-        "run/stage/assignment/rank 1 attempt 1/work/step",
+        "run/stage/assignment/rank 1 attempt 1/clean",
+        "run/stage/assignment/rank 1 attempt 1/clean/step",
         "run/stage/assignment/rank 1 attempt 2",
-        "run/stage/assignment/rank 1 attempt 2/work",
-        "run/stage/assignment/rank 1 attempt 2/work/step",
+        "run/stage/assignment/rank 1 attempt 2/clean",
+        "run/stage/assignment/rank 1 attempt 2/clean/step",
     ]
     for step in (span for span in spans if span.name == "step"):
-        for inner, outer in pairwise(ancestry(step, spans)[:3]):  # step, work, rank
+        for inner, outer in pairwise(ancestry(step, spans)[:3]):  # step, clean, rank
             assert begin_of(outer) - MS <= begin_of(inner) <= end_of(inner) <= end_of(outer) + MS
 
 
@@ -104,7 +104,7 @@ def test_spans_of_a_rank_that_is_killed_are_lost_and_of_its_next_attempt_are_the
 
         from opentelemetry import trace
 
-        with trace.get_tracer("mine").start_as_current_span("work"):
+        with trace.get_tracer("mine").start_as_current_span("clean"):
             if ctx.attempt == 1:
                 os.kill(os.getpid(), 9)
 
@@ -113,7 +113,7 @@ def test_spans_of_a_rank_that_is_killed_are_lost_and_of_its_next_attempt_are_the
     assert [each for each in paths(spans) if "rank" in each] == [
         "run/stage/assignment/rank 0 attempt 1",
         "run/stage/assignment/rank 0 attempt 2",
-        "run/stage/assignment/rank 0 attempt 2/work",
+        "run/stage/assignment/rank 0 attempt 2/clean",
     ]
 
 
@@ -147,7 +147,7 @@ def test_without_a_provider_on_the_driver_a_rank_pays_nothing(tmp_path: Path) ->
 
         from opentelemetry import trace
 
-        with trace.get_tracer("mine").start_as_current_span("work"):
+        with trace.get_tracer("mine").start_as_current_span("clean"):
             return [ctx.traceparent, *(name for name in sys.modules if name.endswith("sdkspans"))]
 
     report = Executor.on_local(state=str(tmp_path), cpus=2).run(Job("j", [Stage("a", work)]))

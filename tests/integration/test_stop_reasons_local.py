@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from thornback.executor import AttemptReport, Executor, Job, RankContext, Stage, read_run
-from thornback.faults import StopReason
+from thornback.faults import Standing, StopReason
 
 
 class Told:
@@ -73,8 +73,9 @@ def test_report_observers_and_record_agree_on_why_a_rank_was_given_up(
     assert all(each.stop is None for each in told.attempts[:-1])
     (paper,) = read_run(url).certificates["a"]
     assert paper.why["stop"] == stop.value
-    listed = paper.why["evidence"]
-    assert isinstance(listed, list)
-    assert len(listed) == len(ended.evidence) == len(told.attempts)
+    assert paper.why["evidence"] == [each.as_json() for each in ended.evidence]
+    assert len(ended.evidence) == len(told.attempts)
+    weighed = Standing.UNDECIDED if stop is StopReason.UNDECIDED else None
+    assert {fault.standing for fault in ended.evidence} == {weighed}
     assert {fault.kind for fault in ended.evidence} == {told.attempts[-1].fault.kind}
     assert paper.why["reason"] == ended.reason

@@ -306,7 +306,7 @@ async def test_blobs_results_beyond_the_bound_are_read_again(
 
 
 class Listener:
-    """Counts what it is told (fulfils `Observer`)."""
+    """An `Observer` that counts the updates it gets."""
 
     def __init__(self) -> None:
         self.told = 0

@@ -1,5 +1,4 @@
-"""What a user can get wrong in a `runtime_env`: refused before anything runs, with stage and
-field."""
+"""Tests that a wrong `runtime_env` is refused before anything runs, naming stage and field."""
 
 from __future__ import annotations
 

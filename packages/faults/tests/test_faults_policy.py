@@ -344,6 +344,15 @@ class TestEvidence:
         past = [(fault(kind), "a", U)] * TABLE[kind]
         assert RetryPolicy().decide(fault(kind), past, U, 0.5).stop is StopReason.BUDGET
 
+    def test_list_of_evidence_names_a_standing_only_where_it_counts(self) -> None:
+        past = [(fault(K.WORKER_CRASH), "a", RANK), (fault(K.NODE_LOST), "b", OPEN)]
+        verdict = RetryPolicy().decide(fault(K.APPLICATION, node="c"), past, OPEN, 0.5)
+        assert [(each.kind, each.node, each.standing) for each in verdict.evidence] == [
+            (K.WORKER_CRASH, "a", RANK),
+            (K.NODE_LOST, "b", None),
+            (K.APPLICATION, "c", None),
+        ]
+
     @pytest.mark.parametrize("standing", Standing)
     def test_lost_node_has_a_budget_of_its_own(self, standing: Standing) -> None:
         assert retries(RetryPolicy(), fault(K.NODE_LOST), standing=standing) == 20

@@ -242,7 +242,7 @@ class Certifier:
             "stop": None if stop is None else stop.value,
             "last": None if last is None else last.as_json(),
             "evidence": [
-                {"kind": e.kind.value, "node": e.node, "standing": e.standing.value}
+                {"kind": e.kind.value, "node": e.node, "standing": e.standing and e.standing.value}
                 for e in evidence
             ],
         }

@@ -31,7 +31,7 @@ class LocalPlatform:
         """Nothing to do."""
 
     def check_runtime_env(self, env: Mapping[str, object], where: str, /) -> None:
-        """Refuse it: there is no Ray to build it.
+        """Raise, because only Ray can build a `runtime_env`.
 
         Raises:
             UsageError: always.

@@ -136,7 +136,7 @@ class Leases(Protocol):
 
 @runtime_checkable
 class ExplainsWaits(Protocol):
-    """What `Leases` may be, too: they say why gangs wait."""
+    """Optional extension of `Leases`: explains why gangs wait."""
 
     def explain_to(self, observe: Callable[[Explanation], None], /) -> None:
         """Call `observe` with every explanation from now on, in the event loop."""
@@ -379,7 +379,7 @@ class Platform(Protocol):
 
 @runtime_checkable
 class ChecksRuntimeEnvs(Protocol):
-    """What a `Platform` may be, too: it refuses a `runtime_env` before anything runs."""
+    """Optional extension of `Platform`: checks a `runtime_env` before anything runs."""
 
     def check_runtime_env(self, env: Mapping[str, object], where: str, /) -> None:
         """Return if workers can have this, as far as that can be known here. Blocks, for a moment.

@@ -206,7 +206,7 @@ class Waiting:
 
 @runtime_checkable
 class WaitObserver(Protocol):
-    """What an `Observer` may be, too: it hears why gangs wait."""
+    """Optional extension of `Observer`: receives the reasons why gangs wait."""
 
     def waiting(self, waiting: Waiting, /) -> None:
         """A gang waits, for this reason. Called within 2 s, and again when the reason changes; not

@@ -1,4 +1,4 @@
-"""What can be said of a `runtime_env` without Ray: types, and whether local files exist."""
+"""Checks a `runtime_env` without Ray: its types, and whether local files exist."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Teller:
             self.due = self._told + self._every_s
             return
         self._told, self.due = now, None
-        progress = count()  # costs O(stages), so not before it is told
+        progress = count()  # O(stages): only when an update is due
         if last or progress != self._last:
             self._last = progress
             self._watchers.tell(lambda observer: observer.progressed(progress))

@@ -194,23 +194,26 @@ class Classifier:
     def classify(
         self, error: BaseException | ErrorData, facts: Mapping[str, Attribute] | None = None, /
     ) -> Fault:
-        """Return the fault. Never raises, but for an interrupt: what cannot be judged is UNKNOWN.
+        """Return the fault. Raises only `KeyboardInterrupt`; what cannot be judged is UNKNOWN.
 
         Args:
             error: the exception, or its data.
-            facts: what is known besides. `origin` (a value of `Origin`) says who saw it. Without
-                it, an exception of Ray or of this project counts as seen by the part that raises
-                it, everything else, and what a `RayTaskError` carries, as raised by the rank's own
-                code. Others that rules ask for: `phase`, `exit_code`, `signal`, `oom_kill`,
-                `memory_limit_exceeded`, `preempted`, `death_cause`, `exit_type`,
-                `node_death_reason`, `cancelled_by_us`. All are kept in the fault. The last one is
-                said by who has asked for the end of what failed: so does this project's executor of
-                what fails after it had to be killed. `node_draining`: a node of the gang was known
-                to go away, so the fault is PREEMPTION, but for an APPLICATION error where
-                `gang_nodes` (default 1) is 1. Three more:
-                `observed_at`, in seconds since 1970, for a `Retry-After` that is a date when the
-                server does not tell its time; `healthy_before`, whether the same process has
-                finished other work, for GPUs; `secondhand`, whether it befell another task.
+            facts: what else is known. All but `observed_at` is kept in the fault. Rules use:
+
+                - `origin` (a value of `Origin`): who saw it. Without it, an exception of Ray or of
+                  this project counts as seen by the part that raises it. Everything else, and what
+                  a `RayTaskError` carries, counts as raised by the rank's own code.
+                - `phase`, `exit_code`, `signal`, `oom_kill`, `memory_limit_exceeded`, `preempted`,
+                  `death_cause`, `exit_type`, `node_death_reason`.
+                - `cancelled_by_us`: you ended the work yourself. This project's executor sets it
+                  for what it had to kill.
+                - `node_draining`: a node of the gang was known to go away, so the fault is
+                  PREEMPTION. An APPLICATION error stays one unless `gang_nodes` (default 1) is more
+                  than 1.
+                - `observed_at`, in seconds since 1970: when. A `Retry-After` that is a date is
+                  relative to it if the response has no `Date`.
+                - `healthy_before`: the same process had finished other work (for GPU errors).
+                - `secondhand`: another task failed, and this one only received the error.
         """
         try:
             return self._explain(error, dict(facts or {}), brief=True).fault

@@ -169,7 +169,7 @@ ACTOR_RULES = (
 def is_system_error(error: ErrorData) -> bool:
     """Return whether Ray itself failed: not what a task raised and Ray only carries.
 
-    A plain `RayError` in a `RayTaskError` stands for an error of user code that does not pickle.
+    Ray raises a plain `RayError` in a `RayTaskError` in place of user errors that do not pickle.
     """
     names = [name for name in error.type_names if name.startswith("ray.")]
     carriers = (RAY_TASK_ERROR, "ray.exceptions.RayError")

@@ -20,8 +20,8 @@ PATIENCE = (423, 425, 429, 503, 529)
 """Statuses that ask for patience; 423: locked; 425: too early; 529: overloaded (Anthropic, and some
 gateways)."""
 SERVER_FAILED = (408, 500, 502, 503, 504, 520, 521, 522, 523, 524)
-"""Statuses of a server, or of a gateway before it, that failed; 520 to 524: Cloudflare. 503 is here
-too, for who asks for the `NETWORK_RULES` alone."""
+"""Statuses of a server, or of a gateway before it, that failed; 520 to 524: Cloudflare. 503 is in
+both lists, so that `NETWORK_RULES` alone retry it."""
 CODE_IS_STATUS = (
     "urllib.error.HTTPError",
     "google.api_core.exceptions.GoogleAPICallError",

@@ -9,7 +9,7 @@ machine's, and one event cannot tell. Such a fault is therefore free of charge w
 for good once it is settled against the NODE. It is charged once it is settled against the RANK, or
 where nothing else can run on that node (UNDECIDED). Free retries are bounded too, by `max_free`.
 A failed set-up is always free: it is the same for every rank. So is a wait for busy resources,
-which has no bound here, because it is no failure. A lost node has a budget of its own.
+which has no limit here, because it is not a failure. A lost node has its own budget.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class RetryPolicy(Value):
         """Return the verdict. Never raises; the same arguments give the same verdict.
 
         Args:
-            fault: what has happened. Facts that are looked at, where given: `node` and `only_node`
-                (True: there is no other), for poison; `peak_rss_bytes` and `largest_memory_bytes`,
+            fault: what has happened. These facts are used if present: `node` and `only_node` (the
+                cluster has no other node), for poison; `peak_rss_bytes` and `largest_memory_bytes`,
                 for OOM; `retry_after_s`; `non_retryable`; `user_frame`, for the signature.
             history: the earlier faults of this rank with their nodes and their standing by now,
                 oldest first; empty for a gang's fault.
@@ -148,7 +148,7 @@ class RetryPolicy(Value):
             reason=f"{fault.kind.value}: {reason}",
             stop=stop[0] if stop else None,
             signature=_signature(fault),
-            evidence=_evidence(fault, history, standing) if stop else (),
+            evidence=self._evidence(fault, history, standing) if stop else (),
         )
 
     def budget(self, kind: FaultKind) -> FaultBudget:
@@ -272,7 +272,7 @@ class RetryPolicy(Value):
 
     def _has_evidence(self, fault: Fault) -> bool:
         """Return whether evidence about its node decides who pays for this fault."""
-        # A lost node is no rank's doing, and set-up is the same for all ranks.
+        # No rank causes the loss of a node, and set-up is the same for all ranks.
         settled = (FaultKind.NODE_LOST, FaultKind.SETUP)
         return fault.kind not in settled and self._blames_node(fault)
 
@@ -296,6 +296,18 @@ class RetryPolicy(Value):
             for past, node, then in history
             if self._is_free(past, then) or (then is Standing.RANK and self._has_evidence(past))
         ]
+
+    def _evidence(
+        self, fault: Fault, history: History, standing: Standing
+    ) -> tuple[WeighedFault, ...]:
+        here = fault.facts.get("node")
+        last = (fault, here if isinstance(here, str) else "", standing)
+        return tuple(
+            WeighedFault(
+                kind=past.kind, node=node, standing=then if self._has_evidence(past) else None
+            )
+            for past, node, then in (*history, last)[-MAX_EVIDENCE:]
+        )
 
     def _blames_node(self, fault: Fault) -> bool:
         if _is_secondhand(fault):
@@ -384,15 +396,6 @@ def _remedy(fault: Fault, budget: FaultBudget, need: MemoryNeed) -> str:
     if fault.kind in (FaultKind.OOM, FaultKind.UNSCHEDULABLE):
         return memory
     return f"{budget.remedy}, {memory}"
-
-
-def _evidence(fault: Fault, history: History, standing: Standing) -> tuple[WeighedFault, ...]:
-    here = fault.facts.get("node")
-    last = (fault, here if isinstance(here, str) else "", standing)
-    return tuple(
-        WeighedFault(kind=past.kind, node=node, standing=then)
-        for past, node, then in (*history, last)[-MAX_EVIDENCE:]
-    )
 
 
 def _signature(fault: Fault) -> str:

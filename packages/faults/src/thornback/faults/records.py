@@ -163,8 +163,11 @@ def _below(error: BaseException) -> BaseException | ErrorData | None:
 
 
 def is_translation(type_names: Sequence[str], file: str) -> bool:
-    """Return whether an exception stands for the one that was being handled when it was raised: one
-    of a library, or an OSError, raised by a library's handler in this file. A KeyError is a bug."""
+    """Return whether an exception raised in an `except` block replaces the one that was handled.
+
+    True for exceptions of libraries and for OSErrors if a library's file has the `except` block.
+    Other built-in exceptions, such as a KeyError, are bugs of that block.
+    """
     own = type_names[0].startswith("builtins.") and "builtins.OSError" not in type_names
     return not own and is_library(file)
 
@@ -285,14 +288,22 @@ def _retry_after(headers: object) -> object:
 
 
 def seconds_of(date: str) -> float:
-    """Return an HTTP date in seconds since 1970; ValueError: it is none."""
+    """Return an HTTP date in seconds since 1970.
+
+    Raises:
+        ValueError: `date` is not a valid HTTP date.
+    """
     from email.utils import parsedate_to_datetime  # Not above: it brings `socket`.
 
     return parsedate_to_datetime(date).timestamp()
 
 
 def seconds_until(date: str, now: float) -> float:
-    """Return how long it is until an HTTP date; 0 if it is past. ValueError: it is no date."""
+    """Return the seconds from `now` until an HTTP date; 0 if it has passed.
+
+    Raises:
+        ValueError: `date` is not a valid HTTP date.
+    """
     return max(seconds_of(date) - now, 0.0)
 
 

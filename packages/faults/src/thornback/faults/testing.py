@@ -139,7 +139,7 @@ class VerdictSubject(Protocol):
 
     @property
     def signature(self) -> str:
-        """What equal errors of user code have in common; empty for other faults."""
+        """Equal for errors of user code with the same cause; empty for other faults."""
         ...
 
 

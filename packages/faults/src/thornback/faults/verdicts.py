@@ -9,7 +9,7 @@ from thornback.faults.values import Value
 
 
 class Standing(enum.Enum):
-    """What the evidence says about one failed attempt: was it the rank, or the machine?
+    """Says whether the evidence about one failed attempt points to the rank or to the machine.
 
     A fault that a machine may have caused (`RetryVerdict.blames_node`) starts as OPEN. What happens
     to other ranks on that node afterwards settles it.
@@ -61,8 +61,9 @@ class WeighedFault(Value):
 
     kind: FaultKind
     node: str
-    """Where it happened; empty: not known."""
-    standing: Standing
+    """Name of the node on which it happened; empty if not known."""
+    standing: Standing | None
+    """None for kinds of faults about which no evidence is collected."""
 
 
 class RetryVerdict(Value):

@@ -82,9 +82,9 @@ class Allocator:
     Args:
         cluster: where to place.
         params: the durations.
-        observe: called when a request waits, since it does not fit the nodes or since others use
-            them, and again only when the reason changed;
-            must not block. What it raises is logged. None: logs a warning.
+        observe: called when a request waits, because it does not fit the nodes or because they are
+            in use, and again only when the reason has changed. It must not block. What it raises is
+            logged. None: logs a warning.
         tracer: for the span `thornback.place` round each `acquire`; default: the global one.
     """
 

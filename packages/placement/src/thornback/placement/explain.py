@@ -84,7 +84,7 @@ def explain_busy(
     Args:
         request: what was asked for.
         nodes: with all they have, free or not.
-        held: what the asker holds himself: (node, amounts).
+        held: (node, amounts) that this run has reserved already.
     """
     ours: dict[str, dict[str, float]] = {}
     for node, amounts in held:

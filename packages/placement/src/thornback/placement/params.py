@@ -54,9 +54,8 @@ class AllocatorParams:
         """Move the deprecated name to the current one."""
         if self.infeasible_after_s is not None:
             object.__setattr__(self, "wait_for_nodes_s", self.infeasible_after_s)
-            object.__setattr__(
-                self, "infeasible_after_s", None
-            )  # `attrs.evolve` must not bring it back
+            # Otherwise `attrs.evolve` would apply it again.
+            object.__setattr__(self, "infeasible_after_s", None)
 
 
 def judge(
@@ -101,7 +100,9 @@ class Explanation:
 def log_explanation(explanation: Explanation) -> None:
     """The default observer: one warning."""
     what = "waits for busy nodes" if explanation.busy else "cannot be placed now"
-    _log.warning("%s: %s; fails in %.0f s", what, explanation.text, explanation.fails_in_s)
+    # Whoever asked decides whether a request for busy nodes is repeated after the time-out.
+    ends = "this request times out" if explanation.busy else "fails"
+    _log.warning("%s: %s; %s in %.0f s", what, explanation.text, ends, explanation.fails_in_s)
 
 
 MAX_PAUSE_S = 60.0

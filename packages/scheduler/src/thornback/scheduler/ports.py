@@ -74,8 +74,8 @@ class Verdict(Protocol):
 
     @property
     def signature(self) -> str:
-        """What errors of the user's code with one cause have in common; empty for other faults.
-        Stages stop early when all their first ranks fail with one signature."""
+        """Equal for errors of the user's code with the same cause; empty for other faults. Stages
+        stop early when all their first ranks fail with one signature."""
         ...
 
 
