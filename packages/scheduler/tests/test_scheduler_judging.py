@@ -114,17 +114,18 @@ def test_faults_of_no_machine_stop_no_stage() -> None:
 
 
 def test_a_few_bad_nodes_stop_no_stage_while_a_good_one_is_known() -> None:
-    game = play(plan(500, max_gangs=2), params=SchedulerParams(no_progress_faults=4))
+    params = SchedulerParams(no_progress_faults=4)
+    game = play(plan(500, max_gangs=2, slots=6), params=params)
     game.start()
-    game.send(GangReady(gang=0, nodes=("bad",), fitting=1))
+    game.send(GangReady(gang=0, nodes=("bad",), fitting=8))
     game.send(GangReady(gang=1, nodes=("good",), fitting=8))
     game.succeed(min(game.referee.gangs[1].live), busy_s=9.0)
-    for _ in range(6):
-        running = list(game.referee.gangs[0].live)
-        if running:
-            rank = game.scheduler.outstanding(running[0])[0].start
-            game.fail(running[0], rank, "died", "bad")
-    assert game.scheduler._board.stages[0].tripped is None
+    for running in list(game.referee.gangs[0].live)[:6]:
+        rank = game.scheduler.outstanding(running)[0].start
+        game.fail(running, rank, "died", "bad")
+    (stage,) = game.scheduler._board.stages
+    assert stage.streak.faults == 6
+    assert stage.tripped is None
     assert dispatches(game.succeed(min(game.referee.gangs[1].live), busy_s=9.0))
 
 
