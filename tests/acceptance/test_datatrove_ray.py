@@ -162,7 +162,9 @@ def tools(logs: Path) -> dict[str, str]:
             stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, f"{tool}: {done.stdout}{done.stderr}"
-        told[tool] = re.sub(r"\[?\d\d:\d\d:\d\d\]?", "", done.stdout)
+        # The console handler shows a time only where it differs from the line before, and pads with
+        # as many blanks where it does not.
+        told[tool] = " ".join(re.sub(r"\[?\d\d:\d\d:\d\d\]?", "", done.stdout).split())
     told["merged"] = without_times("stats", merged.read_text())
     assert merged.read_text() == (logs / "stats.json").read_text()
     return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -23,15 +24,15 @@ def dies() -> Any:
 
 
 def actor() -> Any:
-    """Start an actor with one method that ends its process, and another that does not."""
+    """Start an actor with one method that ends its process, and another that never returns."""
     import ray
 
     class Actor:
         def leave(self) -> None:
             os._exit(1)
 
-        def answer(self) -> int:
-            return 1
+        def hang(self) -> None:
+            threading.Event().wait()
 
     return ray.remote(Actor).remote()
 
@@ -44,9 +45,10 @@ def answer_of_a_killed_actor() -> Any:
     import ray
 
     killed = actor()
-    ray.get(killed.answer.remote(), timeout=TIMEOUT_S)
+    # A call that could end would now and then win against the kill, which Ray does not wait for.
+    answer = killed.hang.remote()
     ray.kill(killed)
-    return killed.answer.remote()
+    return answer
 
 
 def raises_a_bug() -> Any:
