@@ -18,7 +18,7 @@ from thornback.cli.demo.stages import demo_job
 from thornback.cli.demo.verdict import judge_chaos
 from thornback.cli.display import Display, result_tables
 from thornback.cli.otlp import CollectorSpans, collector, is_disabled
-from thornback.cli.state_folder import CONTROL, check_usable, remove
+from thornback.cli.state_folder import CONTROL, check_usable, mark, remove
 from thornback.cli.trace_file import JsonLinesExporter, check_trace, file_tracing
 from thornback.executor import BackendUnavailable, Executor, RunReport
 from thornback.executor.testing import Chaos
@@ -61,6 +61,7 @@ def run_demo(options: DemoOptions, console: Console, warn: Callable[[str], None]
     display = Display(console, time.monotonic)
     if options.fresh and remove(state):
         display.line(f"removed  {state}")
+    mark(state)
     chaos = Chaos(kill_ranks=1, kill_workers=1) if options.chaos else None
     provider, trace = file_tracing(state / "traces")
     if spans := collector(warn):
