@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
+import anyio.abc
 import pytest
 
 from thornback.pool.connection import Connection, WorkerCallError, WorkerGoneError
@@ -102,6 +103,74 @@ async def test_frames_before_the_proof_are_never_unpickled() -> None:
         await stream.send(bytes(64) + b"\0\0\0\0\0\0\0\1.")
         with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
             await stream.receive()
+
+
+@asynccontextmanager
+async def strangers(port: int, count: int) -> AsyncIterator[list[anyio.abc.SocketStream]]:
+    """Connections that never prove anything."""
+    streams = [await anyio.connect_tcp(HERE, port) for _ in range(count)]
+    try:
+        yield streams
+    finally:
+        for stream in streams:
+            await stream.aclose()
+
+
+async def test_dial_with_100_idle_strangers_gets_a_line() -> None:
+    async with (
+        serving(LineServer(handle, SECRET)) as port,
+        strangers(port, 100) as idle,
+    ):
+        for stream in idle[-3:]:
+            assert len(await stream.receive()) == 32  # the server has accepted all of them
+        with anyio.fail_after(2):
+            connection = await dial(HERE, port, SECRET)
+            assert await connection.call("echo", 1) == 1
+        connection.abort()
+
+
+async def test_dial_among_strangers_that_send_byte_by_byte_gets_a_line() -> None:
+    async with (
+        serving(LineServer(handle, SECRET)) as port,
+        strangers(port, 60) as slow,
+        anyio.create_task_group() as group,
+    ):
+
+        async def trickle(stream: anyio.abc.SocketStream) -> None:
+            with suppress(anyio.BrokenResourceError):
+                while True:
+                    await stream.send(b"x")
+                    await anyio.sleep(0.05)
+
+        for stream in slow:
+            group.start_soon(trickle, stream)
+        for _ in range(20):
+            with anyio.fail_after(2):
+                connection = await dial(HERE, port, SECRET)
+                assert await connection.call("echo", 1) == 1
+            connection.abort()
+        group.cancel_scope.cancel()
+
+
+async def test_line_in_use_outlives_100_strangers() -> None:
+    async with serving(LineServer(handle, SECRET)) as port:
+        connection = await dial(HERE, port, SECRET)
+        async with strangers(port, 100) as idle:
+            await idle[-1].receive()
+            assert await connection.call("echo", 1) == 1
+        connection.abort()
+
+
+async def test_strangers_over_the_limit_are_dropped_oldest_first() -> None:
+    async with serving(LineServer(handle, SECRET)) as port, strangers(port, 66) as idle:
+        for stream in idle[:2]:
+            with anyio.fail_after(5), suppress(anyio.BrokenResourceError, anyio.EndOfStream):
+                while True:
+                    await stream.receive()
+        assert len(await idle[2].receive()) == 32
+        with anyio.move_on_after(0.1) as scope:
+            await idle[2].receive()
+        assert scope.cancelled_caught
 
 
 async def test_nobody_there_is_an_error_and_leaves_no_socket() -> None:

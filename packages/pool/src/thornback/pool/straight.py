@@ -25,7 +25,10 @@ _PROOF_BYTES = 32
 _PROVE_S = 5.0
 """For a caller to prove that it knows the secret."""
 _MOST_CALLERS = 16
-"""At once: one is expected."""
+"""Connections of callers that have proved that they know the secret; one is expected."""
+_MOST_STRANGERS = 64
+"""Connections that have not proved it yet. Another one closes the oldest of them: a real caller needs
+one round trip, so idle connections cannot keep it out."""
 _IDLE_S, _PROBE_EVERY_S, _PROBES, _UNHEARD_MS = 10, 5, 3, 20_000
 """A peer that the network has lost is noticed within half a minute: before `PoolParams.silence_s`.
 """
@@ -58,6 +61,8 @@ class LineServer:
         self._answering = Answering(handle)
         self._secret = secret
         self._callers: dict[asyncio.StreamWriter, None] = {}
+        self._strangers: dict[asyncio.StreamWriter, None] = {}
+        """Oldest first."""
         self._server: asyncio.Server | None = None
 
     async def open(self, address: str) -> int:
@@ -74,21 +79,34 @@ class LineServer:
         """Hang up, and take no more callers. Idempotent."""
         if self._server is not None:
             self._server.close()
-        for writer in tuple(self._callers):
+        for writer in (*self._callers, *self._strangers):
             writer.close()
         self._answering.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if len(self._callers) < _MOST_CALLERS:
-                self._callers[writer] = None
-                await asyncio.wait_for(self._introduce(reader, writer), _PROVE_S)
-                await self._answer_all(reader, writer)
+            self._admit(writer)
+            await asyncio.wait_for(self._introduce(reader, writer), _PROVE_S)
+            self._strangers.pop(writer, None)
+            if len(self._callers) >= _MOST_CALLERS:
+                raise LineRefused(f"there are {_MOST_CALLERS} callers already")
+            self._callers[writer] = None
+            await self._answer_all(reader, writer)
         except (OSError, EOFError, LineRefused, TimeoutError) as error:
             _LOG.debug("a line has ended: %r", error)
         finally:
+            self._strangers.pop(writer, None)
             self._callers.pop(writer, None)
             writer.close()
+
+    def _admit(self, writer: asyncio.StreamWriter) -> None:
+        """Count a new connection as a stranger, and drop the oldest stranger if there are too
+        many."""
+        if len(self._strangers) >= _MOST_STRANGERS:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.transport.abort()
+        self._strangers[writer] = None
 
     async def _introduce(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         _watchful(writer.get_extra_info("socket"))
