@@ -176,10 +176,8 @@ def _read_environment_again() -> None:
     """
     from ray import _raylet
 
-    loader = getattr(_raylet, "AuthenticationTokenLoader", None)
-    if loader is not None:  # before ray 2.52 there is no authentication
-        _raylet.Config.initialize("")  # type: ignore[attr-defined]  # compiled: no types
-        loader.instance().reset_cache()
+    _raylet.Config.initialize("")  # type: ignore[attr-defined]  # compiled: no types
+    _raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]  # as above
 
 
 def _shut_down(cluster: Cluster) -> None:

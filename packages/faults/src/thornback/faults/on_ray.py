@@ -15,7 +15,7 @@ from thornback.faults.rules import Rule
 from thornback.faults.setup_text import is_final
 from thornback.faults.tables import OUTSIDE
 
-RAY_VERSIONS: tuple[str, ...] = ("2.49.0", "2.49.2", "2.53.0", "2.56.0", "2.60.0")
+RAY_VERSIONS: tuple[str, ...] = ("2.49.0", "2.49.2", "2.52.0", "2.53.0", "2.56.0", "2.60.0")
 """Releases of Ray whose exception classes were held against `RAY_RULES`, oldest first."""
 
 RAY_TASK_ERROR = "ray.exceptions.RayTaskError"

@@ -27,8 +27,8 @@ _PROVE_S = 5.0
 _MOST_CALLERS = 16
 """Connections of callers that have proved that they know the secret; one is expected."""
 _MOST_STRANGERS = 64
-"""Connections that have not proved it yet. Another one closes the oldest of them: a real caller needs
-one round trip, so idle connections cannot keep it out."""
+"""Connections that have not proved it yet. Another one closes the oldest of them: a real caller
+needs one round trip, so idle connections cannot keep it out."""
 _IDLE_S, _PROBE_EVERY_S, _PROBES, _UNHEARD_MS = 10, 5, 3, 20_000
 """A peer that the network has lost is noticed within half a minute: before `PoolParams.silence_s`.
 """
