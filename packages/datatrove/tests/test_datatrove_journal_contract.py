@@ -98,5 +98,5 @@ async def test_it_passes(tmp_path: Path, name: str, kind: str) -> None:
 
 
 async def test_nothing_of_the_suite_is_forgotten() -> None:
-    assert len(CHECKS) == 8
+    assert len(CHECKS) == 9
     assert set(CHECKS) <= set(testing.check_journal.__code__.co_names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 from typing import Literal
 
@@ -54,7 +55,8 @@ def numbers_of(ranks: Ranks) -> set[int]:
 @st.composite
 def records(draw: st.DrawFn) -> Completion:
     ranks = draw(rank_sets.filter(bool))
-    states: list[Literal["done", "failed", "skipped"]] = ["done", "failed", "skipped"]
+    states: list[Literal["done", "failed", "skipped", "void"]]
+    states = ["done", "failed", "skipped", "void"]
     state = draw(st.sampled_from(states))
     done = state == "done"
     results = draw(st.dictionaries(st.sampled_from(sorted(ranks)), texts)) if done else {}
@@ -209,7 +211,10 @@ class Plain:
         for record in batch:
             for rank in numbers_of(record.ranks):
                 key = record.stage, rank
-                if self.state.get(key) != "done":
+                if record.state == "void":
+                    self.state.pop(key, None)
+                    self.results.pop(key, None)
+                elif self.state.get(key) != "done":
                     self.state[key] = record.state
             if record.state == "done":
                 for rank, text in record.results.items():
@@ -276,6 +281,20 @@ def test_the_later_certificate_counts() -> None:
     first = Completion(stage="a", ranks=(range(1),), state="failed", certificate={"n": 1})
     found = fold([first, attrs.evolve(first, certificate={"n": 2})])["a"]
     assert [paper.why for paper in found.certificates] == [{"n": 2}]
+
+
+def test_ledger_void_in_turns_with_done_is_folded_quickly() -> None:
+    """A hostile state of a few MB must not keep a driver busy for hours."""
+    ledger = Ledger()
+    for rank in range(20_000):
+        ledger.add(Completion(stage="a", ranks=(range(0, 1),), state="void"))
+        done = (range(2 * rank, 2 * rank + 1),)
+        ledger.add(Completion(stage="a", ranks=done, state="done", results={2 * rank: "1"}))
+    started_s = time.process_time()
+    found = ledger.freeze()["a"]
+    assert time.process_time() - started_s < 20
+    assert found.done == tuple(range(rank, rank + 1) for rank in range(2, 40_000, 2))
+    assert sorted(found.results) == [*range(2, 40_000, 2)]
 
 
 def test_results_of_other_stages_are_not_held() -> None:

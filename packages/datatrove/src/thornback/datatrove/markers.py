@@ -24,7 +24,7 @@ import attrs
 from datatrove.io import DataFolder
 from datatrove.utils.stats import PipelineStats
 from thornback.executor.apart import in_order
-from thornback.executor.journal.ledger import normalise
+from thornback.executor.journal.ledger import contains, normalise
 from thornback.executor.journal.store import sync_folder
 from thornback.executor.ports import Ranks
 
@@ -86,17 +86,20 @@ def promote(folder: DataFolder, stats: Mapping[int, str | None]) -> None:
     _write_all(folder, COMPLETIONS, [(marker_name(rank), b"") for rank in stats])
 
 
-def forget(folder: DataFolder) -> None:
-    """Remove markers, then stats, of all ranks: they are to be run again. Also of ranks that a
-    smaller world no longer has: tools count and add up whatever is there.
+def forget(folder: DataFolder, ranks: Ranks | None = None) -> None:
+    """Remove markers, then stats, of ranks that are to be run again. Idempotent.
 
-    Idempotent.
+    Args:
+        folder: the logging_dir.
+        ranks: normalised. None: all, also those that a smaller world no longer has: tools count
+            and add up whatever is there.
 
     Raises:
         Exception: whatever the file system raises. No rank has its marker without its stats.
     """
     for kind, ending, name in ((COMPLETIONS, "", marker_name), (STATS, ".json", stats_name)):
-        found = [name(rank) for rank in _ranks(_names(folder, kind), ending)]
+        there = _ranks(_names(folder, kind), ending)
+        found = [name(rank) for rank in there if ranks is None or contains(ranks, rank)]
         for start in range(0, len(found), _DELETED_AT_ONCE):
             _remove(folder, found[start : start + _DELETED_AT_ONCE])
 

@@ -29,7 +29,7 @@ from thornback.datatrove.errors import LoggingDirInUse, PipelineMismatch
 from thornback.executor import HeldByAnother, IdentityMismatch, JournalError, UsageError
 from thornback.executor.apart import apart
 from thornback.executor.journal.filejournal import FileJournal, JournalParams
-from thornback.executor.journal.ledger import normalise, subtract
+from thornback.executor.journal.ledger import contains, normalise, subtract
 from thornback.executor.journal.promoter import patiently
 from thornback.executor.journal.steps import RetryParams
 from thornback.executor.ports import Completion, Identity, Opened, Ranks, StageIdentity
@@ -186,15 +186,26 @@ class StageJournal:
 
     async def _promote(self, records: Sequence[Completion]) -> None:
         """Write stats and markers of ranks that are done; those that failed or were skipped get
-        neither. What is written for a rank depends on its record alone, so once more does no harm.
+        neither, and those that are void lose them. What is written for a rank depends on its
+        records alone, so once more does no harm.
         """
         results: dict[int, str | None] = {}
+        void: Ranks = ()
+        at_open = self._promoted_at_open
         for record in records:
             if record.state == "done":
                 ranks = [rank for piece in record.ranks for rank in piece]
                 results |= {rank: record.results.get(rank) for rank in ranks}
-                if self._promoted_at_open is not None:
-                    self._promoted_at_open += record.ranks
+                if at_open is not None:
+                    at_open += record.ranks
+            elif record.state == "void":
+                void = normalise((*void, *record.ranks))
+                gone = normalise(record.ranks)
+                results = {r: text for r, text in results.items() if not contains(gone, r)}
+                if at_open is not None:
+                    at_open[:] = subtract(normalise(at_open), gone)
+        if void:
+            await apart(partial(markers.forget, self.state.folder, void), self._limiter)
         if results:
             write = partial(_write, self.state.folder, self._decode, results)
             await apart(write, self._limiter)

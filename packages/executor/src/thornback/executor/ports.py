@@ -251,14 +251,16 @@ class Opened:
 
 @attrs.frozen(kw_only=True, slots=True)
 class Completion:
-    """The end of some ranks of one stage."""
+    """The end of some ranks of one stage, or that their end does not count."""
 
     stage: str
     """Its name."""
     ranks: Ranks
-    state: Literal["done", "failed", "skipped"]
+    state: Literal["done", "failed", "skipped", "void"]
+    """`void`: they must run again. Nothing counts that earlier records say of them, while later
+    records do. Such a record has neither results nor outputs."""
     epoch: str = ""
-    """Of the assignment that did them, as `000007.000000123`; empty: failed or skipped."""
+    """Of the assignment that did them, as `000007.000000123`; empty where no assignment did."""
     results: Mapping[int, str] = attrs.field(factory=dict)
     """JSON text by rank; a rank without one returned None."""
     outputs: Sequence[tuple[str, str]] = ()

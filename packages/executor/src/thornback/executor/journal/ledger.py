@@ -1,14 +1,15 @@
 """Folds records, oldest first, into what is known of each stage. Pure.
 
-DONE is final: what comes later for such a rank is ignored, also another result. Otherwise the later
-record counts: a rank that failed in one run may be skipped, fail again or be done in the next.
+A void record removes whatever the records before it say of its ranks. Else DONE is final: what
+comes later for such a rank is ignored, also another result. Otherwise the later record counts: a
+rank that failed in one run may be skipped, fail again or be done in the next.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
-from itertools import groupby
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby, starmap
 from typing import Literal, TypeAlias
 
 import attrs
@@ -42,7 +43,11 @@ class StageRecords:
 
 
 @attrs.define(slots=True)
-class _Stage:
+class _Era:
+    """The records of a stage from one void record to the next."""
+
+    void: list[range] = attrs.field(factory=list)
+    """Ranks of which nothing counts that earlier eras say."""
     done: list[range] = attrs.field(factory=list)
     ended: list[tuple[Ended, Ranks]] = attrs.field(factory=list)
     certificates: dict[tuple[Ended, Ranks], Mapping[str, Json]] = attrs.field(factory=dict)
@@ -50,31 +55,37 @@ class _Stage:
 
 
 class Ledger:
-    """Takes records in order; `freeze` tells what they come to. Cost: O(n log n) in the number of
-    ranges.
+    """Takes records in order; `freeze` returns what follows from them. Cost: O(n log n) in the
+    number of ranges, times the logarithm of the number of void records.
     """
 
     def __init__(self, keep_results: Callable[[str], bool] = lambda stage: True) -> None:
         self._keep_results = keep_results
-        self._stages: dict[str, _Stage] = {}
+        self._stages: dict[str, list[_Era]] = {}
 
     def add(self, record: Completion) -> None:
         """Take the next record."""
-        stage = self._stages.setdefault(record.stage, _Stage())
+        eras = self._stages.setdefault(record.stage, [_Era()])
+        if record.state == "void":
+            if eras[-1].done or eras[-1].ended or eras[-1].results:
+                eras.append(_Era())
+            eras[-1].void += record.ranks
+            return
+        era = eras[-1]
         if record.state == "done":
-            stage.done += record.ranks
+            era.done += record.ranks
             if record.results and self._keep_results(record.stage):
                 for rank, text in record.results.items():
-                    stage.results.setdefault(rank, text)
+                    era.results.setdefault(rank, text)
             return
-        stage.ended.append((record.state, record.ranks))
+        era.ended.append((record.state, record.ranks))
         if record.certificate is not None:
-            stage.certificates.pop((record.state, record.ranks), None)  # the later one goes last
-            stage.certificates[record.state, record.ranks] = record.certificate
+            era.certificates.pop((record.state, record.ranks), None)  # the later one goes last
+            era.certificates[record.state, record.ranks] = record.certificate
 
     def freeze(self) -> dict[str, StageRecords]:
         """Return what is known by name of stage; stages without any record are left out."""
-        frozen = {name: _freeze(stage) for name, stage in self._stages.items()}
+        frozen = {name: _freeze(eras) for name, eras in self._stages.items()}
         return {n: r for n, r in frozen.items() if r.done or r.failed or r.skipped}
 
 
@@ -137,29 +148,81 @@ def _touching(ranks: Ranks, piece: range) -> Iterable[range]:
         index += 1
 
 
-def _freeze(stage: _Stage) -> StageRecords:
-    done = normalise(stage.done)
+def contains(ranks: Ranks, rank: int) -> bool:
+    """Return whether a rank is among `ranks`, which are normalised."""
+    index = bisect_right(ranks, rank, key=lambda r: r.start) - 1
+    return index >= 0 and rank < ranks[index].stop
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class _Folded:
+    """One era, or several in a row, with all ranges normalised."""
+
+    void: Ranks
+    done: Ranks
+    failed: Ranks
+    skipped: Ranks
+    """`failed` and `skipped` are disjoint. Ranks that are done may be among them."""
+    certificates: Mapping[tuple[Ended, Ranks], Mapping[str, Json]]
+    results: Mapping[int, str]
+
+
+def _fold(era: _Era) -> _Folded:
     failed: Ranks = ()
     skipped: Ranks = ()
-    for state, group in groupby(stage.ended, key=lambda pair: pair[0]):
+    for state, group in groupby(era.ended, key=lambda pair: pair[0]):
         ranks = normalise(piece for _, pieces in group for piece in pieces)
         if state == "failed":
             failed, skipped = normalise((*failed, *ranks)), subtract(skipped, ranks)
         else:
             failed, skipped = subtract(failed, ranks), normalise((*skipped, *ranks))
-    failed, skipped = subtract(failed, done), subtract(skipped, done)
-    return StageRecords(
-        done=done,
+    return _Folded(
+        void=normalise(era.void),
+        done=normalise(era.done),
         failed=failed,
         skipped=skipped,
-        results={rank: stage.results[rank] for rank in sorted(stage.results)},
-        certificates=tuple(_valid(stage, failed, skipped)),
+        certificates=era.certificates,
+        results=era.results,
     )
 
 
-def _valid(stage: _Stage, failed: Ranks, skipped: Ranks) -> Iterable[Certificate]:
+def _join(old: _Folded, new: _Folded) -> _Folded:
+    """Return both as one. Associative, so that many can be joined in pairs."""
+    void = new.void
+    failed, skipped = subtract(old.failed, void), subtract(old.skipped, void)
+    cut = {(state, subtract(r, void)): why for (state, r), why in old.certificates.items()}
+    for key in new.certificates:
+        cut.pop(key, None)
+    kept = {rank: text for rank, text in old.results.items() if not contains(void, rank)}
+    return _Folded(
+        void=normalise((*old.void, *void)),
+        done=normalise((*subtract(old.done, void), *new.done)),
+        failed=normalise((*subtract(failed, new.skipped), *new.failed)),
+        skipped=normalise((*subtract(skipped, new.failed), *new.skipped)),
+        certificates={**cut, **new.certificates},
+        results={**new.results, **kept},
+    )
+
+
+def _freeze(eras: Sequence[_Era]) -> StageRecords:
+    folded = [_fold(era) for era in eras]
+    while len(folded) > 1:
+        pairs = zip(folded[::2], folded[1::2], strict=False)
+        folded = [*starmap(_join, pairs), *folded[len(folded) & ~1 :]]
+    [last] = folded
+    failed, skipped = subtract(last.failed, last.done), subtract(last.skipped, last.done)
+    return StageRecords(
+        done=last.done,
+        failed=failed,
+        skipped=skipped,
+        results={rank: last.results[rank] for rank in sorted(last.results)},
+        certificates=tuple(_valid(last, failed, skipped)),
+    )
+
+
+def _valid(folded: _Folded, failed: Ranks, skipped: Ranks) -> Iterable[Certificate]:
     """Yield the certificates that still say something, cut to the ranks they are about."""
-    for (state, ranks), why in stage.certificates.items():
+    for (state, ranks), why in folded.certificates.items():
         about = intersect(ranks, failed if state == "failed" else skipped)
         if about:
             yield Certificate(ranks=about, state=state, why=why)

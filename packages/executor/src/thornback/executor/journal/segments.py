@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 FORMAT = "thornback-journal"
 VERSION = 1
+STATES = ("done", "failed", "skipped", "void")
 _CHUNK = 1000
 """Ranges or results on one line of a base: keeps lines short enough to look at."""
 
@@ -92,10 +93,10 @@ def encode_record(record: Completion) -> bytes:
     Raises:
         ValueError: ranks or state are malformed, or the certificate is not JSON.
     """
-    if record.state not in ("done", "failed", "skipped"):
-        raise ValueError(
-            f"state of {record.stage!r} is {record.state!r}: not done, failed, skipped"
-        )
+    if record.state not in STATES:
+        raise ValueError(f"state of {record.stage!r} is {record.state!r}: expected {STATES}")
+    if record.state == "void" and (record.results or record.outputs):
+        raise ValueError(f"a void record of {record.stage!r} has results or outputs")
     if any(piece.step != 1 or piece.start < 0 or not piece for piece in record.ranks):
         raise ValueError(
             f"ranks of {record.stage!r} are {record.ranks}: expected non-empty ranges of step 1 "

@@ -33,7 +33,7 @@ import attrs
 
 from thornback.executor.journal.errors import HeldByAnother, JournalError, Superseded
 from thornback.executor.journal.holder import Heartbeat, Holder
-from thornback.executor.journal.ledger import Ledger, StageRecords
+from thornback.executor.journal.ledger import Ledger, StageRecords, normalise, subtract
 from thornback.executor.journal.segments import Header, Torn, base_lines, decode, encode
 from thornback.executor.journal.steps import Delete, Pause, Steps, get, listing, put
 from thornback.executor.ports import Completion, Identity
@@ -335,9 +335,19 @@ def _read_segments(
         pending = [(n, record) for n, record in pending if n > header.promoted]
         for record in records:
             ledger.add(record)
+            if record.state == "void":
+                pending = [(n, left) for n, old in pending if (left := _without(old, record))]
             if owing(record):
                 pending.append((seg.n, record))
     return pending
+
+
+def _without(record: Completion, void: Completion) -> Completion | None:
+    """Return what a void record leaves of a record; None: nothing."""
+    if record.stage != void.stage:
+        return record
+    ranks = subtract(normalise(record.ranks), normalise(void.ranks))
+    return attrs.evolve(record, ranks=ranks) if ranks else None
 
 
 def _unpromoted(term: int, pending: list[tuple[int, Completion]]) -> Steps[tuple[Completion, ...]]:

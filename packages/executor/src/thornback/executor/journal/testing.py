@@ -212,6 +212,7 @@ async def check_journal(make: MakeJournal, folder: str) -> None:
     await _check_empty(make)
     await _check_kept(make)
     await _check_done_is_final(make)
+    await _check_void(make)
     await _check_concurrent_commits(make)
     await _check_one_holder(make)
     await _check_identity(make)
@@ -256,6 +257,34 @@ async def _check_done_is_final(make: MakeJournal) -> None:
         opened = await journal.open(job(), on_mismatch="refuse")
         assert opened.done == {"a": (range(1, 3),)}, opened
         assert not opened.failed, opened
+
+
+async def _check_void(make: MakeJournal) -> None:
+    void = Completion(stage="a", ranks=(range(1, 3), range(8, 10)), state="void")
+    async with make("void") as journal:
+        await journal.open(job(), on_mismatch="refuse")
+        await journal.commit([done("a", 1, 2, 3), done("b", 1), failed("a", 8)])
+        await journal.commit([void, attrs.evolve(done("a", 2), results={2: '"again"'})])
+        await journal.commit([failed("a", 9)])
+        assert dict(await journal.results("a")) == {2: '"again"', 3: '{"rank": 3}'}
+        bad = attrs.evolve(void, results={1: "1"})
+        await _raises(ValueError, lambda: journal.commit([bad]))
+    for _ in range(2):  # as it was recorded, and as it was taken over
+        async with make("void") as journal:
+            opened = await journal.open(job(), on_mismatch="refuse")
+            assert opened.done == {"a": (range(2, 4),), "b": (range(1, 2),)}, opened
+            assert opened.failed == {"a": (range(9, 10),)}, opened
+            assert dict(await journal.results("a")) == {2: '"again"', 3: '{"rank": 3}'}
+    async with make("void") as journal:
+        await journal.open(job(), on_mismatch="refuse")
+        await journal.commit([attrs.evolve(void, ranks=(range(0, 100),))])
+    async with make("void") as journal:
+        opened = await journal.open(job(), on_mismatch="refuse")
+        assert (opened.done, opened.failed) == ({"b": (range(1, 2),)}, {}), opened
+        await journal.commit([done("a", 1)])
+    async with make("void") as journal:
+        opened = await journal.open(job(), on_mismatch="refuse")
+        assert opened.done == {"a": (range(1, 2),), "b": (range(1, 2),)}, opened
 
 
 async def _check_concurrent_commits(make: MakeJournal) -> None:
