@@ -264,3 +264,21 @@ print(caught.attributes, caught.type_names[0])
     )
     expected = "{'errno': 24, 'user_frame': '<string>:6 in work'} builtins.OSError\n"
     assert (done.stdout, done.stderr) == (expected, "")
+
+
+def test_catch_skipping_frames_leaves_out_frames_of_ours_at_the_top() -> None:
+    """The reader looks for their own code; an error that is all ours keeps its last frame."""
+    space = {"__name__": "thornback.executor.program"}
+    exec(compile("def call(fn):\n    return fn()\n", "/ours/program.py", "exec"), space)
+    exec(compile("def own():\n    raise ValueError(1)\n", "/ours/own.py", "exec"), space)
+
+    def user() -> None:
+        raise KeyError("user")
+
+    for fn, shown, hidden in [(user, "in user", "program.py"), (space["own"], "own.py", "program")]:
+        try:
+            space["call"](fn)  # type: ignore[operator]  # made by exec
+        except (KeyError, ValueError) as error:
+            text = catch(error, skip_frames=1).traceback
+        assert shown in text
+        assert hidden not in text

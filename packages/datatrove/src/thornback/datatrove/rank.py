@@ -9,7 +9,6 @@ Nothing here may import the driver's side: each rank process would.
 from __future__ import annotations
 
 import copy
-import io
 import os
 import pickle
 import random
@@ -22,7 +21,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import cloudpickle
 
 from datatrove.utils.logging import log_pipeline, logger
 from datatrove.utils.stats import PipelineStats
@@ -57,13 +55,15 @@ def rank_function(
     Raises:
         UsageError: it does not pickle; the message names the step, and the mend.
     """
+    from thornback.datatrove.pickling import dumps, pickled  # the driver's side
+
     sent = copy.copy(executor)
     sent.depends = None
     for name in DRIVER_ONLY | frozenset(getattr(executor, "driver_only", ())):
         sent.__dict__.pop(name, None)
     return PipelineRank(
-        executor=_pickled(sent),
-        folder=_dumps(executor.logging_dir),
+        executor=pickled(sent),
+        folder=dumps(executor.logging_dir),
         logs=logs,
         time_s=time_s,
         preload=_needed(executor),
@@ -232,55 +232,6 @@ def _write(folder: Any, name: str, text: str) -> None:
         target.write(text.encode("utf-8", "surrogatepass"))
 
 
-class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no types
-    """Pickles the logger that all of datatrove uses as what it is there.
-
-    By value, as a global of a step that is defined in a script, it would come with the handlers
-    that the driver has, and its lines would not be in the log of the rank.
-    """
-
-    def reducer_override(self, value: object, /) -> Any:
-        return (_this_logger, ()) if value is logger else super().reducer_override(value)
-
-
-def _this_logger() -> object:
+def this_logger() -> object:
+    """Return the logger that all of datatrove uses, in the process that loads a pickle."""
     return logger
-
-
-def _dumps(value: object) -> bytes:
-    file = io.BytesIO()
-    _Pickler(file).dump(value)
-    return file.getvalue()
-
-
-def _pickled(executor: RayPipelineExecutor) -> bytes:
-    try:
-        return _dumps(executor)
-    except Exception as error:  # a user's object may raise anything from __reduce__
-        from thornback.executor import UsageError
-
-        raise UsageError(
-            f"{_culprit(executor)} does not pickle ({type(error).__name__}: {error}): open files, "
-            "locks and connections when the step runs, not when it is made, so that it can be sent "
-            "to the workers"
-        ) from error
-
-
-def _culprit(executor: RayPipelineExecutor) -> str:
-    """Return what of an executor does not pickle, for people."""
-    for index, step in enumerate(executor.pipeline):
-        if not _pickles(step):
-            name = getattr(step, "__qualname__", type(step).__qualname__)
-            return f"step {index} of the pipeline ({name})"
-    for name, value in executor.__dict__.items():
-        if name != "pipeline" and not _pickles(value):
-            return f"the attribute {name!r} of the executor ({type(value).__qualname__})"
-    return f"the executor ({type(executor).__qualname__})"
-
-
-def _pickles(value: object) -> bool:
-    try:
-        _dumps(value)
-    except Exception:  # noqa: BLE001  # see `_pickled`
-        return False
-    return True

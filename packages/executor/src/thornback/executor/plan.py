@@ -8,8 +8,8 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
-import cloudpickle
 
+from thornback.executor import pickling
 from thornback.executor.edges import edge_to
 from thornback.executor.errors import UsageError
 from thornback.executor.job import Job, Stage
@@ -345,7 +345,7 @@ def _custom(bundle: Bundle) -> dict[str, float]:
 
 def _pickled(value: object, what: str) -> bytes:
     try:
-        return bytes(cloudpickle.dumps(value))
+        return pickling.dumps(value)
     except Exception as error:  # a user's object may raise anything from __reduce__
         raise UsageError(
             f"{what} ({type(error).__name__}: {error}): open files, locks and connections where "

@@ -35,13 +35,16 @@ def catch(error: BaseException, *, skip_frames: int = 0) -> CaughtError:
 
     Args:
         error: any exception. It loses the frames that are skipped.
-        skip_frames: frames of our own to leave out at the top of the traceback.
+        skip_frames: frames to leave out at the top of the traceback. Frames of ours that follow are
+            left out as well: who reads it looks for their own code.
     """
     # By the base class: a foreign one may have made the attribute anything.
     trace = _TRACEBACK.__get__(error)
     frame = _user_frame(trace)
     for _ in range(skip_frames):
         trace = trace.tb_next if trace is not None else None
+    while skip_frames and trace is not None and trace.tb_next is not None and _is_ours(trace):
+        trace = trace.tb_next
     _TRACEBACK.__set__(error, trace)
     caught = _caught(ErrorRecord.of(error))
     if isinstance(error, SystemExit):
@@ -51,6 +54,11 @@ def catch(error: BaseException, *, skip_frames: int = 0) -> CaughtError:
         # It may be a date, and who reads this later does not know when it was raised.
         told["observed_at"] = time.time()
     return attrs.evolve(caught, attributes={**caught.attributes, **told})
+
+
+def _is_ours(trace: TracebackType) -> bool:
+    name = trace.tb_frame.f_globals.get("__name__")
+    return type(name) is str and name.startswith("thornback.")
 
 
 def _caught(record: ErrorRecord) -> CaughtError:
