@@ -10,6 +10,8 @@
   the user knows that to try again does no harm.
 - Questions about one error: `is_gpu_fault`, `is_gpu_broken` and `loses_gpu`.
 - Ray's `RuntimeEnvSetupError` says much: `setup_reason` returns what pip or uv said in it.
+- Secrets in texts: `redact` removes what looks like one, `safe` cuts the text as well; a `Redactor`
+  also removes known values. `looks_secret` judges the name of a field.
 - Failures that come over a wire: `ErrorRecord` is an exception as data, `ErrorData` any such data.
 
 All of it is pure: no clock, no randomness, no I/O. Jitter is an argument (`draw`).
@@ -33,8 +35,10 @@ from thornback.faults.on_ray import RAY_RULES, RAY_VERSIONS
 from thornback.faults.opt_in import NETWORK_RULES, THROTTLED_RULES
 from thornback.faults.policy import RetryPolicy, backoff_s, is_retriable
 from thornback.faults.records import ErrorRecord
+from thornback.faults.redaction import Redactor, looks_secret, redact
 from thornback.faults.rules import Rule
 from thornback.faults.setup_text import setup_reason
+from thornback.faults.text import safe
 from thornback.faults.verdicts import RetryVerdict, Standing, StopReason, WeighedFault
 
 __all__ = [
@@ -54,6 +58,7 @@ __all__ = [
     "FaultHistory",
     "FaultKind",
     "Origin",
+    "Redactor",
     "RetryPolicy",
     "RetryVerdict",
     "Rule",
@@ -66,7 +71,10 @@ __all__ = [
     "is_gpu_broken",
     "is_gpu_fault",
     "is_retriable",
+    "looks_secret",
     "loses_gpu",
+    "redact",
     "root_cause",
+    "safe",
     "setup_reason",
 ]

@@ -9,7 +9,8 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
-from thornback.faults.text import HIDDEN, clip, looks_secret, safe
+from thornback.faults.redaction import HIDDEN, looks_secret
+from thornback.faults.text import clip, safe
 from thornback.faults.values import Value
 
 Attribute: TypeAlias = str | int | float | bool | None

@@ -15,7 +15,8 @@ from thornback.faults.kinds import (
     ErrorData,
     plain_value,
 )
-from thornback.faults.text import clip, looks_secret, safe
+from thornback.faults.redaction import looks_secret
+from thornback.faults.text import clip, safe
 from thornback.faults.values import Value
 
 MAX_CAUSES = 8
