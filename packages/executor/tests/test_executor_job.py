@@ -15,7 +15,8 @@ from typing import Any, cast
 import pytest
 
 from thornback.executor import After, Job, RankContext, Stage, UsageError
-from thornback.executor.job import function_name, identity_of, parse_memory
+from thornback.executor.job import identity_of, parse_memory
+from thornback.executor.names import function_name
 from thornback.executor.plan import RunPlan, Settings, merge_ranks
 from thornback.faults import RetryPolicy
 from thornback.placement import Strategy

@@ -28,6 +28,7 @@ def make_report(
     seconds: float,
     logs: LogStore | None,
     read_results: ReadResults,
+    warnings: tuple[str, ...] = (),
 ) -> RunReport:
     """Return the report of a driver that has ended by itself."""
     end = driver.end
@@ -47,6 +48,7 @@ def make_report(
         unconfirmed_gangs=tuple(driver.unconfirmed),
         logs_url="" if logs is None else logs.url,
         logs_lost_bytes=0 if logs is None else logs.lost,
+        warnings=warnings,
         read_results=partial(_parsed_results, read_results),
     )
 

@@ -26,6 +26,7 @@ from thornback.executor.driver import Driver, Parts
 from thornback.executor.endings import checked, make_report, results_of
 from thornback.executor.job import Job, identity_of
 from thornback.executor.journal.filejournal import FileJournal
+from thornback.executor.journal.identity import unseen
 from thornback.executor.logs import LOGS, LogStore
 from thornback.executor.params import ExecutorParams
 from thornback.executor.plan import RunPlan, Settings
@@ -266,7 +267,11 @@ class Executor:
         async with AsyncExitStack() as stack:
             own = partial(FileJournal, url, storage_options=self.storage_options)
             journal = await stack.enter_async_context((self.journal or own)())
-            opened = await journal.open(identity_of(plan.job), on_mismatch=self.on_mismatch)
+            identity = identity_of(plan.job)
+            opened = await journal.open(identity, on_mismatch=self.on_mismatch)
+            warnings = (*unseen(identity), *opened.warnings)
+            for warning in warnings:
+                logger.warning("%s", warning)
             logs = await self._logs(stack, url, opened.term)
             record = stack.enter_context(record_file(self.record))
             news = None if logs is None else WorkerNews(logs.put)
@@ -308,7 +313,7 @@ class Executor:
             await self._accompanied(driver, remote)
         seconds = self.clock.monotonic() - started_s
         reader = results_of(self.journal, url, self.storage_options)
-        report = make_report(plan, driver, opened, info, seconds, logs, reader)
+        report = make_report(plan, driver, opened, info, seconds, logs, reader, warnings)
         watchers.tell(lambda observer: observer.finished(report))
         return report
 

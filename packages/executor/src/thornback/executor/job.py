@@ -3,8 +3,6 @@ anything."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -14,6 +12,8 @@ import attrs
 from thornback.executor.checks import check_stage
 from thornback.executor.edges import After, Parents, allowed, parents_of
 from thornback.executor.errors import UsageError
+from thornback.executor.fingerprint import digest_of_items, fingerprint
+from thornback.executor.names import function_name
 from thornback.executor.ports import Identity, StageIdentity
 from thornback.executor.program import RankContext
 from thornback.faults import RetryPolicy
@@ -170,7 +170,10 @@ class Stage:
     """A process is replaced after a rank that leaves it larger by more bytes (or '500MB') than it
     was after `setup`: for functions that leak. None: no limit."""
     version: str = attrs.field(default="", kw_only=True)
-    """Change it when the function changes so that recorded results are void."""
+    """Change it when the function changes, to invalidate recorded results. What is bound to the
+    functions of a stage (arguments of a partial, variables of an enclosing function, defaults,
+    attributes) is compared by itself; what they read from globals, files or the environment is
+    not."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse what can never run, naming the mend."""
@@ -234,60 +237,25 @@ class Job:
                 raise UsageError(f"job {self.name!r}: {stage!r} is not a Stage(name, fn, ...)")
 
 
-def function_name(fn: object) -> str:
-    """Return `module.qualname` of a function, or of the class of a callable object."""
-    inner = getattr(fn, "func", fn)  # functools.partial
-    named = inner if hasattr(inner, "__qualname__") else type(inner)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def _digest(items: tuple[Any, ...] | None) -> str:
-    """Return a digest of the items that is the same in every process."""
-    if items is None:
-        return ""
-    sha = hashlib.sha256()
-    for item in items:
-        sha.update(_canonical(item).encode(errors="surrogatepass") + b"\n")
-    return sha.hexdigest()
-
-
-def _canonical(value: object) -> str:
-    """Return text that depends on the value alone: not on hash seeds, addresses or pickles.
-
-    Of a value that is no plain data only its class counts: say `version=` when it changes.
-    """
-    match value:
-        case dict():
-            pairs = sorted(f"{_canonical(key)}:{_canonical(value[key])}" for key in value)
-            return f"{{{','.join(pairs)}}}"
-        case list() | tuple():
-            return f"[{','.join(map(_canonical, value))}]"
-        case set() | frozenset():
-            return f"<{','.join(sorted(map(_canonical, value)))}>"
-        case str() | bytes() | bool() | int() | float() | None:
-            return repr(value)
-        case os.PathLike():
-            return repr(os.fspath(value))
-    fields = getattr(value, "__dataclass_fields__", None) or {
-        field.name: field for field in getattr(type(value), "__attrs_attrs__", ())
-    }
-    inner = {name: getattr(value, name) for name in fields}
-    return f"{function_name(value)}{_canonical(inner)}"
-
-
 def identity_of(job: Job) -> Identity:
     """Return what makes another run a run of the same job."""
-    return Identity(
-        job=job.name,
-        stages=tuple(
-            StageIdentity(
-                name=stage.name,
-                world_size=stage.world_size,
-                function=function_name(stage.fn),
-                version=stage.version,
-                items_digest=_digest(stage.items),
-                parents=tuple(dict.fromkeys(edge.stage for edge in stage.edges)),
-            )
-            for stage in job.stages
-        ),
+    return Identity(job=job.name, stages=tuple(map(_identity_of_stage, job.stages)))
+
+
+def _identity_of_stage(stage: Stage) -> StageIdentity:
+    bound = fingerprint(stage.fn, setup=stage.setup, teardown=stage.teardown)
+    params, items_digest = dict(bound.params), ""
+    if stage.items is not None:
+        items_digest, whole = digest_of_items(stage.items)
+        if not whole:
+            params["items"] = ""
+    return StageIdentity(
+        name=stage.name,
+        world_size=stage.world_size,
+        function=function_name(stage.fn),
+        version=stage.version,
+        items_digest=items_digest,
+        parents=tuple(dict.fromkeys(edge.stage for edge in stage.edges)),
+        params=params,
+        code=bound.code,
     )

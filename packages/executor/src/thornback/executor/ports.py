@@ -211,6 +211,12 @@ class Workers(Protocol):
         ...
 
 
+def _texts(value: object) -> dict[str, str]:
+    """Return the texts by name in a mapping. It may come from a file that somebody has edited."""
+    pairs = value.items() if isinstance(value, Mapping) else ()
+    return {n: t for n, t in pairs if isinstance(n, str) and isinstance(t, str)}
+
+
 @attrs.frozen(kw_only=True, slots=True)
 class StageIdentity:
     """What makes two stages of two runs the same stage."""
@@ -226,6 +232,12 @@ class StageIdentity:
     """sha256 over the items, where the stage has items."""
     parents: tuple[str, ...] = ()
     """Names of the stages that it comes after."""
+    params: Mapping[str, str] = attrs.field(factory=dict, hash=False, converter=_texts)
+    """A digest of each value that is bound to its functions, by name (`partial[0]`, `closure.n`,
+    `setup.self.path`); empty where the value has no stable form. Never the value."""
+    code: str = ""
+    """Python version and digest of the code of its functions; empty: neither this nor `params` was
+    recorded. Another one is a reason to warn, not to refuse."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -247,6 +259,8 @@ class Opened:
     """Not to be run again."""
     failed: Mapping[str, Ranks] = attrs.field(factory=dict)
     """Given up by an earlier run."""
+    warnings: tuple[str, ...] = ()
+    """What users should know about these records, one sentence each."""
 
 
 @attrs.frozen(kw_only=True, slots=True)

@@ -178,6 +178,9 @@ class RunReport:
     """Folder of what the rank processes of this run have written; empty: it was not kept."""
     logs_lost_bytes: int = 0
     """Of that: what was left out, since it was too much, or could not be stored."""
+    warnings: tuple[str, ...] = ()
+    """What is not known of the results that earlier runs recorded: parameters that could not be
+    compared, changed code. One sentence each; they were logged when the run began."""
     _read_results: Callable[[str], Mapping[int, Any]] = attrs.field(eq=False, repr=False)
 
     def results(self, stage: str) -> Mapping[int, Json]:

@@ -26,7 +26,13 @@ from thornback.executor.journal.errors import (
 )
 from thornback.executor.journal.group_commit import Entry, GroupCommit, again
 from thornback.executor.journal.holder import Holder, certainly_gone, this_process
-from thornback.executor.journal.identity import Kept, OnMismatch, reconcile
+from thornback.executor.journal.identity import (
+    CompareStages,
+    Kept,
+    OnMismatch,
+    reconcile,
+    stage_differences,
+)
 from thornback.executor.journal.ledger import StageRecords
 from thornback.executor.journal.promote import promote_outputs
 from thornback.executor.journal.promoter import Promoter, owed, patiently
@@ -89,6 +95,8 @@ class FileJournal:
         keep_results: False: what ranks returned is recorded for the promoter alone, and may be
             forgotten when it is promoted, so that a state of many ranks stays small.
         anew: forget what the state holds, also of the same job.
+        compare: tells how a stage differs from the recorded one of its name, for owners of a state
+            whose stages are something else.
         params: time-outs and sizes.
         monotonic, sleep, time_ns: the clock, for tests.
     """
@@ -101,6 +109,7 @@ class FileJournal:
         promoter: Promoter | None = None,
         keep_results: bool = True,
         anew: bool = False,
+        compare: CompareStages = stage_differences,
         params: JournalParams | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
@@ -120,6 +129,7 @@ class FileJournal:
         self._promoter = promoter
         self._keep_results = keep_results
         self._anew = anew
+        self._compare = compare
         self._monotonic = monotonic
         self._sleep = sleep
         self._time_ns = time_ns
@@ -276,6 +286,7 @@ class FileJournal:
             term=term,
             done={name: records.done for name, records in known.items() if records.done},
             failed={name: records.failed for name, records in known.items() if records.failed},
+            warnings=kept.warnings,
         )
 
     async def _begin(
@@ -287,7 +298,7 @@ class FileJournal:
         if stored.damaged:
             logger.warning("%s: not counted: %s", self.url, "; ".join(stored.damaged))
         known = None if self._anew else stored.identity
-        kept = reconcile(self.url, known, stored.records, identity, on_mismatch)
+        kept = reconcile(self.url, known, stored.records, identity, on_mismatch, self._compare)
         self.differences = kept.differences
         pairs = [p for r in stored.unpromoted if r.stage in kept.records for p in r.outputs]
         assert self._steps is not None

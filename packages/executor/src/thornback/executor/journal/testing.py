@@ -119,6 +119,7 @@ class FakeJournal:
             term=self._term,
             done={name: records.done for name, records in known.items() if records.done},
             failed={name: records.failed for name, records in known.items() if records.failed},
+            warnings=kept.warnings,
         )
 
     async def commit(self, records: Sequence[Completion], /) -> None:
