@@ -11,7 +11,7 @@ PROGRAM = """
 import sys
 from thornback.pool.worker.params import SupervisorParams
 from thornback.pool.worker.server import main
-sys.exit(main(sys.argv[3:], params=SupervisorParams(reclaim_s=0.1)))
+sys.exit(main(sys.argv[4:], params=SupervisorParams(reclaim_s=0.1)))
 """
 
 

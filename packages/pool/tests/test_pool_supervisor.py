@@ -19,6 +19,7 @@ import attrs
 import pytest
 
 from thornback.pool import Assignment, Beat, Outcome, Report, RunningRank, SeenBy, WorkerSpec
+from thornback.pool.worker.forks import ForkServerLost
 from thornback.pool.worker.params import SupervisorParams
 from thornback.pool.worker.proctree import descendants_of, is_alive
 from thornback.pool.worker.ranklog import RankLog
@@ -538,27 +539,22 @@ async def test_a_worker_that_loses_its_fork_server_again_gives_up() -> None:
 
 
 @pytest.mark.parametrize("blow", [signal.SIGSTOP, signal.SIGKILL])
-async def test_a_worker_whose_fork_server_does_not_answer_gives_up(blow: signal.Signals) -> None:
-    given_up = anyio.Event()
-    reasons: list[str] = []
+async def test_supervisor_start_without_fork_server_raises(blow: signal.Signals) -> None:
+    killed: list[int] = []
 
-    def give_up(reason: str) -> None:
-        reasons.append(reason)
-        given_up.set()
+    async def strike() -> None:
+        (server,) = descendants_of(os.getpid())  # it has just been started, and is waited for
+        os.kill(server, blow)
+        killed.append(server)
 
+    params = SupervisorParams(fork_server_s=0.5)
+    supervisor = Supervisor(WorkerSpec(), "node-1", params=params)
     with anyio.fail_after(BOUND_S):
-        params = SupervisorParams(fork_server_s=0.5, fork_server_restarts=0)
-        supervisor = Supervisor(WorkerSpec(), "node-1", params=params, give_up=give_up)
-        await supervisor.start()
-        try:
-            (server,) = descendants_of(os.getpid())
-            os.kill(server, blow)  # it has just been started
-            await given_up.wait()
-        finally:
-            assert await supervisor.close()
-    assert not is_alive(server)
-    (reason,) = reasons
-    assert reason.startswith("its fork server ended, 1 times by now: the fork server "), reason
+        async with anyio.create_task_group() as group:
+            group.start_soon(strike)
+            with pytest.raises(ForkServerLost, match=r"the fork server (ended|gave no answer)"):
+                await supervisor.start()
+    assert [is_alive(pid) for pid in killed] == [False]
 
 
 def _parent_of(pid: int) -> int:

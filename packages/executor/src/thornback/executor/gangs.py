@@ -8,6 +8,7 @@ order: workers, then lease."""
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -21,7 +22,7 @@ from thornback.executor.ports import Attribute, Leases, Workers
 from thornback.executor.tracing import RunTracer
 from thornback.faults import ErrorData
 from thornback.placement import Lease
-from thornback.pool import GangLostError
+from thornback.pool import CaughtError, GangLostError
 from thornback.scheduler.commands import CloseGang, OpenGang
 from thornback.scheduler.events import GangClosed, GangPlaced, GangReady
 
@@ -30,6 +31,9 @@ _SLACK_S = 5.0
 """What a step may take beyond the time that it was given, until it is abandoned."""
 _NODES_S = 3600.0
 """Backstop for the wait for nodes where the platform decides how long it is."""
+_NUMBERS = re.compile(r"\d+")
+"""Process ids and the like, which make no other reason."""
+_MOST_WARNINGS = 5
 _EXPLAIN_S = 10.0
 """Longer than the allocator's own deadline, whose error says why nothing was placed."""
 
@@ -72,6 +76,7 @@ class GangKeeper:
         self._post = post
         self._reports_in = reports_in
         self._gangs: dict[int, _LiveGang] = {}
+        self._warned: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._gangs)
@@ -122,10 +127,23 @@ class GangKeeper:
             raise await self._workers.lost(gang)
         except GangLostError as error:
             facts = {**error.facts, "origin": "worker", "phase": error.phase}
+            if error.phase == "start":
+                self._warn(error)
             await self._reports_in(gang)
             self._post(Loss(gang=gang, error=error.error, facts=facts, node=error.node))
         except Exception as error:  # noqa: BLE001  # the command's one answer, whatever happened
             self._post(Loss(gang=gang, error=error, facts={"origin": origin, "phase": phase}))
+
+    def _warn(self, error: GangLostError) -> None:
+        """Log why workers do not start, each reason once: the run may try again for minutes."""
+        head, _, rest = str(error).partition("\n")
+        reason = _NUMBERS.sub("", head)
+        if reason in self._warned or len(self._warned) >= _MOST_WARNINGS:
+            return
+        self._warned.add(reason)
+        trace = error.error.traceback if isinstance(error.error, CaughtError) else ""
+        detail = "".join(f"\n{text}" for text in dict.fromkeys((rest, trace)) if text)
+        logger.warning("a worker did not start: %s%s", head, detail)
 
     async def close(self, command: CloseGang) -> None:
         """End the workers, give the lease back, and say so, confirmed or not."""

@@ -117,7 +117,7 @@ POOL_RULES = (
     Rule(
         name="pool.worker_died",
         kind=FaultKind.WORKER_CRASH,
-        types=("thornback.pool.WorkerDied",),
+        types=("thornback.pool.WorkerDied", "thornback.pool.ForkServerLost"),
         origins=(Origin.WORKER,),
         why="the worker's process ended",
     ),

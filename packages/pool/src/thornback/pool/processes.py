@@ -24,6 +24,7 @@ from functools import partial
 
 import anyio
 import anyio.to_thread
+import attrs
 
 from thornback.pool.connection import Connection, WorkerCallError, WorkerGoneError
 from thornback.pool.ports import Attribute, CaughtError, GangLostError, LogChunk, WorkerSpec
@@ -33,6 +34,17 @@ __all__ = ["WorkerCallError", "WorkerGoneError", "WorkerProcess", "worker_comman
 
 _EXIT_S = 5.0
 """A worker whose connection has ended takes at most so long to be gone."""
+_TAIL_BYTES = 4096
+"""Of what a worker wrote that could not start."""
+_LATE_PATH = "THORNBACK_LATE_PATH"
+"""Variable with the entries of the driver's `sys.path` that come after the standard library, which
+PYTHONPATH cannot express."""
+_START = (
+    "import os, sys; "
+    f"late = os.environ.pop({_LATE_PATH!r}, '').split(os.pathsep); "
+    "sys.path += [each for each in late if each and each not in sys.path]; "
+    "from thornback.pool.worker.server import main; sys.exit(main())"
+)
 
 
 def worker_command(python: str | None = None) -> list[str]:
@@ -41,7 +53,8 @@ def worker_command(python: str | None = None) -> list[str]:
     Args:
         python: the interpreter; it must find this package. None: the one that runs this.
     """
-    return [python or sys.executable, "-m", "thornback.pool.worker", "--fd", "0"]
+    # -P: without it Python would look for modules in the current directory first.
+    return [python or sys.executable, "-P", "-c", _START, "--fd", "0", "--join-output"]
 
 
 class WorkerProcess:
@@ -67,7 +80,8 @@ class WorkerProcess:
                 input is the connection. Run with our environment and ways to find modules, in a
                 process group of its own: Ctrl-C in a terminal is for the driver only. What it
                 writes goes to a file in `spec.log_dir`, if that is given, else to our standard
-                error.
+                error; what it writes to standard error before it is ready also explains why it
+                did not start.
             node: the name that outcomes have.
             index: position in the gang of `nodes`.
             nodes: how many workers the gang has.
@@ -85,19 +99,20 @@ class WorkerProcess:
                 f"runtime_env {dict(spec.runtime_env)!r} needs Ray: leave it out, and install what "
                 "the job needs into the environment of this process"
             )
-        worker = cls(*_spawn(command, index, spec))
-        started = False
-        try:
-            await worker.call("start", (spec, node, index, nodes, os.getpid()))
-            started = True
-        except (WorkerCallError, WorkerGoneError) as error:
-            reason, facts = await worker.death(error)
-            raise GangLostError(reason, node, "start", facts) from error
-        finally:
-            if not started:
-                with anyio.CancelScope(shield=True):
-                    await worker.kill(timeout_s=_EXIT_S)
-        return worker
+        with _Output(index, spec) as output:
+            worker = cls(*_spawn(command, output))
+            started = False
+            try:
+                await worker.call("start", (spec, node, index, nodes, os.getpid()))
+                started = True
+            except (WorkerCallError, WorkerGoneError) as error:
+                reason, facts = await worker.death(error)
+                raise GangLostError(output.explain(reason), node, "start", facts) from error
+            finally:
+                if not started:
+                    with anyio.CancelScope(shield=True):
+                        await worker.kill(timeout_s=_EXIT_S)
+            return worker
 
     @property
     def pid(self) -> int:
@@ -190,24 +205,75 @@ class WorkerProcess:
         self._process.wait()
 
 
-def _spawn(
-    command: Sequence[str], index: int, spec: WorkerSpec
-) -> tuple[subprocess.Popen[bytes], Connection]:
+class _Output:
+    """Where a worker writes to: standard output as `WorkerProcess.start` says, standard error to a
+    file in memory until it has started, and then to standard output (see `worker.server`).
+
+    A context manager. At its end, what the worker wrote to that file is copied to its output,
+    unless that is our own standard error and `explain` has returned it.
+    """
+
+    def __init__(self, index: int, spec: WorkerSpec) -> None:
+        self._log = -1
+        self._explained = False
+        if spec.log_dir:
+            os.makedirs(spec.log_dir, exist_ok=True)
+            prefix = f"worker-{index}-"
+            self._log, _ = tempfile.mkstemp(prefix=prefix, suffix=".log", dir=spec.log_dir)
+        try:
+            self.errors = os.memfd_create("thornback-worker-stderr")
+        except BaseException:
+            self._close_log()
+            raise
+
+    @property
+    def output(self) -> int:
+        """The descriptor of its standard output."""
+        return self._log if self._log >= 0 else 2
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._log >= 0 or not self._explained:
+            with suppress(OSError):  # a full disk, or a closed standard error
+                os.lseek(self.errors, 0, os.SEEK_SET)
+                while data := os.read(self.errors, 1 << 16):
+                    os.write(self.output, data)
+        os.close(self.errors)
+        self._close_log()
+
+    def _close_log(self) -> None:
+        if self._log >= 0:
+            os.close(self._log)
+
+    def explain(self, reason: CaughtError | BaseException) -> CaughtError | BaseException:
+        """Return why a worker did not start, with the last lines that it wrote."""
+        size = os.fstat(self.errors).st_size
+        data = os.pread(self.errors, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+        text = data.decode("utf-8", "replace").strip()
+        if not text or not isinstance(reason, CaughtError):
+            return reason
+        self._explained = True
+        last = text.rpartition("\n")[2].strip()
+        return attrs.evolve(
+            reason,
+            message=f"{reason.message} before it was ready: {last}",
+            traceback=reason.traceback or text,
+        )
+
+
+def _spawn(command: Sequence[str], output: _Output) -> tuple[subprocess.Popen[bytes], Connection]:
     # In the loop's thread on purpose (some milliseconds): a worker may ask the kernel to be killed
     # with its parent, which for the kernel is the *thread* that forked; a pool thread ends when it
     # is idle.
     ours, theirs = socket.socketpair()
-    output = 2
     try:
-        if spec.log_dir:
-            os.makedirs(spec.log_dir, exist_ok=True)
-            prefix = f"worker-{index}-"
-            output, _ = tempfile.mkstemp(prefix=prefix, suffix=".log", dir=spec.log_dir)
         process = subprocess.Popen(
             command,
             stdin=theirs.fileno(),  # `sudo` closes all but the standard streams
-            stdout=output,
-            stderr=output,
+            stdout=output.output,
+            stderr=output.errors,
             env=_environment(),
             process_group=0,
         )
@@ -216,13 +282,11 @@ def _spawn(
         raise
     finally:
         theirs.close()
-        if output != 2:
-            os.close(output)
     return process, Connection(ours)
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a worker: ours, and our way to find modules, as on Ray.
+    """Return the environment of a worker: ours, and our way to find modules, in our order.
 
     What the interpreter finds by itself is left out, so that programs of another Python that a rank
     starts are not misled.
@@ -230,14 +294,20 @@ def _environment() -> dict[str, str]:
     own = sysconfig.get_paths()
     own_dirs = (own["purelib"], own["platlib"])
     stdlib = (own["stdlib"], own["platstdlib"])
-    found = [
-        path
-        for path in sys.path
-        if path
-        and path not in own_dirs
-        and not path.startswith(stdlib)
-        and os.path.basename(path) != f"python{sys.version_info[0]}{sys.version_info[1]}.zip"
-    ]
-    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    paths = os.pathsep.join(dict.fromkeys([*found, *inherited]))
-    return {**os.environ, "PYTHONPATH": paths} if paths else dict(os.environ)
+    archive = f"python{sys.version_info[0]}{sys.version_info[1]}.zip"
+    early: list[str] = []
+    late: list[str] = []
+    found = early
+    for path in sys.path:
+        if not isinstance(path, str) or os.pathsep in path:  # no variable can express these
+            continue
+        if path.startswith(stdlib) or os.path.basename(path) == archive:
+            found = late
+        elif path not in own_dirs:
+            found.append(os.path.abspath(path))  # an empty one is the current directory
+    if not sys.flags.ignore_environment:
+        inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        early += [os.path.abspath(path) for path in inherited if path]
+    variables = {"PYTHONPATH": early, _LATE_PATH: late}
+    told = {name: os.pathsep.join(dict.fromkeys(paths)) for name, paths in variables.items()}
+    return {**os.environ, **{name: paths for name, paths in told.items() if paths}}

@@ -24,16 +24,36 @@ _CODE = (
 )
 _MAX_FDS = 16
 _PER_FORK = 3
+_EXIT_S = 2.0
+"""For a fork server that has closed its stream to end."""
+_SAID_BYTES = 2048
 _CLOEXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
 class ForkServerLost(Exception):
-    """The fork server ended, or is of no use any more; its children are dead or dying."""
+    """The fork server ended, or is of no use any more; its children are dead or dying.
+
+    Attributes:
+        exit_code: with which it exited by itself; None: it did not, or that is not known.
+    """
+
+    exit_code: int | None = None
 
 
 class ForkFailed(Exception):
     """The system could not fork: no memory, or no process ids left. Unlike `ForkServerLost`, trying
     again may help."""
+
+
+def _said(log_path: str) -> str:
+    """Return the last lines of a log, as the end of a message; empty: there are none."""
+    try:
+        with open(log_path, "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - _SAID_BYTES))
+            text = log.read().decode("utf-8", "replace").strip()
+    except OSError:  # there was no room for a log
+        return ""
+    return f": {text.rpartition(chr(10))[2].strip()}\nIt wrote:\n{text}" if text else ""
 
 
 @attrs.frozen(slots=True)
@@ -150,7 +170,17 @@ class ForkServerClient:
                 await self._hello
         except TimeoutError:
             self.terminate()
-            raise ForkServerLost(f"the fork server gave no answer within {limit_s:g} s") from None
+            why = f"the fork server gave no answer within {limit_s:g} s"
+        except ForkServerLost:
+            await self._exited(_EXIT_S)
+            status = None if self._process is None else self._process.poll()
+            why = f"the fork server ended while it started (exit status {status})"
+        else:
+            return
+        error = ForkServerLost(why + _said(self._config.log_path))
+        if self._process is not None and (self._process.returncode or 0) > 0:
+            error.exit_code = self._process.returncode
+        raise error
 
     def _spawn(self, config: str, fd: int) -> subprocess.Popen[bytes]:
         with contextlib.ExitStack() as stack:
@@ -159,7 +189,8 @@ class ForkServerClient:
             except OSError:  # a full disk
                 log = stack.enter_context(open(os.devnull, "ab"))
             return subprocess.Popen(
-                [sys.executable, "-c", _CODE, config],
+                # -P: without it Python would look for modules in the current directory first.
+                [sys.executable, "-P", "-c", _CODE, config],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

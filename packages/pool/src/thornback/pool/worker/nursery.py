@@ -90,13 +90,12 @@ class Nursery:
         """What the names of this worker's logs begin with."""
         return f"{self._marker}-"
 
-    def start(self) -> None:
-        """Start the fork server, which is waited for only when a process is wanted: meanwhile the
-        worker is asked for and given its first work. One that is lost, or does not answer, is
-        replaced, and in the end the worker given up.
+    async def start(self) -> None:
+        """Start the fork server. One that is lost later is replaced, and in the end the worker
+        given up.
 
         Raises:
-            ForkServerLost: there is no process to be had for it.
+            ForkServerLost: it does not start; says why, with what it wrote.
             OSError: there is no place for the logs.
         """
         folder = self._spec.log_dir or self._log_root
@@ -112,7 +111,10 @@ class Nursery:
             cap_bytes=self._params.log_cap_bytes,
         )
         server = self._spawn_server()
-        self._awaiting = asyncio.get_running_loop().create_task(self._await_server(server))
+        await server.answered(self._params.fork_server_s)
+        if server.lost:
+            raise ForkServerLost("the fork server ended as soon as it had started")
+        self._ready.set()
 
     @property
     def log_dir(self) -> str:

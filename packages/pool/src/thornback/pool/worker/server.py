@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Sequence
@@ -23,9 +24,16 @@ from thornback.pool.worker.supervisor import Supervisor, SupervisorRefused
 class WorkerServer:
     """Serves one client, with calls in flight side by side."""
 
-    def __init__(self, stream: socket.socket, params: SupervisorParams | None = None) -> None:
+    def __init__(
+        self,
+        stream: socket.socket,
+        params: SupervisorParams | None = None,
+        *,
+        join_output: bool = False,
+    ) -> None:
         self._stream = stream
         self._params = params
+        self._join_output = join_output
         self._supervisor: Supervisor | None = None
         self._answering = Answering(self._handle)
 
@@ -53,6 +61,8 @@ class WorkerServer:
                     spec, node, index, nodes, owner=owner, params=self._params
                 )
                 await self._supervisor.start()
+                if self._join_output:
+                    os.dup2(1, 2)
                 return None
             case _, _, Supervisor() as supervisor if method != "start":
                 return await supervisor.handle(method, payload)
@@ -66,11 +76,17 @@ def main(arguments: Sequence[str] | None = None, *, params: SupervisorParams | N
     """Run the program; returns its exit code. Without `params` its bounds are the usual ones."""
     parser = argparse.ArgumentParser(prog="thornback.pool.worker", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the inherited end of a socket pair")
-    fd: int = parser.parse_args(arguments).fd
+    parser.add_argument(
+        "--join-output",
+        action="store_true",
+        help="once started, write to standard output what would go to standard error",
+    )
+    options = parser.parse_args(arguments)
     # Ctrl-C in a terminal reaches us too, but what it means is for the driver to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stream = socket.socket(fileno=fd)
+    stream = socket.socket(fileno=options.fd)
     stream.set_inheritable(False)
     stream.setblocking(False)
-    asyncio.run(WorkerServer(stream, params).serve())
+    server = WorkerServer(stream, params, join_output=options.join_output)
+    asyncio.run(server.serve())
     return 0

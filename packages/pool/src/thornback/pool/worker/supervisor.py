@@ -139,15 +139,15 @@ class Supervisor:
     # -- for the host ----------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start the fork server, and be ready for calls; the first rank waits for it. If it does
-        not answer within `fork_server_s`, nor another one, the worker is given up.
+        """Start the fork server, and be ready for calls.
 
         Raises:
-            ForkServerLost: no process can be started. Nothing is left running.
+            ForkServerLost: it does not start, or gives no answer within `fork_server_s`. Nothing is
+                left running.
             OSError: there is no place for the logs.
         """
         try:
-            self._nursery.start()
+            await self._nursery.start()
         except BaseException:
             await self.close()
             raise
