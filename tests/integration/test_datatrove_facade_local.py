@@ -52,9 +52,9 @@ def test_defect_14_failed_ranks_raise_with_ranks_cause_and_log(
     executor = make(tmp_path, "a", tasks=3, failing=(1,))
     with pytest.raises(RunFailed) as caught:
         executor.run()
-    text = str(caught.value)
-    assert "1/3 tasks of 'a' failed" in text
-    assert "'a', rank 1" in text
+    text = caught.value.text
+    assert "1 of 3 tasks of stage 'a' failed" in text
+    assert "1 task of stage 'a' (1)" in text
     assert "ValueError" in text
     assert "rank 1 is to fail" in text
     log = tmp_path / "a/logs/task_00001.log"
@@ -70,7 +70,7 @@ def test_defect_14_on_failure_return_warns_and_gives_the_statistics_of_what_is_c
 ) -> None:
     stats = make(tmp_path, "a", tasks=3, failing=(1,), on_failure="return").run()
     assert stats.stats[0]["ranks"].total == 2
-    assert any(line.startswith("WARNING 1/3 tasks of 'a' failed") for line in told)
+    assert any(line.startswith("WARNING Job 'a' failed: 1 of 3 tasks") for line in told)
 
 
 def test_failed_ranks_alone_run_again(tmp_path: Path) -> None:
@@ -338,8 +338,8 @@ def test_defect_31_two_nodes_on_one_are_refused_with_the_mend_and_packed_on_requ
 ) -> None:
     with pytest.raises(RunFailed) as caught:
         make(tmp_path, "a", tasks=1, nodes_per_task=2).run()
-    assert 'give strategy="PACK"' in str(caught.value)
-    assert "task_00000.log" not in str(caught.value), "it was never run"
+    assert 'give strategy="PACK"' in caught.value.text
+    assert "task_00000.log" not in caught.value.text, "it was never run"
     make(tmp_path, "b", tasks=1, nodes_per_task=2, strategy="PACK").run()
     assert files(tmp_path, "b") >= {"completions/00000", "stats/00000.json", "stats.json"}
 

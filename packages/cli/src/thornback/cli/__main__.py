@@ -104,8 +104,7 @@ def _demo(options: DemoOptions) -> int:
         mend = "unset RAY_ADDRESS to start a Ray here, or use --backend local"
         return _say(f"cannot reach Ray ({error}): {mend}", WRONG_USE)
     except RunFailed as failed:
-        causes = "".join(f"\n  {cause}".replace("\n", "\n  ") for cause in failed.exceptions)
-        return _say(f"the run failed: {failed.report.reason}{causes}", FAILED)
+        return _say(failed.text, FAILED)
     except JournalError as error:
         return _say(str(error), FAILED)
     except (KeyboardInterrupt, RunCancelled):

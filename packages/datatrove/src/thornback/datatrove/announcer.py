@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from datatrove.utils.logging import logger
 from thornback.executor import AttemptReport, RunInfo, RunReport, StageProgress
+from thornback.executor.causes import fault_text
+from thornback.executor.plaintext import printable
+from thornback.faults import StopReason
 
 EVERY_S = 10.0
 MOST = 20
@@ -79,7 +82,10 @@ def attempt_line(attempt: AttemptReport) -> str:
     where = f" on node {attempt.node}" if attempt.node else ""
     again = "will be tried again" if attempt.retried else "is given up"
     what = "lost" if attempt.rank is None else f"failed and {again}"
-    return f"{attempt.stage}: {who} {what}{where}: {attempt.fault} ({attempt.verdict})"
+    # That an error of the user's code is not tried again needs no reason.
+    no_retries = attempt.stop is StopReason.NO_RETRIES
+    why = "" if no_retries else f" ({printable(attempt.verdict)})"
+    return f"{attempt.stage}: {who} {what}{where}: {fault_text(attempt.fault)}{why}"
 
 
 def _others(stage: StageProgress) -> str:

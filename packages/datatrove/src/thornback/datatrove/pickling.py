@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from datatrove.utils.logging import logger
-from thornback.datatrove.rank import this_logger
+from thornback.datatrove.ranklog import this_logger
 from thornback.executor import UsageError
 from thornback.executor.pickling import SourcePickler
 

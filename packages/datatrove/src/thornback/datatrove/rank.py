@@ -230,8 +230,3 @@ def _text(error: BaseException) -> str:
 def _write(folder: Any, name: str, text: str) -> None:
     with folder.open(name, "wb") as target:
         target.write(text.encode("utf-8", "surrogatepass"))
-
-
-def this_logger() -> object:
-    """Return the logger that all of datatrove uses, in the process that loads a pickle."""
-    return logger

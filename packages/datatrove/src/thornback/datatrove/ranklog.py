@@ -43,6 +43,11 @@ def log_name(rank: int, node_rank: int) -> str:
     return f"thornback/logs-of-nodes/task_{rank:05d}.node{node_rank}.log"
 
 
+def this_logger() -> object:
+    """Return the logger that all of datatrove uses, in the process that loads a pickle."""
+    return logger
+
+
 class RankLog:
     """The log of one rank: a file of this process that receives what is logged with loguru, from
     `LogDesk.begin` to `end`.

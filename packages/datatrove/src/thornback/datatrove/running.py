@@ -24,7 +24,7 @@ from thornback.datatrove.directory import (
     save_executors,
 )
 from thornback.datatrove.errors import DependencyFailed
-from thornback.datatrove.failures import described
+from thornback.datatrove.failures import failure_of
 from thornback.datatrove.identity import stage_identity
 from thornback.datatrove.journal import (
     PipelineJournals,
@@ -309,7 +309,7 @@ def _run_job(work: Work) -> Ended:
     except RunFailed as error:
         logs = {name: logs_of(member) for name, member in members.items()}
         nodes = {name: member.nodes_per_task for name, member in members.items()}
-        report, failed = error.report, described(error, logs, nodes)
+        report, failed = error.report, failure_of(error.report, logs, nodes)
     except BaseException:  # who cancels a run does not wait for a million files
         keeper.close(in_all_s=10.0)
         raise
@@ -349,7 +349,7 @@ def _end(work: Work, ended: Ended) -> PipelineStats:
         logger.warning(f"Only {done}/{size} tasks completed.")
         if root.on_failure == "raise":
             raise failed from None
-        logger.warning(failed.message)
+        logger.warning(failed.text)
         stats: PipelineStats = markers.merge_stats(root.logging_dir, size).stats
         return stats
     else:

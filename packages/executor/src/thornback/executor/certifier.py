@@ -237,6 +237,8 @@ class Certifier:
                 )
             )
             last = last or self.chronicle.last_of(stage)
+        elif stop is not None:
+            self.chronicle.stopped[stage] = stop
         return {
             "reason": reason,
             "stop": None if stop is None else stop.value,

@@ -9,7 +9,7 @@ import attrs
 
 from thornback.executor.plan import merge_ranks
 from thornback.executor.report import AttemptReport, GivenUp
-from thornback.faults import Fault, RetryPolicy, RetryVerdict, Standing
+from thornback.faults import Fault, RetryPolicy, RetryVerdict, Standing, StopReason
 
 MAX_ATTEMPTS_KEPT = 10_000
 
@@ -41,6 +41,8 @@ class Chronicle:
 
     attempts: list[AttemptReport] = attrs.field(factory=list)
     given_up: list[GivenUp] = attrs.field(factory=list)
+    stopped: dict[str, StopReason] = attrs.field(factory=dict)
+    """Stages that were stopped, by name."""
     _more: dict[str, list[range]] = attrs.field(factory=dict)
     """Ranks that were given up beyond the first 10,000 records, by stage."""
     _last: dict[tuple[str, int], AttemptReport] = attrs.field(factory=dict)

@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
+from thornback.executor.causes import run_failed
 from thornback.executor.driver import Driver
-from thornback.executor.errors import RankFailure, RunCancelled, RunFailed
+from thornback.executor.errors import RunCancelled, RunFailed
 from thornback.executor.journal.errors import JournalError
 from thornback.executor.journal.recorded import read_run
 from thornback.executor.logs import LogStore
 from thornback.executor.plan import RunPlan
 from thornback.executor.ports import JournalFactory, Json, Opened, ReadsResults
-from thornback.executor.report import GivenUp, RunInfo, RunReport
+from thornback.executor.report import RunInfo, RunReport
 
 ReadResults: TypeAlias = Callable[[str], Mapping[int, str]]
 
@@ -44,6 +45,7 @@ def make_report(
         stages={stage.name: stage for stage in driver.progress()},
         attempts=tuple(driver.certifier.chronicle.attempts),
         given_up=driver.certifier.chronicle.all_given_up(),
+        stopped=dict(driver.certifier.chronicle.stopped),
         seconds=seconds,
         unconfirmed_gangs=tuple(driver.unconfirmed),
         logs_url="" if logs is None else logs.url,
@@ -91,37 +93,8 @@ def _parsed_results(read_results: ReadResults, stage: str) -> Mapping[int, Json]
     return {rank: json.loads(text) for rank, text in read_results(stage).items()}
 
 
-def checked(report: RunReport, *, check: bool) -> RunReport:
-    """Return the report; with `check` only of a run that succeeded.
-
-    Raises:
-        RunFailed, RunCancelled: as `Executor.run`.
-    """
-    if not check or report.state == "succeeded":
-        return report
-    if report.state == "cancelled":
-        raise RunCancelled(report)
-    failed = RunFailed(f"job {report.job!r} failed: {report.reason}", _failures(report))
-    failed.report = report
-    raise failed
-
-
-def _failures(report: RunReport) -> list[RankFailure]:
-    """Return one failure per stage and cause."""
-    causes: dict[tuple[str, str], list[GivenUp]] = {}
-    for ended in report.given_up:
-        last = ended.last
-        cause = ended.reason if last is None or last.rank is None else str(last.fault)
-        if last is not None and last.rank is None:  # of a gang: say also what it was lost for
-            said = last.fault.message.strip().partition("\n")[0]
-            cause = cause if said in cause else f"{cause}: {said}"
-        causes.setdefault((ended.stage, cause), []).append(ended)
-    return [
-        RankFailure(
-            stage,
-            sorted(rank for each in ended for piece in each.ranks for rank in piece),
-            cause,
-            ended[0].last.fault.traceback or ended[0].last.log_tail if ended[0].last else "",
-        )
-        for (stage, cause), ended in causes.items()
-    ] or [RankFailure(next(iter(report.stages)), (), report.reason)]
+def bad_end(report: RunReport) -> RunFailed | RunCancelled | None:
+    """Return what `Executor.run` raises for this report; None: the run succeeded."""
+    if report.state == "succeeded":
+        return None
+    return RunCancelled(report) if report.state == "cancelled" else run_failed(report)

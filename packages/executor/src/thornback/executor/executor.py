@@ -23,7 +23,7 @@ from thornback.executor.certifier import no_logs
 from thornback.executor.checks import check_classifier
 from thornback.executor.clock import SystemClock
 from thornback.executor.driver import Driver, Parts
-from thornback.executor.endings import checked, make_report, results_of
+from thornback.executor.endings import bad_end, make_report, results_of
 from thornback.executor.job import Job, identity_of
 from thornback.executor.journal.filejournal import FileJournal
 from thornback.executor.journal.identity import unseen
@@ -201,7 +201,10 @@ class Executor:
         async def main() -> RunReport:
             return await self._run(plan, remote=remote)
 
-        return checked(_outside_of_any_loop(main, remote.cancel), check=check)
+        report = _outside_of_any_loop(main, remote.cancel)
+        if check and (error := bad_end(report)) is not None:
+            raise error  # here, so that its traceback shows one line of ours
+        return report
 
     async def arun(self, job: Job, *, check: bool = True) -> RunReport:
         """As `run`, under asyncio or trio, and without its handling of signals.
@@ -214,7 +217,10 @@ class Executor:
         """
         plan = self._plan(job)
         self.platform.prepare()
-        return checked(await self._run(plan, remote=None), check=check)
+        report = await self._run(plan, remote=None)
+        if check and (error := bad_end(report)) is not None:
+            raise error
+        return report
 
     def _plan(self, job: Job) -> RunPlan:
         state = self.state if "://" in self.state else os.path.abspath(self.state)

@@ -172,6 +172,8 @@ class RunReport:
     """From the opening of the state to the end."""
     given_up: tuple[GivenUp, ...] = ()
     """The ranks that failed in this run, with the reason."""
+    stopped: Mapping[str, StopReason] = attrs.field(factory=dict)
+    """Stages that were stopped before all of their ranks had been tried, by name, and why."""
     unconfirmed_gangs: tuple[int, ...] = ()
     """Gangs whose end could not be confirmed in time."""
     logs_url: str = ""
