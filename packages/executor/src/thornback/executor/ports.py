@@ -247,6 +247,8 @@ class Opened:
     """Not to be run again."""
     failed: Mapping[str, Ranks] = attrs.field(factory=dict)
     """Given up by an earlier run."""
+    damaged: tuple[str, ...] = ()
+    """What could not be read of the record, each object with the reason: lost ranks run again."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -288,6 +290,7 @@ class Journal(Protocol):
         Raises:
             HeldByAnother: another driver holds the state.
             IdentityMismatch: it is of another job, and that is refused.
+            NewerFormat: a later version has written it.
             JournalError: it cannot be read or claimed.
 
         Cancellation: nothing is held.
