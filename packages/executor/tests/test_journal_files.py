@@ -17,7 +17,6 @@ from packages.executor.tests.journals import (
     assert_closed,
     control,
     journal_at,
-    name_of,
     reopened,
     run_once,
 )
@@ -57,21 +56,6 @@ async def test_a_damaged_segment_is_named_and_not_counted(tmp_path: Path) -> Non
     assert torn.exists()  # evidence, and no longer read
     assert (tmp_path / "control" / "notes.txt").exists()
     assert read_run(state).damaged == ()
-
-
-async def test_a_base_that_was_whole_once_must_not_be_lost_silently(tmp_path: Path) -> None:
-    state = str(tmp_path)
-    await run_once(state, done("a", 1))
-    base = tmp_path / "control" / name_of(state, "base")
-    base.write_bytes(base.read_bytes()[:-1])
-    with pytest.raises(JournalError, match=f"is damaged.*{base.name}.*on_mismatch='fresh'"):
-        read_run(state)
-    async with FileJournal(state) as journal:
-        with pytest.raises(JournalError, match="is damaged"):
-            await journal.open(job(), on_mismatch="refuse")
-    async with FileJournal(state) as journal:
-        assert (await journal.open(job(), on_mismatch="fresh")).done == {}
-    assert await reopened(state) == []
 
 
 async def test_a_base_whose_writer_died_is_passed_over(memory: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import tracemalloc
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
@@ -11,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thornback.executor.journal import segments
+from thornback.executor.journal.errors import NewerFormat
 from thornback.executor.journal.ledger import (
     Ledger,
     StageRecords,
@@ -24,6 +29,7 @@ from thornback.executor.journal.segments import (
     Torn,
     base_lines,
     decode,
+    digest,
     encode,
     encode_record,
     merged,
@@ -41,6 +47,7 @@ json_values: st.SearchStrategy[Json] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=5,
 )
+json_texts = json_values.map(json.dumps)
 rank_sets = st.frozensets(st.integers(0, RANKS - 1))
 
 
@@ -59,7 +66,7 @@ def records(draw: st.DrawFn) -> Completion:
     states = ["done", "failed", "skipped", "void"]
     state = draw(st.sampled_from(states))
     done = state == "done"
-    results = draw(st.dictionaries(st.sampled_from(sorted(ranks)), texts)) if done else {}
+    results = draw(st.dictionaries(st.sampled_from(sorted(ranks)), json_texts)) if done else {}
     why = None if done else draw(st.none() | st.dictionaries(texts, json_values, max_size=3))
     return Completion(
         stage=draw(st.sampled_from(["a", "b", "\u2028\ud800"])),
@@ -86,6 +93,7 @@ identities = st.builds(
             parents=st.lists(texts, max_size=2).map(tuple),
         ),
         max_size=2,
+        unique_by=lambda stage: stage.name,
     ).map(tuple),
 )
 
@@ -98,7 +106,13 @@ identities = st.builds(
 )
 def test_round_trip(batch: list[Completion], identity: Identity | None, term: int, n: int) -> None:
     header = Header(
-        kind="seg" if identity is None else "base", term=term, n=n, promoted=n, identity=identity
+        kind="seg" if identity is None else "base",
+        term=term,
+        n=n,
+        promoted=n,
+        after="seg-000001-000002",
+        identity_sha256="" if identity is None else digest(identity),
+        identity=identity,
     )
     data = encode(header, [encode_record(record) for record in batch])
     found, decoded = decode(data, Header(kind=header.kind, term=term, n=n))
@@ -158,6 +172,8 @@ def test_two_objects_in_one_are_torn() -> None:
         (b"\n", "last line"),
         (b"hello\n", "last line"),
         (b"[]\n[]\n", "last line"),
+        (b'{}\n{"count":1}\n', "last line"),
+        (b"[" * 100_000 + b"\n", "last line"),
         (b"\xff\xfe\n\xff\n", "last line"),
     ],
 )
@@ -166,14 +182,152 @@ def test_foreign_bytes_are_torn(data: bytes, why: str) -> None:
         decode(data, Header(kind="seg", term=3, n=4))
 
 
-def test_a_later_format_is_not_guessed_at() -> None:
-    header = Header(kind="seg", term=3, n=4)
-    import hashlib
+def forged(*lines: str, header: Mapping[str, object] | None = None) -> bytes:
+    """Return a segment (term 3, number 4) of these lines, with an end that fits."""
+    first = {"format": "thornback-journal", "version": 2, "kind": "seg", "term": 3, "n": 4}
+    body = "".join(f"{line}\n" for line in (json.dumps({**first, **(header or {})}), *lines))
+    end = {"count": len(lines) + 1, "sha256": hashlib.sha256(body.encode()).hexdigest()}
+    return body.encode() + json.dumps(end).encode() + b"\n"
 
-    body = encode(header, []).split(b"\n")[0].replace(b'"version":1', b'"version":2') + b"\n"
-    last = f'{{"count":1,"sha256":"{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
-    with pytest.raises(Torn, match="version 2; this thornback reads"):
-        decode(body + last, header)
+
+SEG = Header(kind="seg", term=3, n=4)
+
+
+def test_decode_of_a_newer_version_says_that_it_is_newer() -> None:
+    with pytest.raises(NewerFormat, match="newer thornback: journal version 3, this one reads up"):
+        decode(forged("anything", header={"version": 3}), SEG)
+
+
+def test_decode_of_a_newer_version_that_is_cut_off_is_torn() -> None:
+    """One bit makes 3 of 2: that must not turn damage into a refusal."""
+    with pytest.raises(Torn):
+        decode(forged("anything", header={"version": 3})[:-5], SEG)
+
+
+def test_decode_ignores_fields_and_optional_lines_of_later_versions() -> None:
+    data = forged(
+        '{"stage":"a","state":"done","ranks":[[0,2]],"speed":[1]}',
+        '{"optional":true,"keys":{"a":["x","y"]}}',
+        '{"optional":true,"state":"paused","ranks":7}',
+        header={"mood": "good", "promoted": 2},
+    )
+    found, records_ = decode(data, SEG)
+    assert found == attrs.evolve(SEG, promoted=2)
+    assert list(records_) == [Completion(stage="a", ranks=(range(2),), state="done", outputs=[])]
+
+
+def test_decode_ignores_fields_of_stages_and_has_defaults() -> None:
+    stage = {"name": "a", "world_size": 3, "function": "f", "colour": "red"}
+    identity = {"job": "j", "stages": [stage], "owner": "me"}
+    base = attrs.evolve(SEG, kind="base")
+    found, _ = decode(forged(header={"kind": "base", "identity": identity}), base)
+    expected = StageIdentity(name="a", world_size=3, function="f")
+    assert found.identity == Identity(job="j", stages=(expected,))
+
+
+def test_every_field_of_a_stage_can_be_read() -> None:
+    """A field of a new type needs an entry in `segments._READ`."""
+    assert {str(field.type) for field in attrs.fields(StageIdentity)} <= {*segments._READ}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        "7",
+        "{}",
+        '{"optional":1}',
+        '{"state":"paused","stage":"a","ranks":[]}',
+        '{"state":"done","ranks":[[0,1]]}',
+        '{"state":"done","stage":5,"ranks":[[0,1]]}',
+        '{"state":"done","stage":"a"}',
+        '{"state":"done","stage":"a","ranks":{"0":1}}',
+        '{"state":"done","stage":"a","ranks":[[0]]}',
+        '{"state":"done","stage":"a","ranks":[[-1,4]]}',
+        '{"state":"done","stage":"a","ranks":[[4,4]]}',
+        '{"state":"done","stage":"a","ranks":[[5,4]]}',
+        '{"state":"done","stage":"a","ranks":[[0,1.5]]}',
+        '{"state":"done","stage":"a","ranks":[[false,true]]}',
+        '{"state":"done","stage":"a","ranks":[["0","1"]]}',
+        '{"state":"done","stage":"a","ranks":[[0,99999999999999999999]]}',
+        '{"state":"done","stage":"a","ranks":[[0,1]],"epoch":3}',
+        '{"state":"done","stage":"a","ranks":[[0,1]],"results":["1"]}',
+        '{"state":"done","stage":"a","ranks":[[0,1]],"results":{"0":1}}',
+        '{"state":"done","stage":"a","ranks":[[0,1]],"results":{"0":"{"}}',
+        '{"state":"done","stage":"a","ranks":[[0,1]],"results":{"0":""}}',
+        '{"state":"done","stage":"a","ranks":[[0,1]],"results":{"x":"1"}}',
+        '{"state":"done","stage":"a","ranks":[[0,1]],"results":{"-1":"1"}}',
+        '{"state":"done","stage":"a","ranks":[[0,1]],"results":{"00":"1"}}',
+        '{"state":"done","stage":"a","ranks":[[0,1]],"outputs":"ab"}',
+        '{"state":"done","stage":"a","ranks":[[0,1]],"outputs":[["a"]]}',
+        '{"state":"done","stage":"a","ranks":[[0,1]],"outputs":[["a",1]]}',
+        '{"state":"failed","stage":"a","ranks":[[0,1]],"certificate":[]}',
+        '{"state":"failed","stage":"a","ranks":[[0,1]],"certificate":{"x":NaN}}',
+        '{"state":"failed","stage":"a","ranks":[[0,1]],"certificate":{"x":1e999}}',
+        '{"state":"failed","stage":"a","ranks":[[0,1]],"certificate":{"x":DEEP}}',
+        '{"state":"void","stage":"a","ranks":[[0,1]],"results":{"0":"1"}}',
+        '{"state":"void","stage":"a","ranks":[[0,1]],"outputs":[["a","b"]]}',
+        '{"x":' + "[" * 100_000,
+        '{"x":' + "9" * 5_000 + "}",
+    ],
+    ids=lambda line: line[:90],
+)
+def test_decode_of_a_hostile_line_is_torn(line: str) -> None:
+    good = '{"stage":"a","state":"done","ranks":[[0,2]]}'
+    bad = line.replace("DEEP", "[" * 200 + "]" * 200)
+    _, found = decode(forged(good, bad), SEG)
+    with pytest.raises(Torn, match="line 3"):
+        list(found)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"format": "other"},
+        {"version": True},
+        {"version": 0},
+        {"version": "2"},
+        {"term": 3.0},
+        {"term": True},
+        {"n": None},
+        {"kind": ["seg"]},
+        {"promoted": -1},
+        {"after": 5},
+        {"identity_sha256": {}},
+        {"identity": []},
+        {"identity": {"job": "j"}},
+        {"identity": {"job": 5, "stages": []}},
+        {"identity": {"job": "j", "stages": [{"name": "a"}]}},
+        {"identity": {"job": "j", "stages": [5]}},
+    ],
+    ids=str,
+)
+def test_decode_of_a_hostile_header_is_torn(header: dict[str, object]) -> None:
+    with pytest.raises(Torn):
+        decode(forged(header=header), SEG)
+
+
+def test_decode_takes_huge_and_overlapping_ranges_in_order() -> None:
+    _, found = decode(
+        forged('{"state":"done","stage":"a","ranks":[[5,4000000000000000000],[0,7]]}'), SEG
+    )
+    [record] = found
+    assert record.ranks == (range(0, 4_000_000_000_000_000_000),)
+
+
+def test_digest_ignores_empty_fields_and_nothing_else() -> None:
+    """So that a later version may add fields, and old segments are still of the same job."""
+    a = StageIdentity(name="a", world_size=3, function="f")
+    known = digest(Identity(job="j", stages=(a,)))
+    assert known == "f31667d4907ff8aaa04823cd0f54e5f46a0003a19398790e7324732d6758a9aa"
+    for other in (
+        attrs.evolve(a, name="b"),
+        attrs.evolve(a, world_size=4),
+        attrs.evolve(a, version="2"),
+        attrs.evolve(a, parents=("x",)),
+    ):
+        assert digest(Identity(job="j", stages=(other,))) != known
+    assert digest(Identity(job="k", stages=(a,))) != known
 
 
 @pytest.mark.parametrize(
@@ -188,6 +342,9 @@ def test_a_later_format_is_not_guessed_at() -> None:
             ),
             "not JSON",
         ),
+        (Completion(stage="a", ranks=(range(1),), state="done", results={0: "{"}), "not JSON"),
+        (Completion(stage="a", ranks=(range(1),), state="done", results={-1: "1"}), "a rank"),
+        (Completion(stage="a", ranks=(range(1),), state="void", results={0: "1"}), "void record"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(record: Completion, why: str) -> None:
@@ -307,7 +464,7 @@ def test_results_of_other_stages_are_not_held() -> None:
 
 def test_a_base_takes_its_own_size_in_memory_and_a_line_besides() -> None:
     header = Header(kind="base", term=1, n=0, identity=Identity(job="j", stages=()))
-    results = {rank: f"{rank}{'x' * 500}" for rank in range(20_000)}
+    results = {rank: f'"{rank}{"x" * 500}"' for rank in range(20_000)}
     known = {"a": StageRecords(done=(range(20_000),), results=results)}
     tracemalloc.start()
     try:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -59,6 +60,10 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     return found
 
 
+def objects(*kinds: str) -> list[bytes]:
+    return [data for name, data in control("state").items() if name.startswith(kinds)]
+
+
 def test_version_1_is_read(case: Case) -> None:
     run = read_run("state")
     assert run.damaged == ()
@@ -77,6 +82,8 @@ async def test_version_1_is_resumed(case: Case) -> None:
         assert (opened.done["a"], opened.done.get("b", ())) == (case.a, case.b)
         assert opened.failed.get("a", ()) == case.failed
         assert (journal.damaged, journal.differences) == ((), ())
+        headers = {json.loads(d.splitlines()[0])["version"] for d in objects("base", "seg")}
+        assert headers == {2}
         await journal.commit([done("a", 40)])
         assert 40 in await journal.results("a")
     assert normalise((*case.a, range(40, 41))) == read_run("state").done["a"]

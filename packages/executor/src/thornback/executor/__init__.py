@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         HeldByAnother,
         IdentityMismatch,
         JournalError,
+        NewerFormat,
         Superseded,
     )
     from thornback.executor.journal.ledger import Certificate
@@ -57,6 +58,7 @@ __all__ = [
     "IdentityMismatch",
     "Job",
     "JournalError",
+    "NewerFormat",
     "Observer",
     "RankContext",
     "RankFailure",
@@ -80,7 +82,13 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "errors": ("BackendUnavailable", "RankFailure", "RunCancelled", "RunFailed", "UsageError"),
     "executor": ("Executor",),
     "job": ("Job", "Stage"),
-    "journal.filejournal": ("HeldByAnother", "IdentityMismatch", "JournalError", "Superseded"),
+    "journal.filejournal": (
+        "HeldByAnother",
+        "IdentityMismatch",
+        "JournalError",
+        "NewerFormat",
+        "Superseded",
+    ),
     "journal.ledger": ("Certificate",),
     "journal.recorded": ("RecordedRun", "read_run"),
     "params": ("ExecutorParams",),

@@ -261,6 +261,8 @@ class Opened:
     """Given up by an earlier run."""
     warnings: tuple[str, ...] = ()
     """What users should know about these records, one sentence each."""
+    damaged: tuple[str, ...] = ()
+    """What could not be read of the record, each object with the reason: lost ranks run again."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -302,6 +304,7 @@ class Journal(Protocol):
         Raises:
             HeldByAnother: another driver holds the state.
             IdentityMismatch: it is of another job, and that is refused.
+            NewerFormat: a later version has written it.
             JournalError: it cannot be read or claimed.
 
         Cancellation: nothing is held.

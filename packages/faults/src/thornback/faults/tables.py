@@ -195,6 +195,7 @@ EXECUTOR_RULES = (
             "thornback.executor.Superseded",
             "thornback.executor.HeldByAnother",
             "thornback.executor.IdentityMismatch",
+            "thornback.executor.NewerFormat",
         ),
         origins=DRIVER,
         why="the journal cannot go on",

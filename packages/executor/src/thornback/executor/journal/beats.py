@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import anyio
 
@@ -15,13 +16,29 @@ logger = logging.getLogger(__name__)
 
 
 class Beats:
-    """Rewrites `beat-<term>` every `ttl_s / 3` until stopped."""
+    """Rewrites `beat-<term>` every `ttl_s / 3` until stopped.
 
-    def __init__(self, steps: AsyncSteps, holder_id: str, term: int, ttl_s: float) -> None:
+    Args:
+        steps: that write it.
+        holder_id: in the claim of this driver.
+        term: that it holds.
+        ttl_s: within which a living driver shows it.
+        flushed: returns the number of the newest base or segment that is written; -1: none.
+    """
+
+    def __init__(
+        self,
+        steps: AsyncSteps,
+        holder_id: str,
+        term: int,
+        ttl_s: float,
+        flushed: Callable[[], int],
+    ) -> None:
         self._steps = steps
         self._id = holder_id
         self._term = term
         self._ttl_s = ttl_s
+        self._flushed = flushed
         self._count = 0
         self._scope = anyio.CancelScope()
         self._stopped = anyio.Event()
@@ -61,6 +78,12 @@ class Beats:
 
     async def _put(self, *, closed: bool, promoted: int, patient: bool) -> None:
         self._count += 1
-        beat = Heartbeat(id=self._id, count=self._count, closed=closed, promoted=promoted)
+        beat = Heartbeat(
+            id=self._id,
+            count=self._count,
+            closed=closed,
+            promoted=promoted,
+            flushed=self._flushed(),
+        )
         retry = RetryParams(timeout_s=self._ttl_s / 3, patient=patient)
         await self._steps.run(put(beat_name(self._term), beat.encode()), retry)

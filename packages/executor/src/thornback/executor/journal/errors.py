@@ -19,6 +19,30 @@ class JournalError(Exception):
     __module__ = "thornback.executor"
 
 
+class NewerFormat(JournalError):
+    """A later version of thornback has written this state. Nothing in it was changed.
+
+    Attributes:
+        what: the state, or the object in it.
+        version: of its format.
+        known: the highest that this version reads.
+    """
+
+    __module__ = "thornback.executor"
+
+    def __init__(self, what: str, version: int, known: int) -> None:
+        super().__init__(what, version, known)
+        self.what = what
+        self.version = version
+        self.known = known
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} was written by a newer thornback: journal version {self.version}, this "
+            f"one reads up to {self.known}. Upgrade, or use another state="
+        )
+
+
 class HeldByAnother(JournalError):
     """Another driver holds this state. Not to be confused with `Superseded`: there the other one
     came later.

@@ -22,6 +22,7 @@ from thornback.executor.journal.errors import (
     HeldByAnother,
     IdentityMismatch,
     JournalError,
+    NewerFormat,
     Superseded,
 )
 from thornback.executor.journal.group_commit import Entry, GroupCommit, again
@@ -37,17 +38,17 @@ from thornback.executor.journal.ledger import StageRecords
 from thornback.executor.journal.promote import promote_outputs
 from thornback.executor.journal.promoter import Promoter, owed, patiently
 from thornback.executor.journal.recorded import RecordedRun, read_run
-from thornback.executor.journal.segments import encode_record
+from thornback.executor.journal.segments import digest, encode_record
 from thornback.executor.journal.steps import AsyncSteps, RetryParams, Steps, call
 from thornback.executor.journal.store import JournalStore, StorageOptions, open_store
 from thornback.executor.journal.tenure import JournalParams, Tenure
 from thornback.executor.journal.terms import (
-    Stored,
-    Unreadable,
     begin,
+    damage_text,
     elect,
     find_holder,
     load,
+    refuse_if_damaged,
     watch,
 )
 from thornback.executor.ports import Completion, Identity, Opened
@@ -58,6 +59,7 @@ __all__ = [
     "IdentityMismatch",
     "JournalError",
     "JournalParams",
+    "NewerFormat",
     "RecordedRun",
     "Superseded",
     "read_run",
@@ -118,8 +120,8 @@ class FileJournal:
         self.url = url
         self.params = params or JournalParams()
         self.damaged: tuple[str, ...] = ()
-        """Objects that could not be read at `open`, each with the reason: not counted, and left
-        where they are.
+        """What was found torn, foreign or missing at `open`, each object with the reason. None is
+        removed or overwritten; what is lost is run again.
         """
         self.differences: tuple[str, ...] = ()
         """How the job differs from that of the state, one sentence each: after an `open` that has
@@ -143,6 +145,8 @@ class FileJournal:
         self._tenure: Tenure | None = None
         self._ending = anyio.Lock()
         self._patience = RetryParams(timeout_s=self.params.record_timeout_s)
+        # At open, what looks permanent is told at once; a full disk, say, may get room.
+        self._firmness = RetryParams(timeout_s=self.params.record_timeout_s, patient=False)
         self._impatience = RetryParams(timeout_s=self.params.open_timeout_s, patient=False)
 
     async def __aenter__(self) -> Self:
@@ -181,12 +185,14 @@ class FileJournal:
             identity: of the job.
             on_mismatch: when the state is that of another job: `refuse`; `adopt`: keep the records
                 of ranks below the world size of stages with the same name; `fresh`: start with no
-                record, also when none can be read.
+                record.
 
         Raises:
             HeldByAnother: another driver has this state.
             IdentityMismatch: with `refuse`.
-            JournalError: the store cannot be used, or what it holds cannot be read.
+            NewerFormat: a later version has written the state. Nothing of it was changed.
+            JournalError: the store cannot be used, or an object in it cannot be read. Damaged
+                objects are no error: see `damaged`.
         """
         if self._tasks is None:
             raise JournalError(
@@ -237,6 +243,7 @@ class FileJournal:
         stored = await self._run(load(self.url, lambda name: name == stage))
         if stored.term != term:
             raise Superseded(self.url, term, stored.term)
+        refuse_if_damaged(self.url, stored)
         return stored.records.get(stage, StageRecords()).results
 
     async def close(self) -> None:
@@ -270,7 +277,7 @@ class FileJournal:
         )
         await self._run(elect(self.url, me, term), self._impatience)
         steps = self._new_steps(store, threads=1)  # its own thread: never behind a long flush
-        self._beats = Beats(steps, me.id, term, self.params.ttl_s)
+        self._beats = Beats(steps, me.id, term, self.params.ttl_s, self._flushed)
         await self._beats.first()
         tasks.start_soon(self._beats.run)
         tenure, kept = await self._begin(term, identity, on_mismatch)
@@ -287,46 +294,56 @@ class FileJournal:
             done={name: records.done for name, records in known.items() if records.done},
             failed={name: records.failed for name, records in known.items() if records.failed},
             warnings=kept.warnings,
+            damaged=self.damaged,
         )
 
     async def _begin(
         self, term: int, identity: Identity, on_mismatch: OnMismatch
     ) -> tuple[Tenure, Kept]:
         """Take over what the state holds into a term that was won."""
-        stored = await self._load(forgiving=self._anew or on_mismatch == "fresh")
+        sha256 = digest(identity)
+        keep, everything = self._keep_results, self._promoter is not None
+        reading = load(
+            self.url,
+            lambda _: keep,
+            owing=lambda record: everything or bool(record.outputs),
+            # Version 1 does not say in a segment of which job it is.
+            trusted=None if on_mismatch == "adopt" else frozenset({sha256, ""}),
+        )
+        stored = await self._run(reading, self._firmness)
         self.damaged = stored.damaged
         if stored.damaged:
-            logger.warning("%s: not counted: %s", self.url, "; ".join(stored.damaged))
-        known = None if self._anew else stored.identity
-        kept = reconcile(self.url, known, stored.records, identity, on_mismatch, self._compare)
+            logger.warning("%s", damage_text(self.url, stored.damaged))
+        if self._anew:
+            kept = Kept(identity=identity, records={})
+        else:
+            kept = reconcile(
+                *(self.url, stored.identity, stored.records, identity, on_mismatch),
+                compare=self._compare,
+                strangers=stored.strangers,
+            )
         self.differences = kept.differences
         pairs = [p for r in stored.unpromoted if r.stage in kept.records for p in r.outputs]
         assert self._steps is not None
         await promote_outputs(self._steps, pairs, self._patience)
         sizes = {s.name: s.world_size for s in kept.identity.stages if s.name in kept.records}
         await self._promote(owed(stored.unpromoted, sizes))
-        size = await self._run(begin(term, kept.identity, kept.records, stored))
+        steps = begin(term, kept.identity, kept.records, stored, sha256)
+        size = await self._run(steps, self._firmness)
         self._tenure = Tenure(
             url=self.url,
             term=term,
             steps=self._steps,
             params=self.params,
+            identity_sha256=sha256,
             promote=self._promote,
             base_bytes=size,
             keep_results=self._keep_results,
         )
         return self._tenure, kept
 
-    async def _load(self, *, forgiving: bool) -> Stored:
-        keep, everything = self._keep_results, self._promoter is not None
-        steps = load(self.url, lambda _: keep, owing=lambda it: everything or bool(it.outputs))
-        try:
-            return await self._run(steps)
-        except Unreadable as error:
-            if not forgiving:
-                raise
-            logger.warning("started anew: %s", error)
-            return Stored(names=error.names)
+    def _flushed(self) -> int:
+        return self._tenure.flushed if self._tenure is not None else -1
 
     async def _promote(self, records: tuple[Completion, ...]) -> None:
         if self._promoter is not None and records:

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 from datetime import UTC, datetime
+from typing import Any
 
 import attrs
 
@@ -37,15 +38,12 @@ class Holder:
         """Return the holder in a claim; an unknown one if the claim cannot be read (its name is
         what counts).
         """
-        try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError):
-            return cls(id="")
+        return cls(**{"id": "", **(_known(cls, data) or {})})
 
 
 @attrs.frozen(kw_only=True, slots=True)
 class Heartbeat:
-    """The content of a beat. Only whether it changes counts, and `closed`."""
+    """The content of a beat. Its change is the sign of life."""
 
     id: str
     count: int
@@ -53,6 +51,9 @@ class Heartbeat:
     """Its driver has given the state back."""
     promoted: int = 0
     """When closed: segments up to this number are promoted."""
+    flushed: int = -1
+    """Number of the last base or segment that was written before: what is there up to it and then
+    is not was lost. -1: none, or not known (version 1)."""
 
     def encode(self) -> bytes:
         return json.dumps(attrs.asdict(self)).encode() + b"\n"
@@ -60,10 +61,22 @@ class Heartbeat:
     @classmethod
     def decode(cls, data: bytes | None) -> Heartbeat | None:
         """Return the beat, or None where there is none that can be read."""
-        try:
-            return None if data is None else cls(**json.loads(data))
-        except (ValueError, TypeError):
-            return None
+        found = None if data is None else _known(cls, data)
+        return None if found is None else cls(**{"id": "", "count": 0, **found})
+
+
+def _known(cls: type[attrs.AttrsInstance], data: bytes) -> dict[str, Any] | None:
+    """Return those fields of a JSON object that `cls` knows and whose values are of their type:
+    later versions may add fields, and whoever writes here may write anything. None: it is none.
+    """
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    types = {a.name: a.type for a in attrs.fields(cls)}
+    return {k: v for k, v in found.items() if k in types and type(v).__name__ == types[k]}
 
 
 def this_process(time_ns: int, *, locked: bool) -> Holder:
@@ -93,6 +106,8 @@ def certainly_gone(other: Holder, me: Holder) -> bool:
 
 
 def _is_dead(pid: int) -> bool:
+    if pid <= 0:  # not a process: a claim may say anything
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -173,25 +173,32 @@ def reconcile(
     new: Identity,
     on_mismatch: OnMismatch,
     compare: CompareStages = stage_differences,
+    strangers: Sequence[str] = (),
 ) -> Kept:
     """Return what the new term starts with.
+
+    Args:
+        url: of the state, for messages.
+        old: the job of the state; None: there is no base that could tell it.
+        records: of the state.
+        new: the job that is to be run.
+        on_mismatch: what to do about a difference.
+        strangers: where the job of the state is not known: segments that may be of another job.
 
     Raises:
         IdentityMismatch: with `refuse`, if there is a difference.
     """
-    if old is None:
-        return Kept(identity=new, records={})
-    found = differences(old, new, compare)
+    found = _misfits(records, new, strangers) if old is None else differences(old, new, compare)
     if found and on_mismatch == "refuse":
         raise IdentityMismatch(url, found)
     if found and on_mismatch == "fresh":
         return Kept(identity=new, records={}, differences=found)
     sizes = {stage.name: stage.world_size for stage in new.stages}
     kept = {name: clip(records[name], size) for name, size in sizes.items() if name in records}
-    warnings = tuple(warnings_of(old, new, kept))
+    warnings = () if old is None else tuple(warnings_of(old, new, kept))
     if found:
         return Kept(identity=new, records=kept, differences=found, warnings=warnings)
-    gone = tuple(s for s in old.stages if s.name not in sizes and s.name in records)
+    gone = tuple(s for s in (old or new).stages if s.name not in sizes and s.name in records)
     kept |= {stage.name: records[stage.name] for stage in gone}
     identity = attrs.evolve(new, stages=(*new.stages, *gone))
     return Kept(identity=identity, records=kept, warnings=warnings)
@@ -214,6 +221,27 @@ def _code_changed(old: str, new: str) -> bool:
     """Return whether code changed; False where another Python made it."""
     (old_python, _, old_code), (new_python, _, new_code) = old.partition(":"), new.partition(":")
     return bool(old and new) and old_python == new_python and old_code != new_code
+
+
+def _misfits(
+    records: Mapping[str, StageRecords], new: Identity, strangers: Sequence[str]
+) -> tuple[str, ...]:
+    """Return why records of which nobody knows the job are not those of `new`, as far as that can
+    be told.
+    """
+    found = []
+    if strangers:
+        found.append(
+            "Job: what would tell it is missing or damaged, and these segments were written by "
+            f"another job, or an earlier form of this one: {', '.join(strangers)}"
+        )
+    sizes = {stage.name: stage.world_size for stage in new.stages}
+    for name, known in records.items():
+        if name not in sizes:
+            found.append(f"Stage {name!r}: is recorded, and not in this job")
+        elif clip(known, sizes[name]) != known:
+            found.append(f"Stage {name!r}: has more than {sizes[name]} ranks in the record")
+    return tuple(found)
 
 
 def _show(value: object) -> str:

@@ -10,7 +10,7 @@ from thornback.executor.journal.errors import JournalError
 from thornback.executor.journal.ledger import Certificate, StageRecords
 from thornback.executor.journal.steps import run_blocking
 from thornback.executor.journal.store import StorageOptions, open_store
-from thornback.executor.journal.terms import Stored, load
+from thornback.executor.journal.terms import Stored, damage_text, load
 from thornback.executor.ports import Identity, Ranks
 
 
@@ -34,7 +34,7 @@ class RecordedRun:
     certificates: Mapping[str, tuple[Certificate, ...]]
     """Why ranks failed or were skipped."""
     damaged: tuple[str, ...] = ()
-    """Objects that could not be read, each with the reason: not counted."""
+    """What is torn, foreign or missing, each object with the reason: not counted."""
     _storage_options: StorageOptions | None = attrs.field(default=None, eq=False, repr=False)
 
     def results(self, stage: str) -> Mapping[int, str]:
@@ -57,15 +57,22 @@ def read_run(url: str, *, storage_options: StorageOptions | None = None) -> Reco
             again, so they go with it, also into its pickle.
 
     Raises:
+        NewerFormat: a later version has written it.
         JournalError: there is no run there, or it cannot be read.
     """
     stored = _load(url, storage_options, None)
+    if stored.identity is None and stored.damaged:
+        raise JournalError(
+            f"{damage_text(url, stored.damaged)}. Which job it is cannot be told without the base: "
+            "run the job again on this state, which uses what is left"
+        )
     if stored.identity is None:
         raise JournalError(
             f"no run is recorded under {url!r}: expected the state= of a run, a folder with "
             "control/base-* in it"
         )
-    records = stored.records
+    names = [stage.name for stage in stored.identity.stages if stage.name in stored.records]
+    records = {name: stored.records[name] for name in names}
     return RecordedRun(
         url=url,
         identity=stored.identity,

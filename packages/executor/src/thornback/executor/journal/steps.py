@@ -7,6 +7,7 @@ deadlines live in one place, `AsyncSteps`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable, Generator
@@ -162,7 +163,7 @@ def run_blocking(store: Store, steps: Steps[T], sleep: Callable[[float], None] =
                 sleep(delay_s)
             case StoreFailed(op, error):
                 said = f"cannot {_describe(op)}: {type(error).__name__}: {error}"
-                raise JournalError(f"{store.url}: {said}") from error
+                raise JournalError(f"{store.url}: {said}{_mend(op, error)}") from error
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -190,6 +191,18 @@ PERMANENT = (
     TypeError,
     ValueError,
 )
+
+
+_NO_USE = {errno.EIO, errno.ELOOP, errno.EROFS, errno.ENAMETOOLONG}
+"""Errors of a local file (which the exception names) that trying again does not change. A remote
+store may report anything as EIO."""
+
+
+def looks_permanent(error: Exception) -> bool:
+    """Return whether trying again is not likely to help."""
+    if isinstance(error, PERMANENT):
+        return True
+    return isinstance(error, OSError) and error.errno in _NO_USE and error.filename is not None
 
 
 class AsyncSteps:
@@ -237,7 +250,8 @@ class AsyncSteps:
                     since = self._monotonic()
                 case StoreFailed(op, error):
                     said = f"{self._store.url}: cannot {_describe(op)}"
-                    give_up_or_go_on(said, error, retry, self._monotonic() - since, backoff_s)
+                    failing_s = self._monotonic() - since
+                    give_up_or_go_on(said, error, retry, failing_s, backoff_s, _mend(op, error))
                     await self.sleep(backoff_s)
                     backoff_s = min(2 * backoff_s, retry.backoff_cap_s)
                 case _ as never:
@@ -266,17 +280,23 @@ class AsyncSteps:
 
 
 def give_up_or_go_on(
-    said: str, error: Exception, retry: RetryParams, failing_s: float, backoff_s: float
+    said: str,
+    error: Exception,
+    retry: RetryParams,
+    failing_s: float,
+    backoff_s: float,
+    mend: str = "",
 ) -> None:
     """Return if what failed for so long is to be tried again after `backoff_s`, and tell so.
+    `mend` ends the message if it is not: how to fix it.
 
     Raises:
         JournalError: it is not.
     """
     said = f"{said}: {type(error).__name__}: {error}"
-    hopeless = isinstance(error, PERMANENT) and not retry.patient
+    hopeless = looks_permanent(error) and not retry.patient
     if hopeless or failing_s + backoff_s > retry.timeout_s:
-        raise JournalError(f"{said} (tried for {failing_s:.0f} s)") from error
+        raise JournalError(f"{said} (tried for {failing_s:.0f} s){mend}") from error
     logger.warning("%s; again in %.1f s", said, backoff_s)
 
 
@@ -297,6 +317,12 @@ def _perform(store: Store, op: Put | Get | List | Delete | Call) -> Reply:
             return None
         case _ as never:
             assert_never(never)
+
+
+def _mend(op: Op, error: Exception) -> str:
+    if not isinstance(op, Get) or not looks_permanent(error):
+        return ""
+    return ". Make it readable, or move it away: what only it has recorded is then run again"
 
 
 def _describe(op: Op) -> str:

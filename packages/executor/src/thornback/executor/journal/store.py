@@ -150,6 +150,10 @@ class LocalStore:
                 return file.read()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.filename is None:  # a read that failed, after the file was opened
+                error.filename = os.path.join(self._folder(), name)
+            raise
 
     def list(self) -> tuple[str, ...]:
         try:
@@ -160,7 +164,7 @@ class LocalStore:
 
     def delete(self, names: Iterable[str], /) -> None:
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # a folder is not ours
                 os.unlink(os.path.join(self._folder(), name))
 
     def lock(self) -> bool | None:

@@ -9,7 +9,7 @@ import attrs
 from thornback.executor.journal.group_commit import Entry
 from thornback.executor.journal.promote import promote_outputs
 from thornback.executor.journal.steps import AsyncSteps, RetryParams
-from thornback.executor.journal.terms import compact, flush
+from thornback.executor.journal.terms import base_name, compact, flush, seg_name
 from thornback.executor.ports import Completion
 
 
@@ -50,6 +50,8 @@ class Tenure:
     term: int
     steps: AsyncSteps
     params: JournalParams
+    identity_sha256: str
+    """Digest of the job."""
     promote: Callable[[tuple[Completion, ...]], Awaitable[None]]
     """Does with durable records what is to be done beyond their outputs. Raises `JournalError`."""
     base_bytes: int
@@ -57,9 +59,15 @@ class Tenure:
     """Whether compaction keeps them."""
     promoted: int = 0
     """Segments up to this number are promoted, outputs and all."""
+    flushed: int = 0
+    """Number of the newest base or segment that is written."""
     _n: int = 0
+    _newest: str = attrs.field(init=False)
     _segments: int = 0
     _segment_bytes: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self._newest = base_name(self.term, 0)
 
     async def flush(self, batch: Sequence[Entry]) -> None:
         """Make commits durable, then promote them: nothing of what a later driver may not count.
@@ -68,8 +76,13 @@ class Tenure:
         """
         self._n += 1
         lines = [line for entry in batch for line in entry.lines]
-        steps = flush(self.url, self.term, self._n, self.promoted, lines)
+        steps = flush(
+            *(self.url, self.term, self._n, self.promoted, lines),
+            after=self._newest,
+            identity_sha256=self.identity_sha256,
+        )
         size = await self.steps.run(steps, self._patience)
+        self.flushed, self._newest = self._n, seg_name(self.term, self._n)
         outputs = [pair for entry in batch for pair in entry.outputs]
         await promote_outputs(self.steps, outputs, self._patience)
         await self.promote(tuple(record for entry in batch for record in entry.records))
@@ -87,7 +100,8 @@ class Tenure:
         self._n += 1
         steps = compact(self.url, self.term, self._n, lambda stage: self.keep_results)
         self.base_bytes = await self.steps.run(steps, self._patience)
-        self.promoted = self._n
+        self.promoted = self.flushed = self._n
+        self._newest = base_name(self.term, self._n)
         self._segments, self._segment_bytes = 0, 0
 
     @property
