@@ -6,13 +6,17 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import attrs
 
 from thornback.executor.journal.filejournal import FileJournal, JournalParams
 from thornback.executor.journal.holder import Heartbeat
 from thornback.executor.journal.promoter import Promoter
+from thornback.executor.journal.segments import encode_record
+from thornback.executor.journal.steps import run_blocking
 from thornback.executor.journal.store import open_store
-from thornback.executor.journal.terms import beat_name
-from thornback.executor.journal.testing import job
+from thornback.executor.journal.terms import beat_name, flush
+from thornback.executor.journal.testing import done, job
+from thornback.executor.paths import STAGING
 from thornback.executor.ports import Completion
 
 QUICK = JournalParams(min_interval_s=0)
@@ -86,3 +90,20 @@ def assert_closed(url: str) -> None:
     beat = Heartbeat.decode(control(url)[beat_name(1)])
     assert beat is not None
     assert beat.closed
+
+
+EPOCH = "000001.000000007"
+
+
+def publishing(state: str, final: str | Path, rank: int = 2, stage: str = "a") -> Completion:
+    """Stage a file with the text `x` as a rank does; return the record that it is published."""
+    staged = Path(state, STAGING, stage, EPOCH, str(rank), "0")
+    staged.parent.mkdir(parents=True, exist_ok=True)
+    staged.write_text("x")
+    return attrs.evolve(done(stage, rank), epoch=EPOCH, outputs=[(str(staged), str(final))])
+
+
+def flush_unpromoted(state: str, *records: Completion) -> None:
+    """Record what the driver of term 1 has not promoted before it was killed."""
+    lines = [encode_record(record) for record in records]
+    run_blocking(open_store(state), flush(state, 1, 2, 1, lines))

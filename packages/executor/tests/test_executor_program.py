@@ -48,7 +48,12 @@ assert all(hasattr(executor, name) and name in dir(executor) for name in executo
 assert not hasattr(executor, "Exekutor")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["thornback.executor", "thornback.executor.program"]
+    assert done.stdout.split() == [
+        "thornback.executor",
+        "thornback.executor.folders",
+        "thornback.executor.paths",
+        "thornback.executor.program",
+    ]
 
 
 def program(fn: object, staging: str = "/none", **more: object) -> StageProgram:
@@ -61,6 +66,7 @@ def program(fn: object, staging: str = "/none", **more: object) -> StageProgram:
         teardown_fn=more.get("teardown_fn"),  # type: ignore[arg-type]  # a test helper
         staging=staging,
         cwd="/home/me",
+        protocols=more.get("protocols", ()),  # type: ignore[arg-type]  # a test helper
         parents={"before": "results:0"},
     )
     return made
@@ -117,7 +123,7 @@ def test_publish_gives_a_staged_path_of_this_try_and_notes_the_pair(tmp_path: Pa
 
     outputs = program(fn, str(tmp_path)).run(call(1)).outputs
     assert outputs == (
-        (os.path.join(tmp_path, "s/000001.000000002/1/0-a.txt"), "/home/me/out/a.txt"),
+        (os.path.join(tmp_path, "s/000001.000000002/1/0.txt"), "/home/me/out/a.txt"),
     )
     assert Path(outputs[0][0]).read_text() == "x"
 

@@ -16,7 +16,9 @@ from packages.executor.tests.journals import (
     VirtualTime,
     assert_closed,
     control,
+    flush_unpromoted,
     journal_at,
+    publishing,
     reopened,
     run_once,
 )
@@ -26,10 +28,9 @@ from thornback.executor.journal.filejournal import (
     JournalParams,
     read_run,
 )
-from thornback.executor.journal.segments import Header, decode, encode, encode_record
-from thornback.executor.journal.steps import run_blocking
+from thornback.executor.journal.segments import Header, decode, encode
 from thornback.executor.journal.store import open_store
-from thornback.executor.journal.terms import flush, seg_name
+from thornback.executor.journal.terms import seg_name
 from thornback.executor.journal.testing import done, failed, job
 from thornback.executor.ports import Completion
 
@@ -194,11 +195,9 @@ async def test_a_segment_says_what_is_promoted(memory: str) -> None:
 
 async def test_recorded_but_still_staged_is_promoted_at_open(tmp_path: Path) -> None:
     """As after a kill between the record and its promotion."""
-    state, staged, final = str(tmp_path / "state"), tmp_path / "staged", tmp_path / "final"
+    state, final = str(tmp_path / "state"), tmp_path / "final"
     await run_once(state, done("a", 1))
-    staged.write_text("x")
-    record = attrs.evolve(done("a", 2), outputs=[(str(staged), str(final))])
-    run_blocking(open_store(state), flush(state, 1, 2, 1, [encode_record(record)]))
+    flush_unpromoted(state, publishing(state, final))
     assert await reopened(state) == [range(1, 3)]
     assert final.read_text() == "x"
     final.unlink()  # now it is the user's
@@ -206,20 +205,10 @@ async def test_recorded_but_still_staged_is_promoted_at_open(tmp_path: Path) -> 
 
 
 async def test_a_promoted_output_may_be_taken_away(tmp_path: Path) -> None:
-    state, staged, final = str(tmp_path / "state"), tmp_path / "staged", tmp_path / "final"
-    staged.write_text("x")
-    await run_once(state, attrs.evolve(done("a", 2), outputs=[(str(staged), str(final))]))
+    state, final = str(tmp_path / "state"), tmp_path / "final"
+    await run_once(state, publishing(state, final))
     final.unlink()
     assert await reopened(state) == [range(2, 3)]
-
-
-async def test_a_recorded_output_that_is_lost_is_said(tmp_path: Path) -> None:
-    state, staged = str(tmp_path / "state"), tmp_path / "staged"
-    await run_once(state, done("a", 1))
-    record = attrs.evolve(done("a", 2), outputs=[(str(staged), str(tmp_path / "final"))])
-    run_blocking(open_store(state), flush(state, 1, 2, 1, [encode_record(record)]))
-    with pytest.raises(JournalError, match="published output is lost"):
-        await reopened(state)
 
 
 @pytest.mark.parametrize("kind", ["path", "memory"])

@@ -12,7 +12,7 @@ import anyio.lowlevel
 import attrs
 import pytest
 
-from packages.executor.tests.journals import QUICK, VirtualTime, journal_at
+from packages.executor.tests.journals import QUICK, VirtualTime, journal_at, publishing
 from thornback.executor.journal.filejournal import (
     FileJournal,
     HeldByAnother,
@@ -89,22 +89,22 @@ def make_killed(url: str, term: int) -> None:
 async def test_it_is_called_when_records_are_durable_and_before_they_are_announced(
     tmp_path: Path,
 ) -> None:
-    state, staged, final = str(tmp_path / "state"), tmp_path / "staged", tmp_path / "final"
-    staged.write_text("x")
+    state, final = str(tmp_path / "state"), tmp_path / "final"
+    record = publishing(state, final)
     order: list[str] = []
 
     def look() -> None:
-        assert read_run(state).done == {"a": (range(1, 2),)}
+        assert read_run(state).done == {"a": (range(2, 3),)}
         assert final.read_text() == "x"
         order.append("promoted")
 
     markers = Markers(look)
     async with promoted_at(state, markers) as journal:
         await journal.open(job(), on_mismatch="refuse")
-        await journal.commit([attrs.evolve(done("a", 1), outputs=[(str(staged), str(final))])])
+        await journal.commit([record])
         order.append("announced")
     assert order == ["promoted", "announced"]
-    assert markers.given == [("done", (1,))]
+    assert markers.given == [("done", (2,))]
 
 
 async def test_it_gets_the_records_of_a_flush_together_and_in_order(memory: str) -> None:

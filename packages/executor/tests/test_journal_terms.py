@@ -16,6 +16,7 @@ from packages.executor.tests.journals import (
     journal_at,
     kinds,
     name_of,
+    publishing,
     reopened,
     run_once,
 )
@@ -86,14 +87,14 @@ async def test_an_idle_superseded_holder_learns_it_from_reading(memory: str) -> 
 async def test_what_a_superseded_flush_has_put_is_neither_announced_nor_promoted(
     tmp_path: Path,
 ) -> None:
-    state, staged, final = tmp_path / "state", tmp_path / "staged", tmp_path / "final"
-    staged.write_text("x")
+    state, final = tmp_path / "state", tmp_path / "final"
+    record = publishing(str(state), final)
     async with FileJournal(str(state)) as journal:
         await journal.open(job(), on_mismatch="refuse")
         open_store(str(state)).put(claim_name(2, "other"), Holder(id="other").encode())
         with pytest.raises(Superseded):
-            await journal.commit([attrs.evolve(done("a", 1), outputs=[(str(staged), str(final))])])
-    assert staged.exists()
+            await journal.commit([record])
+    assert await anyio.Path(record.outputs[0][0]).exists()
     assert not final.exists()
 
 

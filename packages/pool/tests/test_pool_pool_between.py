@@ -295,7 +295,7 @@ async def test_the_others_have_a_grace_after_the_leader_and_are_then_recalled() 
         (outcome,) = reading.reports[-1].outcomes
         assert outcome.ok
         assert outcome.node == "a"
-        assert outcome.outputs == (("s0", "f0"), ("s1", "f1"))
+        assert outcome.outputs == (("s1", "f1"), ("s0", "f0"))
         assert reported((await it.run(assignment(2, 5))).reports)[0][5].ok, "the gang lives on"
 
 

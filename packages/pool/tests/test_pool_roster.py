@@ -143,7 +143,7 @@ def test_several_nodes_finish_when_all_have_and_node_0_gives_the_result() -> Non
     assert roster.reported(2, 1, final(ok(5, result="c", outputs=(("s2", "f2"),)))) == ()
     assert roster.reported(0, 1, final(ok(5, result="a", outputs=(("s0", "f0"),)))) == ()
     (last,) = roster.reported(1, 1, final(ok(5, result="b", ran_s=3.0)))
-    expected = ok(5, result="a", node="n0", ran_s=3.0, outputs=(("s0", "f0"), ("s2", "f2")))
+    expected = ok(5, result="a", node="n0", ran_s=3.0, outputs=(("s2", "f2"), ("s0", "f0")))
     assert last == Deliver(assignment=1, report=final(expected))
 
 
@@ -352,7 +352,7 @@ def test_the_success_of_node_0_gives_the_others_a_grace_and_their_outputs_count(
     assert roster.grace_over(1) == (KillRank(member=2, assignment=1),)
     assert roster.grace_over(1) == (), "once"
     (last,) = roster.reported(2, 1, Report(returned=(range(1),), final=True))
-    expected = ok(0, node="n0", result="a", ran_s=1.0, outputs=(("s0", "f0"), ("s3", "f3")))
+    expected = ok(0, node="n0", result="a", ran_s=1.0, outputs=(("s3", "f3"), ("s0", "f0")))
     assert last == Deliver(assignment=1, report=final(expected))
     assert roster.grace_over(1) == ()
 

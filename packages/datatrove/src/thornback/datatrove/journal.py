@@ -23,7 +23,7 @@ from thornback.executor import JournalError, Superseded, UsageError
 from thornback.executor.journal.filejournal import JournalParams
 from thornback.executor.journal.group_commit import again
 from thornback.executor.journal.segments import encode_record
-from thornback.executor.ports import Completion, Identity, Opened, Ranks
+from thornback.executor.ports import Completion, Identity, Opened, Places, Ranks
 
 __all__ = ["PipelineJournals", "PipelineState", "state_url", "storage_options"]
 
@@ -99,6 +99,11 @@ class PipelineJournals:
     ) -> bool | None:
         assert self._contexts is not None
         return await self._contexts.__aexit__(kind, error, trace)
+
+    def place_outputs(self, places: Places, /) -> None:
+        """Say where outputs may be, before `open`: see `thornback.executor.ports.PlacesOutputs`."""
+        for stage in self._stages.values():
+            stage.native.place_outputs(places)
 
     async def open(
         self, identity: Identity, /, *, on_mismatch: Literal["refuse", "adopt", "fresh"]

@@ -24,8 +24,8 @@ import attrs
 from datatrove.io import DataFolder
 from datatrove.utils.stats import PipelineStats
 from thornback.executor.apart import in_order
+from thornback.executor.folders import sync_folder
 from thornback.executor.journal.ledger import contains, normalise
-from thornback.executor.journal.store import sync_folder
 from thornback.executor.ports import Ranks
 
 AT_ONCE = 32

@@ -6,7 +6,7 @@ import os
 import posixpath
 from collections.abc import Mapping
 
-import fsspec.core
+from thornback.executor.journal.store import file_system
 
 MAX_BYTES = 8 << 20
 """The end of more is taken."""
@@ -28,7 +28,7 @@ def read_slice(
         Exception: whatever the store raises.
     """
     start, end = bounds
-    fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+    fs, path = file_system(url, storage_options)
     if not url.endswith("/"):
         with fs.open(path, "rb") as file:
             end = min(end, file.seek(0, os.SEEK_END))

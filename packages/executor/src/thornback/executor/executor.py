@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Literal, TypeAlias, TypedDict, TypeVar, Unpack
@@ -24,11 +24,14 @@ from thornback.executor.checks import check_classifier
 from thornback.executor.clock import SystemClock
 from thornback.executor.driver import Driver, Parts
 from thornback.executor.endings import bad_end, make_report, results_of
+from thornback.executor.errors import UsageError
 from thornback.executor.job import Job, identity_of
 from thornback.executor.journal.filejournal import FileJournal
 from thornback.executor.journal.identity import unseen
+from thornback.executor.journal.store import protocols
 from thornback.executor.logs import LOGS, LogStore
 from thornback.executor.params import ExecutorParams
+from thornback.executor.paths import is_url, located_state
 from thornback.executor.plan import RunPlan, Settings
 from thornback.executor.ports import (
     ChecksRuntimeEnvs,
@@ -36,6 +39,7 @@ from thornback.executor.ports import (
     Clock,
     Companion,
     JournalFactory,
+    PlacesOutputs,
     Platform,
 )
 from thornback.executor.recording import record_file
@@ -223,7 +227,7 @@ class Executor:
         return report
 
     def _plan(self, job: Job) -> RunPlan:
-        state = self.state if "://" in self.state else os.path.abspath(self.state)
+        known = protocols()
         check_types(self.runtime_env, "Executor")
         scheduler = self.scheduler
         if self.params.wait_s is not None:
@@ -231,8 +235,9 @@ class Executor:
         plan = RunPlan(
             job,
             Settings(
-                state_url=state.rstrip("/"),
+                state_url=self._state(known),
                 cwd=os.getcwd(),
+                protocols=known,
                 max_gangs=self.max_gangs,
                 env=dict(self.env),
                 runtime_env=dict(self.runtime_env),
@@ -245,6 +250,16 @@ class Executor:
             for stage, env in plan.runtime_envs():
                 self.platform.check_runtime_env(env, f"Stage {stage!r}")
         return plan
+
+    def _state(self, known: Collection[str]) -> str:
+        try:
+            place = located_state(self.state, os.getcwd(), known)
+        except ValueError as error:
+            raise UsageError(
+                f"state={self.state!r} cannot hold a run: {error}. Expected a folder, as a path or "
+                "as a URL that fsspec can write to"
+            ) from None
+        return place if is_url(place) else os.path.abspath(place)
 
     async def _run(self, plan: RunPlan, *, remote: _RemoteCancel | None) -> RunReport:
         provider = self.tracer_provider or trace.get_tracer_provider()
@@ -273,6 +288,8 @@ class Executor:
         async with AsyncExitStack() as stack:
             own = partial(FileJournal, url, storage_options=self.storage_options)
             journal = await stack.enter_async_context((self.journal or own)())
+            if isinstance(journal, PlacesOutputs):
+                journal.place_outputs(plan.places())
             identity = identity_of(plan.job)
             opened = await journal.open(identity, on_mismatch=self.on_mismatch)
             warnings = (*unseen(identity), *opened.warnings)

@@ -3,6 +3,7 @@ anything."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -215,6 +216,12 @@ def _stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
+def _outputs(places: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    if isinstance(places, str | bytes):
+        raise UsageError(f"outputs={places!r}: expected a list of folders or URLs, not text")
+    return tuple(os.fspath(place) for place in places)
+
+
 @attrs.frozen(slots=True)
 class Job:
     """Stages in the order of submission, which breaks ties of priority. Their order of running is
@@ -227,6 +234,10 @@ class Job:
     name: str
     """For people, and part of the job's identity."""
     stages: tuple[Stage, ...] = attrs.field(converter=_stages)
+    outputs: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_outputs)
+    """Local folders and URL prefixes in which ranks publish, besides the driver's folder and the
+    folder of `state`. A run that was killed has recorded outputs that still have to be moved to
+    their final names: the next one moves them to such places only, and runs other ranks again."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse an empty job; names, parents and cycles are checked when the graph is built."""

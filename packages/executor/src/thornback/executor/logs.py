@@ -20,13 +20,13 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import anyio
-import fsspec.core
 from anyio.abc import TaskGroup
 from fsspec.implementations.local import LocalFileSystem
 
 from thornback.executor.apart import apart
-from thornback.executor.journal.store import FLAT
+from thornback.executor.journal.store import FLAT, file_system
 from thornback.executor.logbuffer import LogBuffer, LogParams, Stretch, name_of
+from thornback.executor.paths import is_url
 from thornback.pool import LogChunk
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class LogStore:
         sink: Sink | None = None,
     ) -> None:
         self.url = url
-        self._is_local = _is_local(url)
+        self._is_local = not is_url(url)
         self._flush_s = flush_s
         self._params = params or LogParams()
         self._sink = sink or _Lazy(url, storage_options or {})
@@ -243,7 +243,7 @@ class _Lazy:
 
     def write(self, batch: Sequence[Stretch], /) -> None:
         if self._sink is None:
-            fs, path = fsspec.core.url_to_fs(self._url, **self._storage_options)
+            fs, path = file_system(self._url, self._storage_options)
             local = isinstance(fs, LocalFileSystem)
             self._sink = FileSink(path) if local else ObjectSink(fs, path.rstrip("/"))
         self._sink.write(batch)
@@ -260,7 +260,3 @@ def _joined(stretch: Stretch) -> bytes:
 
 def _missing(count: int) -> bytes:
     return f"\n[thornback: {count} bytes are left out here]\n".encode() if count > 0 else b""
-
-
-def _is_local(url: str) -> bool:
-    return "://" not in url or url.startswith(("file://", "local://"))

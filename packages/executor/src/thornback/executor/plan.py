@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import attrs
 
@@ -13,7 +13,8 @@ from thornback.executor import pickling
 from thornback.executor.edges import edge_to
 from thornback.executor.errors import UsageError
 from thornback.executor.job import Job, Stage
-from thornback.executor.ports import Ranks
+from thornback.executor.paths import STAGING, located
+from thornback.executor.ports import Places, Ranks
 from thornback.executor.program import StageProgram
 from thornback.executor.runtime_env import resolved
 from thornback.faults import Fault, RetryPolicy
@@ -38,6 +39,8 @@ class Settings:
 
     state_url: str
     cwd: str
+    protocols: Collection[str] = ()
+    """Of URLs, those that fsspec knows."""
     max_gangs: int | None = None
     env: Mapping[str, str] = attrs.field(factory=dict)
     runtime_env: Mapping[str, object] = attrs.field(factory=dict)
@@ -101,6 +104,7 @@ class RunPlan:
             self._parents = resolve(names, job.name)
         except GraphError as error:
             raise UsageError(str(error)) from error
+        self.places()  # refuses what `Job.outputs` cannot be
         self.index = {stage.name: number for number, stage in enumerate(job.stages)}
         own = {
             stage.name: tuple(e.stage for e in stage.edges if e.one_to_one and e.results)
@@ -129,6 +133,21 @@ class RunPlan:
             f"program:{number}": self._program(number) for number in self.index.values()
         }
         self._items = [self._pickled_items(stage) for stage in job.stages]
+
+    def places(self) -> Places:
+        """Return where outputs may be.
+
+        Raises:
+            UsageError: one of `Job.outputs` is neither a path nor a URL.
+        """
+        settings = self.settings
+        try:
+            declared = [
+                located(each, settings.cwd, settings.protocols) for each in self.job.outputs
+            ]
+        except ValueError as error:
+            raise UsageError(f"Job(outputs={list(self.job.outputs)!r}): {error}") from None
+        return Places(state=settings.state_url, folder=settings.cwd, declared=declared)
 
     def dag(self) -> Dag:
         """Return a fresh graph."""
@@ -313,8 +332,9 @@ class RunPlan:
             has_items=stage.items is not None,
             setup_fn=stage.setup,
             teardown_fn=stage.teardown,
-            staging=f"{self.settings.state_url}/staging",
+            staging=f"{self.settings.state_url.rstrip('/')}/{STAGING}",
             cwd=self.settings.cwd,
+            protocols=frozenset(self.settings.protocols),
             parents=self._results_of(stage),
             own_parents=self.own_parents.get(stage.name, ()),
         )

@@ -46,6 +46,8 @@ __all__ = [
     "Leases",
     "LiveRun",
     "Opened",
+    "Places",
+    "PlacesOutputs",
     "Platform",
     "Ranks",
     "ReadsResults",
@@ -340,6 +342,30 @@ class Journal(Protocol):
 
 JournalFactory: TypeAlias = Callable[[], AbstractAsyncContextManager[Journal]]
 """Makes the journal of one run, whose context is left after everything else of it is closed."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class Places:
+    """Where the outputs of a run may be. All are absolute local paths or URLs."""
+
+    state: str
+    """Of the state below which ranks stage them."""
+    folder: str
+    """In which the driver was started."""
+    declared: Sequence[str] = ()
+    """`Job.outputs`."""
+
+
+@runtime_checkable
+class PlacesOutputs(Protocol):
+    """Optional extension of `Journal`: promotes outputs, also those that an earlier run has
+    recorded and not promoted."""
+
+    def place_outputs(self, places: Places, /) -> None:
+        """Say where outputs may be, before `open`. Of those of an earlier run only the record
+        speaks, which others may have written: they are promoted to the state's parent folder, the
+        driver's folder and what is declared, and nowhere else."""
+        ...
 
 
 @runtime_checkable

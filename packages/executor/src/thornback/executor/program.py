@@ -7,14 +7,27 @@ process starts with it."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
 
+from thornback.executor.folders import make_folders
+from thornback.executor.paths import (
+    CONTROL,
+    STAGED_DEPTH,
+    STAGING,
+    check_file_name,
+    is_below,
+    is_url,
+    located,
+    staged_name,
+    staging_of,
+)
 from thornback.pool import ProgramResult, RankCall
 
 T = TypeVar("T")
@@ -26,6 +39,12 @@ _BYTES, _JSON = b"b", b"j"
 
 class BadResult(TypeError):
     """The rank function returned something that cannot be kept in the journal."""
+
+
+class BadTarget(ValueError):
+    """A final name that nothing can be published under; the next attempt would choose it too."""
+
+    non_retryable = True
 
 
 @attrs.define(slots=True, eq=False)
@@ -67,6 +86,7 @@ class RankContext:
     """What the stage's `setup` returned in this process."""
     _staging: str
     _cwd: str
+    _protocols: Collection[str]
     _results: Callable[[str], list[Any]]
     _result: Callable[[str], Any]
     _call: RankCall
@@ -77,7 +97,7 @@ class RankContext:
     def staging(self) -> str:
         """A folder (path or URL) that belongs to this try of the rank alone; swept when the run
         ends. Made when it is asked for."""
-        if "://" not in self._staging:
+        if not is_url(self._staging):
             os.makedirs(self._staging, exist_ok=True)
         return self._staging
 
@@ -149,22 +169,38 @@ class RankContext:
 
         Exactly the files of the one recorded attempt appear under their final names. A relative
         path counts from the folder in which the driver was started. If the block raises, nothing is
-        published.
+        published. Two ranks of a job cannot publish under one name.
+
+        Args:
+            final: a local path (whatever characters it has), or a URL of a protocol that fsspec
+                knows. `file://` stands for a local path.
 
         Raises:
+            ValueError: nothing can have this name. Never retried.
             FileNotFoundError: the block ended and nothing was written to the staged path.
             IsADirectoryError: `final` is a folder, or one was made at the staged path.
             PermissionError: the folder of `final` cannot be written to.
         """
-        target = final if "://" in final else os.path.join(self._cwd, final)
+        target = self._target(final)
         number, self._published = self._published, self._published + 1
-        staged = posixpath.join(self.staging, f"{number}-{posixpath.basename(target)}")
-        if "://" not in target:
-            _check_target(target)
+        name = staged_name(number, self.node_index, target)
+        staged = posixpath.join(self.staging, name)
         yield staged
-        if "://" not in staged:
+        if not is_url(staged):
             _sync(staged, final)
         self._outputs.append((staged, target))
+
+    def _target(self, final: str) -> str:
+        """Return where it belongs. A name that cannot be fails here, before the block has run."""
+        try:
+            target = located(os.fspath(final), self._cwd, self._protocols)
+            check_file_name(target)
+            _refuse_the_states_own(target, self._staging)
+            if not is_url(target):
+                _check_target(target)
+        except ValueError as error:
+            raise BadTarget(f"ctx.publish({final!r}): {error}") from None
+        return target
 
 
 def encode_checkpoint(value: object) -> bytes:
@@ -197,11 +233,34 @@ def decode_checkpoint(data: bytes | None) -> Any:
 def _check_target(target: str) -> None:
     """Let a final name that cannot be be this rank's failure, not the journal's."""
     folder = os.path.dirname(target)
-    os.makedirs(folder, exist_ok=True)
-    if os.path.isdir(target):
+    try:
+        make_folders(folder)
+        is_folder = os.path.isdir(target)
+        os.lstat(target)
+    except FileNotFoundError:
+        is_folder = False
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise ValueError(f"its file system does not take that name ({error.strerror})") from error
+    if is_folder:
         raise IsADirectoryError(f"ctx.publish({target!r}): that is a folder; name a file")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"ctx.publish({target!r}): {folder!r} cannot be written to")
+
+
+def _refuse_the_states_own(target: str, staging: str) -> None:
+    """Refuse what lies where only the driver writes; `staging` is the folder of this try."""
+    state = staging
+    for _ in range(STAGED_DEPTH):
+        state = posixpath.dirname(state)
+    if is_url(state) is not is_url(target):
+        return
+    if not is_url(state):
+        state, target = os.path.realpath(state), os.path.realpath(os.path.dirname(target))
+    for own in (CONTROL, STAGING):
+        if is_below(target, posixpath.join(state, own)):
+            raise ValueError(f"it is in the folder {own!r} of the state, where the run's record is")
 
 
 def _sync(staged: str, final: str) -> None:
@@ -234,8 +293,11 @@ class StageProgram:
     staging: str
     """URL of the folder for staged outputs of all stages."""
     cwd: str
+    """Of the driver: relative final names count from there."""
     parents: Mapping[str, str]
     """Name of a parent stage -> key of the blob with its results."""
+    protocols: Collection[str] = ()
+    """Of URLs, those that the driver's fsspec knows."""
     own_parents: tuple[str, ...] = ()
     """Parent stages of which a rank is handed the result of the rank of its number."""
     _setup_value: Any = None
@@ -280,8 +342,9 @@ class StageProgram:
             address=call.address,
             traceparent=call.traceparent,
             setup_value=self._setup_value,
-            staging=posixpath.join(self.staging, self.stage, call.epoch, str(call.rank)),
+            staging=staging_of(self.staging, self.stage, call.epoch, call.rank),
             cwd=self.cwd,
+            protocols=self.protocols,
             results=lambda stage: self._results(stage, call),
             result=lambda stage: self._result(stage, call),
             call=call,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 
 from thornback.executor.errors import UsageError
+from thornback.executor.paths import is_url
 
 _ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.xz")
 _REQUIREMENTS = ("pip", "uv")
@@ -104,7 +105,7 @@ def _is_folder_or_archive(path: str) -> bool:
 
 
 def _is_local(value: object) -> bool:
-    return isinstance(value, str) and "://" not in value
+    return isinstance(value, str) and not is_url(value)
 
 
 def _is_conda_file(value: object) -> bool:
@@ -127,7 +128,7 @@ def _absolute(path: object, cwd: str) -> object:
     if not isinstance(path, str | os.PathLike):
         return path
     text = os.fspath(path)
-    if not isinstance(text, str) or "://" in text:
+    if not isinstance(text, str) or is_url(text):
         return text
     return os.path.normpath(os.path.join(cwd, text))
 

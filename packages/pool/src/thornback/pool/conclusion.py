@@ -27,7 +27,8 @@ def conclusion(
     done = [outcome for outcome in finished if outcome is not None and outcome.ok]
     if len(done) < len(finished) and not led:
         return Report(returned=(range(rank, rank + 1),), final=True)
-    outputs = dict.fromkeys(chain.from_iterable(outcome.outputs for outcome in done))
+    # The last of the same final name counts: let that be node 0's, as with the result.
+    outputs = dict.fromkeys(chain.from_iterable(outcome.outputs for outcome in reversed(done)))
     merged = attrs.evolve(
         done[0],  # of node 0, in both cases
         outputs=tuple(outputs),

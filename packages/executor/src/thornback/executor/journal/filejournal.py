@@ -7,6 +7,7 @@ group commit, promotion.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Self, TypeVar
 
 import anyio
 import anyio.abc
+import attrs
 
 from thornback.executor.apart import apart
 from thornback.executor.journal.beats import Beats
@@ -35,7 +37,8 @@ from thornback.executor.journal.identity import (
     stage_differences,
 )
 from thornback.executor.journal.ledger import StageRecords
-from thornback.executor.journal.promote import promote_outputs
+from thornback.executor.journal.pending import settle
+from thornback.executor.journal.promote import Mover
 from thornback.executor.journal.promoter import Promoter, owed, patiently
 from thornback.executor.journal.recorded import RecordedRun, read_run
 from thornback.executor.journal.segments import digest, encode_record
@@ -51,7 +54,8 @@ from thornback.executor.journal.terms import (
     refuse_if_damaged,
     watch,
 )
-from thornback.executor.ports import Completion, Identity, Opened
+from thornback.executor.paths import located_state
+from thornback.executor.ports import Completion, Identity, Opened, Places
 
 __all__ = [
     "FileJournal",
@@ -90,7 +94,7 @@ class FileJournal:
     Args:
         url: a path or any URL that fsspec knows.
         storage_options: of its file system, as fsspec takes them; never logged or written. What
-            ranks publish is promoted without them.
+            ranks publish is promoted with them at the same host (or bucket), elsewhere without.
         promoter: called with the records of a flush when they are durable and their outputs are
             promoted, and before `commit` returns; again at the next `open` if this driver dies
             before it knows that they are promoted. Retried as long as the store is.
@@ -128,6 +132,7 @@ class FileJournal:
         adopted or forgotten its records all the same.
         """
         self._storage_options = storage_options
+        self._places: Places | None = None
         self._promoter = promoter
         self._keep_results = keep_results
         self._anew = anew
@@ -174,6 +179,12 @@ class FileJournal:
             else:  # the body's own error must not come out wrapped in a group
                 await self._tasks.__aexit__(None, None, None)
         return absorbed
+
+    def place_outputs(self, places: Places, /) -> None:
+        """Say where outputs may be, before `open`; else they are staged in this state, and those of
+        an earlier run go to the folder around it or below the current one.
+        """
+        self._places = places
 
     async def open(self, identity: Identity, /, *, on_mismatch: OnMismatch) -> Opened:
         """Claim the next term and return what earlier ones have recorded.
@@ -323,11 +334,23 @@ class FileJournal:
                 strangers=stored.strangers,
             )
         self.differences = kept.differences
-        pairs = [p for r in stored.unpromoted if r.stage in kept.records for p in r.outputs]
         assert self._steps is not None
-        await promote_outputs(self._steps, pairs, self._patience)
+        places = self._places or _places_of(self.url)
+        mover = Mover(state=places.state, storage_options=self._storage_options, term=term)
+        retry = RetryParams(timeout_s=self.params.open_timeout_s)
+        settled = await settle(
+            self._steps,
+            mover,
+            places,
+            kept.identity,
+            kept.records,
+            stored.unpromoted,
+            retry,
+        )
+        records = {name: r.without(settled.void.get(name, ())) for name, r in kept.records.items()}
+        kept = attrs.evolve(kept, records=records, warnings=(*kept.warnings, *settled.warnings()))
         sizes = {s.name: s.world_size for s in kept.identity.stages if s.name in kept.records}
-        await self._promote(owed(stored.unpromoted, sizes))
+        await self._promote(owed(settled.left(stored.unpromoted), sizes))
         steps = begin(term, kept.identity, kept.records, stored, sha256)
         size = await self._run(steps, self._firmness)
         self._tenure = Tenure(
@@ -336,6 +359,7 @@ class FileJournal:
             steps=self._steps,
             params=self.params,
             identity_sha256=sha256,
+            mover=mover,
             promote=self._promote,
             base_bytes=size,
             keep_results=self._keep_results,
@@ -424,3 +448,8 @@ class FileJournal:
             )
             return interval_s
         return 0.0 if protocol == "file" else 1.0
+
+
+def _places_of(url: str) -> Places:
+    folder = os.getcwd()
+    return Places(state=located_state(url, folder), folder=folder)

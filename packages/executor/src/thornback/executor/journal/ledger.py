@@ -41,6 +41,16 @@ class StageRecords:
     """JSON text by rank; only of stages whose results were asked for."""
     certificates: tuple[Certificate, ...] = ()
 
+    def without(self, ranks: Ranks) -> StageRecords:
+        """Return the records as if these ranks had never been done."""
+        if not ranks:
+            return self
+        return attrs.evolve(
+            self,
+            done=subtract(self.done, ranks),
+            results={r: t for r, t in self.results.items() if not contains(ranks, r)},
+        )
+
 
 @attrs.define(slots=True)
 class _Era:

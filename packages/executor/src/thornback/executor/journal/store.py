@@ -22,13 +22,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import attrs
-import fsspec.core
+import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from thornback.executor.folders import make_folders, sync_folder
 from thornback.executor.journal.errors import JournalError
+from thornback.executor.paths import CONTROL, STAGING, is_url, located_state
 
-CONTROL = "control"
-STAGING = "staging"
 LOCK = "lock"
 _TEMPORARY = ".tmp-"
 FLAT = {"abfs", "az", "gcs", "gs", "hf", "memory", "s3", "s3a"}
@@ -104,7 +104,10 @@ def open_store(url: str, storage_options: StorageOptions | None = None) -> Journ
     # Own instance without a cache of listings: nobody else's listing may answer for ours.
     own = {"skip_instance_cache": True, "use_listings_cache": False}
     try:
-        fs, path = fsspec.core.url_to_fs(url, **{**(storage_options or {}), **own})
+        place = located_state(url, os.getcwd(), protocols())
+        if not is_url(place):
+            return LocalStore(url=url, root=os.path.abspath(place))
+        fs, path = file_system(place, {**(storage_options or {}), **own})
     except (ImportError, ValueError, TypeError) as error:
         raise JournalError(
             f"state {url!r} cannot be opened: {error}. Expected a path, or a URL of a protocol "
@@ -112,10 +115,33 @@ def open_store(url: str, storage_options: StorageOptions | None = None) -> Journ
             "whose package is installed (s3fs for s3://, gcsfs for gs://, adlfs for abfs://), and "
             "the storage_options of that package"
         ) from error
-    if isinstance(fs, LocalFileSystem):
-        return LocalStore(url=url, root=os.path.abspath(path))
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     return RemoteStore(url=url, fs=fs, root=path.rstrip("/"), protocol=protocol)
+
+
+def protocols() -> frozenset[str]:
+    """Return the protocols that fsspec knows here, also those that were registered by hand."""
+    return frozenset((*fsspec.available_protocols(), *fsspec.registry))
+
+
+def file_system(place: str, options: StorageOptions | None = None) -> tuple[Any, str]:
+    """Return the file system of a located place, and the place as the file system names it.
+
+    As `fsspec.core.url_to_fs`, but nothing is a chain: `::` in a name is part of the name.
+
+    Raises:
+        ImportError, ValueError, TypeError: there is no such file system, or not with these options.
+    """
+    if not is_url(place):
+        return LocalFileSystem(), place
+    protocol = place.partition("://")[0]
+    kind = fsspec.get_filesystem_class(protocol)
+    given = dict(options or {})
+    own = given.pop(protocol, {})  # fsspec's way of giving options to one protocol
+    in_url = kind._get_kwargs_from_urls(place)  # user and host, for some
+    return kind(**{**in_url, **given, **(own if isinstance(own, Mapping) else {})}), str(
+        kind._strip_protocol(place)
+    )
 
 
 @attrs.define(kw_only=True, slots=True, eq=False)
@@ -134,7 +160,7 @@ class LocalStore:
         try:
             self._write(temporary, data)
         except FileNotFoundError:
-            os.makedirs(folder, exist_ok=True)
+            make_folders(folder)
             self._write(temporary, data)
         try:
             os.replace(temporary, os.path.join(folder, name))
@@ -175,7 +201,7 @@ class LocalStore:
             import fcntl
         except ImportError:  # not a POSIX system: the beat alone has to do
             return None
-        os.makedirs(self._folder(), exist_ok=True)
+        make_folders(self._folder())
         fd = os.open(
             os.path.join(self._folder(), LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
         )
@@ -285,21 +311,6 @@ class RemoteStore:
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{CONTROL}/{name}"
-
-
-def sync_folder(folder: str) -> None:
-    """Make renames in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.ENOTSUP,
-        ):  # some file systems cannot: nothing to be done
-            raise
-    finally:
-        os.close(fd)
 
 
 def _folders(path: str) -> list[str]:

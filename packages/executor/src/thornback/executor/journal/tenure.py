@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import attrs
 
 from thornback.executor.journal.group_commit import Entry
-from thornback.executor.journal.promote import promote_outputs
+from thornback.executor.journal.promote import Mover, promote_outputs
 from thornback.executor.journal.steps import AsyncSteps, RetryParams
 from thornback.executor.journal.terms import base_name, compact, flush, seg_name
 from thornback.executor.ports import Completion
@@ -52,6 +52,7 @@ class Tenure:
     params: JournalParams
     identity_sha256: str
     """Digest of the job."""
+    mover: Mover
     promote: Callable[[tuple[Completion, ...]], Awaitable[None]]
     """Does with durable records what is to be done beyond their outputs. Raises `JournalError`."""
     base_bytes: int
@@ -84,7 +85,7 @@ class Tenure:
         size = await self.steps.run(steps, self._patience)
         self.flushed, self._newest = self._n, seg_name(self.term, self._n)
         outputs = [pair for entry in batch for pair in entry.outputs]
-        await promote_outputs(self.steps, outputs, self._patience)
+        await promote_outputs(self.steps, self.mover, outputs, self._patience)
         await self.promote(tuple(record for entry in batch for record in entry.records))
         self.promoted = self._n
         self._segments += 1

@@ -24,9 +24,19 @@ from thornback.executor.journal.errors import (
 )
 from thornback.executor.journal.identity import reconcile
 from thornback.executor.journal.ledger import Ledger, StageRecords, normalise
-from thornback.executor.journal.promote import promote_all
+from thornback.executor.journal.promote import Mover
 from thornback.executor.journal.segments import encode_record, merged
-from thornback.executor.ports import Completion, Identity, Journal, Json, Opened, StageIdentity
+from thornback.executor.paths import STAGING
+from thornback.executor.ports import (
+    Completion,
+    Identity,
+    Journal,
+    Json,
+    Opened,
+    Places,
+    PlacesOutputs,
+    StageIdentity,
+)
 
 __all__ = [
     "FakeJournal",
@@ -75,6 +85,7 @@ class FakeJournal:
         """What it writes to."""
         self._failing = failing or (lambda: None)
         self._broken: JournalError | None = None
+        self._staging: str | None = None
         self._status: Literal["new", "open", "closed"] = "new"
         self._term = 0
 
@@ -88,6 +99,10 @@ class FakeJournal:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+    def place_outputs(self, places: Places, /) -> None:
+        """Say below which state outputs are staged; else any will do."""
+        self._staging = places.state
 
     async def open(
         self, identity: Identity, /, *, on_mismatch: Literal["refuse", "adopt", "fresh"]
@@ -137,7 +152,9 @@ class FakeJournal:
         try:
             self._failing()
             self.state.records += records
-            promote_all([pair for record in records for pair in record.outputs])
+            Mover(state=self._staging).promote_all(
+                [pair for record in records for pair in record.outputs]
+            )
         except JournalError as error:
             self._broken = error
             raise
@@ -339,18 +356,22 @@ async def _check_identity(make: MakeJournal) -> None:
 
 
 async def _check_outputs(make: MakeJournal, folder: str) -> None:
-    staged, final = f"{folder}/staged/1", f"{folder}/final/new/1"
-    await anyio.Path(folder, "staged").mkdir()
+    epoch = "000001.000000000"
+    staging = f"{folder}/{STAGING}/a/{epoch}"
+    staged, final = f"{staging}/1/0", f"{folder}/final/new/1"
+    await anyio.Path(staging, "1").mkdir(parents=True)
     await anyio.Path(staged).write_bytes(b"output")
-    record = attrs.evolve(done("a", 1), outputs=((staged, final),))
+    record = attrs.evolve(done("a", 1), epoch=epoch, outputs=((staged, final),))
     async with make("outputs") as journal:
+        if isinstance(journal, PlacesOutputs):
+            journal.place_outputs(Places(state=folder, folder=folder))
         await journal.open(job(), on_mismatch="refuse")
         await journal.commit([record])
         assert await anyio.Path(final).read_bytes() == b"output"
         assert not await anyio.Path(staged).exists()
         await journal.commit([record])  # again: done already
-        nowhere = f"{folder}/staged/2", f"{folder}/final/2"
-        lost = attrs.evolve(done("a", 2), outputs=(nowhere,))
+        nowhere = f"{staging}/2/0", f"{folder}/final/2"
+        lost = attrs.evolve(done("a", 2), epoch=epoch, outputs=(nowhere,))
         error = await _raises(JournalError, lambda: journal.commit([lost]))
         assert all(path in str(error) for path in nowhere), error
         await _raises(JournalError, lambda: journal.commit([done("a", 3)]))

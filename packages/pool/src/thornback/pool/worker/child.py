@@ -260,7 +260,7 @@ def checked(value: object) -> ProgramResult:
 
     Raises:
         TypeError: it is not a `ProgramResult` of texts.
-        ValueError: it is too large, or not encodable as UTF-8.
+        ValueError: it is too large, or its result is not encodable as UTF-8.
     """
     if not isinstance(value, ProgramResult):
         raise TypeError(
@@ -275,7 +275,8 @@ def checked(value: object) -> ProgramResult:
         raise TypeError("expected (staged, final) pairs of str as outputs")
     for what, size in (
         ("result", len((value.result or "").encode())),
-        ("outputs", sum(len(text.encode()) for text in texts)),
+        # Names of files need not be UTF-8; Python has surrogates in their place.
+        ("outputs", sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)),
     ):
         if size > MAX_RESULT_BYTES:
             raise ValueError(
