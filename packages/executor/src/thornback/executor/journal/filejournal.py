@@ -51,6 +51,7 @@ from thornback.executor.journal.terms import (
     watch,
 )
 from thornback.executor.ports import Completion, Identity, Opened
+from thornback.faults import redact
 
 __all__ = [
     "FileJournal",
@@ -296,7 +297,7 @@ class FileJournal:
         stored = await self._load(forgiving=self._anew or on_mismatch == "fresh")
         self.damaged = stored.damaged
         if stored.damaged:
-            logger.warning("%s: not counted: %s", self.url, "; ".join(stored.damaged))
+            logger.warning("%s: not counted: %s", redact(self.url), "; ".join(stored.damaged))
         known = None if self._anew else stored.identity
         kept = reconcile(self.url, known, stored.records, identity, on_mismatch, self._compare)
         self.differences = kept.differences
@@ -403,7 +404,7 @@ class FileJournal:
             interval_s = _SLOW_PROTOCOLS[protocol]
             logger.warning(
                 "%s: %s makes a commit of every write: the journal writes once in %.0f s",
-                *(self.url, protocol, interval_s),
+                *(redact(self.url), protocol, interval_s),
             )
             return interval_s
         return 0.0 if protocol == "file" else 1.0
