@@ -81,7 +81,7 @@ class Reserved:
     resources: Mapping[str, float] = attrs.field(factory=dict)
     accelerator: str = ""
     labels: Mapping[str, str] = attrs.field(factory=dict)
-    runtime_env: Mapping[str, object] = attrs.field(factory=dict)
+    runtime_env: Mapping[str, object] = attrs.field(factory=dict, repr=False)
 
 
 def reserved(

@@ -9,28 +9,15 @@ of bytes would make a file of 350 MB, before the first rank runs.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
+from thornback.faults import looks_secret, redact
 
-REDACTED = "[redacted]"
-_WIDE = re.compile(
-    r"api_?key|auth(orization)?|credentials?|keys?|pass(phrase|word|wd)|pwd|sas|secrets?|tokens?",
-    re.IGNORECASE,
-)
-"""Words in the names of Ray's options and of storage options that mean a secret. Not of attributes
-of steps: `text_key` and `eos_token` are none."""
-_NARROW = re.compile(
-    r"(^|_)(password|passwd|passphrase|secrets?|credentials?|authorization|connection_string)$"
-    r"|^token$|(api|access|secret|account|private)_?key$|(access|auth|hf|api|bearer|sas)_?token$",
-    re.IGNORECASE,
-)
+REDACTED = "***"
 _DESCRIBED = 10_000
 """Characters of the text of what is no JSON."""
-_USER_AND_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
-_USER_OF_HTTP = re.compile(r"(https?://)[^/\s:@]+@")
 
 
 def plain(value: object, *, wide: bool = False) -> object:
@@ -44,14 +31,9 @@ def plain(value: object, *, wide: bool = False) -> object:
     return _plain(value, wide, ())
 
 
-def scrubbed(text: str) -> str:
-    """Return the text without the passwords in its URLs."""
-    return _USER_OF_HTTP.sub(rf"\1{REDACTED}@", _USER_AND_PASSWORD.sub(rf"\1{REDACTED}@", text))
-
-
 def _plain(value: object, wide: bool, above: tuple[int, ...]) -> object:
     if isinstance(value, str):
-        return scrubbed(value)
+        return redact(value)
     if value is None or isinstance(value, bool | int | float):
         return value
     if id(value) in above:
@@ -59,7 +41,7 @@ def _plain(value: object, wide: bool, above: tuple[int, ...]) -> object:
     inside = (*above, id(value))
     if isinstance(value, list | tuple):
         if len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict):
-            return [scrubbed(value[0]), _mapping(value[1], True, inside)]  # a folder, its options
+            return [redact(value[0]), _mapping(value[1], True, inside)]  # a folder, its options
         return [_plain(each, wide, inside) for each in value]
     if isinstance(value, dict):
         return _mapping(value, wide, inside)
@@ -72,7 +54,7 @@ def _described(value: object) -> str:
     if isinstance(value, bytes | bytearray):
         value = value[: 2 * _DESCRIBED]  # its text is up to four times as long
     # More than is kept: a password that lies across the end is seen as one.
-    text = scrubbed(str(value)[: 2 * _DESCRIBED])
+    text = redact(str(value)[: 2 * _DESCRIBED])
     return text if len(text) <= _DESCRIBED else f"{text[:_DESCRIBED]}..."
 
 
@@ -95,7 +77,7 @@ def _mapping(
     for key, value in values.items():
         known = key is None or isinstance(key, str | int | float)
         name = key if known else str(key)
-        if _is_secret(str(key), wide):
+        if looks_secret(str(key), wide=wide):
             found[name] = _hidden(value)
         elif wide and key == "env_vars" and isinstance(value, Mapping):
             found[name] = {str(variable): REDACTED for variable in value}
@@ -103,13 +85,6 @@ def _mapping(
             inner = wide or key in ("ray_remote_kwargs", "storage_options", "runtime_env")
             found[name] = _plain(value, inner, above)
     return found
-
-
-def _is_secret(name: str, wide: bool) -> bool:
-    if _NARROW.search(name):
-        return True
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name) if wide else ()
-    return any(_WIDE.fullmatch(word) for word in words)
 
 
 def _hidden(value: object) -> object:

@@ -47,7 +47,7 @@ from thornback.executor.report import StageProgress
 from thornback.executor.tracing import RunTracer
 from thornback.executor.waiting import NotKept
 from thornback.executor.watching import DispatchFeed, Teller, Watchers
-from thornback.faults import Fault, RetryVerdict
+from thornback.faults import Fault, Redactor, RetryVerdict
 from thornback.pool import Beat, Checkpoint, GangLostError, Outcome, Report
 from thornback.scheduler import commands as cmd
 from thornback.scheduler import events as ev
@@ -88,6 +88,7 @@ class Driver:
         log_url: Callable[[int, str], str] = no_logs,
         record: Callable[[str], object] | None = None,
         recorded: Callable[[Sequence[Completion]], None] = _ignore,
+        redactor: Redactor | None = None,
     ) -> None:
         self._plan = plan
         self._parts = parts
@@ -95,6 +96,7 @@ class Driver:
         self._tracer = tracer
         self._params = params
         self._recorded = recorded
+        self._redactor = redactor or Redactor()
         self._verdicts: list[RetryVerdict] = []
         """Those that were given on the event which is being handled."""
         stages = plan.scheduler_stages([Witness(p, self._verdicts) for p in plan.policies()])
@@ -288,8 +290,9 @@ class Driver:
         for outcome in report.outcomes:
             fault = None if outcome.ok else self._fault(outcome, live)
             self._tracer.outcome(assignment, outcome, fault, now_ns)
-            if outcome.spans:  # told, and not kept until the record
-                outcome = attrs.evolve(outcome, spans=())
+            if outcome.spans or outcome.log_tail:  # spans are told, and not kept until the record
+                tail = self._redactor.redact(outcome.log_tail)
+                outcome = attrs.evolve(outcome, spans=(), log_tail=tail)
             live.outcomes[outcome.rank] = outcome
             if fault is not None:
                 self._inbox.post(

@@ -17,6 +17,7 @@ from thornback.executor.logs import LogStore
 from thornback.executor.plan import RunPlan
 from thornback.executor.ports import JournalFactory, Json, Opened, ReadsResults
 from thornback.executor.report import RunInfo, RunReport
+from thornback.faults import redact
 
 ReadResults: TypeAlias = Callable[[str], Mapping[int, str]]
 
@@ -39,7 +40,7 @@ def make_report(
         job=plan.job.name,
         state=end.state.value,
         reason=re.sub(r"\bstage (\d+)", partial(_named, names), end.reason),
-        state_url=plan.settings.state_url,
+        state_url=info.state_url,
         term=opened.term,
         backend=info.backend,
         stages={stage.name: stage for stage in driver.progress()},
@@ -48,7 +49,7 @@ def make_report(
         stopped=dict(driver.certifier.chronicle.stopped),
         seconds=seconds,
         unconfirmed_gangs=tuple(driver.unconfirmed),
-        logs_url="" if logs is None else logs.url,
+        logs_url="" if logs is None else redact(logs.url),
         logs_lost_bytes=0 if logs is None else logs.lost,
         warnings=warnings,
         read_results=partial(_parsed_results, read_results),

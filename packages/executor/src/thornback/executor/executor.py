@@ -22,6 +22,13 @@ from thornback.executor.blobs import RunBlobs
 from thornback.executor.certifier import no_logs
 from thornback.executor.checks import check_classifier
 from thornback.executor.clock import SystemClock
+from thornback.executor.confidential import (
+    DiscreetClassifier,
+    conceal,
+    names_only,
+    secrets_of,
+    without_secrets,
+)
 from thornback.executor.driver import Driver, Parts
 from thornback.executor.endings import bad_end, make_report, results_of
 from thornback.executor.errors import UsageError
@@ -48,6 +55,7 @@ from thornback.executor.runtime_env import check_types
 from thornback.executor.tracing import RunTracer
 from thornback.executor.watching import Watchers, WorkerNews, tell_waits
 from thornback.faults import Classifier as FaultClassifier
+from thornback.faults import Redactor, redact
 from thornback.scheduler import SchedulerParams
 
 logger = logging.getLogger(__name__)
@@ -90,13 +98,13 @@ class Executor:
 
     platform: Platform
     """Where gangs live."""
-    state: str
+    state: str = attrs.field(repr=without_secrets)
     """Folder (path or fsspec URL) of **one** job's record; run the job again with it to resume."""
     max_gangs: int | None = None
     """Gangs at the same time, per stage; None: as many as fit."""
-    env: Mapping[str, str] = attrs.field(factory=dict)
+    env: Mapping[str, str] = attrs.field(factory=dict, repr=names_only)
     """Environment variables of the rank processes."""
-    runtime_env: Mapping[str, object] = attrs.field(factory=dict)
+    runtime_env: Mapping[str, object] = attrs.field(factory=dict, repr=without_secrets)
     """Ray's; refused by other platforms."""
     on_mismatch: OnMismatch = "refuse"
     """If `state` holds another job: refuse, adopt what has the same stage names, or start
@@ -264,14 +272,22 @@ class Executor:
     async def _run(self, plan: RunPlan, *, remote: _RemoteCancel | None) -> RunReport:
         provider = self.tracer_provider or trace.get_tracer_provider()
         names = [stage.name for stage in plan.stages]
-        tracer = RunTracer(provider.get_tracer("thornback.executor"), plan.job.name, names)
+        own = provider.get_tracer("thornback.executor")
+        settings = plan.settings
+        envs = [settings.runtime_env, *(stage.runtime_env for stage in plan.stages)]
+        redactor = secrets_of(settings.state_url, settings.env, self.storage_options, envs)
+        tracer = RunTracer(own, plan.job.name, names, redactor)
         state, reason = "failed", "the driver failed"
         try:
-            report = await self._drive(plan, tracer, provider, remote)
+            report = await self._drive(plan, tracer, provider, remote, redactor)
             state, reason = report.state, report.reason
             return report
-        except BaseExceptionGroup as group:
-            raise _only(group) from None
+        except BaseException as raised:
+            error = _only(raised) if isinstance(raised, BaseExceptionGroup) else raised
+            conceal(error, redactor)
+            if error is raised:
+                raise
+            raise error from None
         finally:
             tracer.finished(state, reason)
 
@@ -281,6 +297,7 @@ class Executor:
         tracer: RunTracer,
         provider: TracerProvider,
         remote: _RemoteCancel | None,
+        redactor: Redactor,
     ) -> RunReport:
         started_s = self.clock.monotonic()
         watchers = Watchers(self.observers)
@@ -303,12 +320,12 @@ class Executor:
             connection = await stack.enter_async_context(
                 self.platform.connect(blobs, provider, news)
             )
-            tracer.started(opened.term, url, connection.name)
+            tracer.started(opened.term, redact(url), connection.name)
             parts = Parts(
                 leases=connection.leases,
                 workers=connection.workers,
                 journal=journal,
-                classifier=self.classifier,
+                classifier=DiscreetClassifier(self.classifier, redactor),
                 clock=self.clock,
             )
             driver = Driver(
@@ -321,12 +338,13 @@ class Executor:
                 log_url=no_logs if logs is None else logs.url_of,
                 record=record,
                 recorded=blobs.recorded,
+                redactor=redactor,
             )
             if news is not None:
                 news.aim(driver.saw)
             info = RunInfo(
                 job=plan.job.name,
-                state_url=url,
+                state_url=redact(url),
                 term=opened.term,
                 backend=connection.name,
                 stages=driver.progress(),

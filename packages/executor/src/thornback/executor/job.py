@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import attrs
 
 from thornback.executor.checks import check_stage
+from thornback.executor.confidential import without_secrets
 from thornback.executor.edges import After, Parents, allowed, parents_of
 from thornback.executor.errors import UsageError
 from thornback.executor.fingerprint import digest_of_items, fingerprint
@@ -110,7 +111,7 @@ class Stage:
     """Only nodes with these labels: by name, 'value', '!value', 'in(a,b)' or '!in(a,b)' (the
     grammar is Ray's)."""
     runtime_env: Mapping[str, object] = attrs.field(
-        factory=dict, kw_only=True, converter=_runtime_env
+        factory=dict, kw_only=True, converter=_runtime_env, repr=without_secrets
     )
     """Ray's, over the executor's: the stage's word counts, and its `env_vars` are added to the
     executor's. Stages with another one never share workers. Refused by other platforms."""

@@ -27,6 +27,7 @@ from thornback.executor.apart import apart
 from thornback.executor.journal.store import FLAT, file_system
 from thornback.executor.logbuffer import LogBuffer, LogParams, Stretch, name_of
 from thornback.executor.paths import is_url
+from thornback.faults import redact
 from thornback.pool import LogChunk
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class LogStore:
         """Return where a log is kept that has this path on its node; empty if it has none."""
         if not log_path:
             return ""
-        return f"{self.url}/{name_of(gang, log_path)}{'' if self._is_local else '/'}"
+        return f"{redact(self.url)}/{name_of(gang, log_path)}{'' if self._is_local else '/'}"
 
     def put(self, chunks: Sequence[LogChunk]) -> None:
         """Take chunks to be written; returns at once. Only from the loop's own thread."""
@@ -174,7 +175,7 @@ class LogStore:
         """Warn, once of a kind."""
         if what not in self._told:
             self._told.add(what)
-            logger.warning(f"{text} (%s)", *values, self.url)
+            logger.warning("%s (%s)", redact(text % values), redact(self.url))
 
 
 class FileSink:

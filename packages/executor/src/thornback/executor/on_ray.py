@@ -17,6 +17,7 @@ from opentelemetry.trace import TracerProvider
 from thornback.executor.errors import BackendUnavailable, UsageError
 from thornback.executor.ports import Connection
 from thornback.executor.runtime_env import check_files
+from thornback.faults import redact
 from thornback.placement import Allocator, AllocatorParams
 from thornback.pool import Blobs, PoolObserver, PoolParams, WorkerPool
 
@@ -162,7 +163,7 @@ def _accepted(make: Callable[..., object], env: Mapping[str, object], where: str
     try:
         make(**env)
     except Exception as error:
-        raise UsageError(f"{where}: Ray refuses it: {error}") from error
+        raise UsageError(redact(f"{where}: Ray refuses it: {error}")) from error
 
 
 def _probe(address: str) -> None:

@@ -37,13 +37,13 @@ _RAY_SETUP_S = 600.0
 class Settings:
     """What an executor adds to a job."""
 
-    state_url: str
+    state_url: str = attrs.field(repr=False)
     cwd: str
     protocols: Collection[str] = ()
     """Of URLs, those that fsspec knows."""
     max_gangs: int | None = None
-    env: Mapping[str, str] = attrs.field(factory=dict)
-    runtime_env: Mapping[str, object] = attrs.field(factory=dict)
+    env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    runtime_env: Mapping[str, object] = attrs.field(factory=dict, repr=False)
     seed: int = 0
     retry_failed: bool = True
     scheduler: SchedulerParams = attrs.field(factory=SchedulerParams)
@@ -63,7 +63,7 @@ class _Shape:
     nodes: int
     slots: int
     strategy: Strategy | None
-    runtime_env: Mapping[str, object] = attrs.field(hash=False)
+    runtime_env: Mapping[str, object] = attrs.field(hash=False, repr=False)
     """Compared by value; what is in it need not be hashable."""
 
 

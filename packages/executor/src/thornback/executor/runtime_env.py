@@ -9,6 +9,7 @@ from types import ModuleType
 
 from thornback.executor.errors import UsageError
 from thornback.executor.paths import is_url
+from thornback.faults import redact
 
 _ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.xz")
 _REQUIREMENTS = ("pip", "uv")
@@ -35,7 +36,7 @@ def check_types(env: Mapping[str, object], where: str) -> None:
         fits, expected = _TYPES[name]
         if not fits(value):
             # Of variables only the types: their values may be secret.
-            shown = _types_in(value) if name == "env_vars" else reprlib.repr(value)
+            shown = _types_in(value) if name == "env_vars" else redact(reprlib.repr(value))
             raise UsageError(
                 f"{where}: runtime_env={{{name!r}: ...}} is {shown}, expected {expected}"
             )

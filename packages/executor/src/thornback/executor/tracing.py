@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import attrs
 from opentelemetry import trace
@@ -23,7 +24,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from thornback.executor.ports import Ranks
-from thornback.faults import Fault
+from thornback.faults import Fault, Redactor
 from thornback.pool import Outcome, SpanData
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ MAX_LINKED_LOST_RANKS = 1000
 """Of one lost assignment; more are retried without a link, so that a loss costs bounded memory."""
 _KINDS = {kind.name.lower(): kind for kind in SpanKind}
 _FAR_S = 1e9
+V = TypeVar("V")
 
 
 @attrs.define(slots=True)
@@ -53,8 +55,11 @@ class RunTracer:
     """Live spans of one run. Every method is quick and does no I/O (exporting is the SDK's
     affair)."""
 
-    def __init__(self, tracer: Tracer, job: str, stages: Sequence[str]) -> None:
+    def __init__(
+        self, tracer: Tracer, job: str, stages: Sequence[str], redactor: Redactor | None = None
+    ) -> None:
         self._tracer = tracer
+        self._redactor = redactor or Redactor()
         self._names = tuple(stages)
         self._run = tracer.start_span("thornback.run", attributes={"thornback.job": job})
         self._stages: dict[int, Span] = {}
@@ -186,7 +191,7 @@ class RunTracer:
             data.name,
             context=trace.set_span_in_context(above),
             kind=_KINDS.get(data.kind, SpanKind.INTERNAL),
-            attributes={**data.attributes, "otel.scope.name": data.scope},
+            attributes={**self._without_secrets(data.attributes), "otel.scope.name": data.scope},
             links=[
                 Link(made.get(trace.format_span_id(other.span_id), other), attributes)
                 for other, attributes in others
@@ -195,13 +200,19 @@ class RunTracer:
             start_time=_ago(end_ns, data.before_end_s),
         )
         for before_end_s, name, attributes in data.events:
-            span.add_event(name, attributes, timestamp=_ago(end_ns, before_end_s))
+            told = self._without_secrets(attributes)
+            span.add_event(name, told, timestamp=_ago(end_ns, before_end_s))
         if data.status == "ok":
             span.set_status(StatusCode.OK)
         elif data.status == "error":
-            span.set_status(StatusCode.ERROR, data.status_text)
+            span.set_status(StatusCode.ERROR, self._redactor.redact(data.status_text))
         span.end(end_time=_ago(end_ns, data.before_end_s - data.duration_s))
         return span.get_span_context()
+
+    def _without_secrets(self, attributes: Mapping[str, V]) -> dict[str, V | str]:
+        """Return attributes of a span of user code: they may hold URLs and texts of exceptions."""
+        hide = self._redactor.redact
+        return {k: hide(v) if isinstance(v, str) else v for k, v in attributes.items()}
 
     def assignment_ended(
         self, assignment: int, lost: Ranks = (), fault: Fault | None = None

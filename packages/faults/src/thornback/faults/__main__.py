@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import nullcontext
 
 from thornback.faults.classifier import DEFAULT_RULES, Classifier
 from thornback.faults.kinds import Attribute, Origin
@@ -15,7 +15,7 @@ from thornback.faults.on_gpu import CUDA_RULES
 from thornback.faults.on_ray import RAY_VERSIONS, unruled
 from thornback.faults.opt_in import NETWORK_RULES, THROTTLED_RULES
 from thornback.faults.policy import RetryPolicy
-from thornback.faults.reading import read_failure
+from thornback.faults.reading import MAX_BYTES, read_failure
 from thornback.faults.records import ErrorRecord
 from thornback.faults.verdicts import Standing
 
@@ -79,9 +79,10 @@ def _audit(modules: Sequence[str]) -> int:
 
 def _explain(parsed: argparse.Namespace) -> int:
     try:
-        data = sys.stdin.buffer.read() if parsed.file == "-" else Path(parsed.file).read_bytes()
-        bases = _imported_bases if parsed.trust else _stdlib_bases
-        read = read_failure(data, trust=parsed.trust, bases=bases)
+        with (
+            nullcontext(sys.stdin.buffer) if parsed.file == "-" else open(parsed.file, "rb") as file
+        ):
+            read = read_failure(file.read(MAX_BYTES + 1))
         facts = {**read.facts, **dict(map(_fact, parsed.fact))}
     except (OSError, ValueError) as error:
         print(f"{parsed.file}: {error}", file=sys.stderr)
@@ -111,20 +112,6 @@ def _fact(text: str) -> tuple[str, Attribute]:
     return name, loaded if isinstance(loaded, str | int | float | bool | None) else value
 
 
-def _stdlib_bases(name: str) -> Sequence[str]:
-    return _imported_bases(name) if name.partition(".")[0] in sys.stdlib_module_names else ()
-
-
-def _imported_bases(name: str) -> Sequence[str]:
-    module, _, short = name.rpartition(".")
-    if not module or module == "__main__" or not _import(module):
-        return ()
-    cls = getattr(sys.modules[module], short, None)
-    if not (isinstance(cls, type) and issubclass(cls, BaseException)):
-        return ()
-    return [f"{c.__module__}.{c.__qualname__}" for c in cls.__mro__ if c is not object]
-
-
 def _import(name: str) -> bool:
     try:
         importlib.import_module(name)
@@ -150,8 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         "file",
         nargs="?",
         default="-",
-        help="a traceback as text; JSON of an ErrorRecord, a Fault or a journal's certificate; a "
-        "pickle of these or of one of Python's exceptions (default: standard input)",
+        help="a traceback as text, or JSON of an ErrorRecord, a Fault or a journal's certificate "
+        "(default: standard input)",
     )
     explain.add_argument("--origin", choices=[origin.value for origin in Origin], help="who saw it")
     explain.add_argument(
@@ -165,11 +152,6 @@ def _parser() -> argparse.ArgumentParser:
         "--rules", nargs="+", default=[], choices=SETS, help="opt-in sets, tried in this order"
     )
     explain.add_argument("--json", action="store_true", help="all of it as JSON")
-    explain.add_argument(
-        "--trust",
-        action="store_true",
-        help="run code that the input names: unpickle anything, import the modules of its classes",
-    )
     return parser
 
 

@@ -1,17 +1,16 @@
 """From the text of a traceback back to an exception as data: for people who have only a log. Pure.
 
 What a text does not say is not known: attributes (but for `errno`), and the bases of classes other
-than Python's, Ray's, and those that the caller knows.
+than Python's and Ray's. Those are looked up in tables: a text never has anything imported.
 """
 
 from __future__ import annotations
 
-import builtins
 import re
-from collections.abc import Callable, Sequence
 
 from thornback.faults.kinds import MESSAGE_CHARS, TRACEBACK_CHARS
 from thornback.faults.on_ray import RAY_TASK_ERROR
+from thornback.faults.python_bases import BUILTIN_MROS, PYTHON_BASES
 from thornback.faults.ray_bases import RAY_BASES
 from thornback.faults.records import MAX_CAUSES, MAX_MEMBERS, ErrorRecord, is_translation
 from thornback.faults.text import safe
@@ -31,22 +30,18 @@ BOX_END = re.compile(r"^[ |]*\+-+\n?$", re.MULTILINE)
 BOX = re.compile(r"^[ |]*[|+] ?", re.MULTILINE)
 GROUPS = ("builtins.ExceptionGroup", "builtins.BaseExceptionGroup")
 
-Bases = Callable[[str], Sequence[str]]
-"""Returns the MRO of a class of this name, as `ErrorRecord.type_names`; empty: not known."""
-
 
 class _Raised(Value):
     name: str
     text: str
 
 
-def record_of_text(text: str, bases: Bases = lambda name: ()) -> ErrorRecord:
+def record_of_text(text: str) -> ErrorRecord:
     """Return what was raised last in this text, with its causes; ValueError: nothing was.
 
     Args:
         text: what Python, or Ray, prints: with what comes before each line in a log, if it is the
             same for all. A last line (`ValueError: bad row`) is enough.
-        bases: for classes that are neither Python's nor Ray's.
     """
     text = _without_prefix(ANSI.sub("", text).replace("\r\n", "\n"))
     links: list[ErrorRecord] = []
@@ -58,7 +53,7 @@ def record_of_text(text: str, bases: Bases = lambda name: ()) -> ErrorRecord:
         file = handler[1] if handler else ""
         if handled and links and not is_translation(links[-1].type_names, file):
             break
-        links += _links(parts[at], bases)
+        links += _links(parts[at])
     if not links:
         raise ValueError(
             "there is no exception in this text: its last line should be like 'ValueError: bad row'"
@@ -69,40 +64,40 @@ def record_of_text(text: str, bases: Bases = lambda name: ()) -> ErrorRecord:
     )
 
 
-def mro_of(name: str, bases: Bases = lambda name: ()) -> tuple[str, ...]:
+def mro_of(name: str) -> tuple[str, ...]:
     """Return the names along the MRO of a class: `Exception` is all that may be known of it."""
-    short = name.rpartition(".")[2]
-    if name == f"builtins.{short}" and _is_builtin(short):
-        cls: type = getattr(builtins, short)
-        return tuple(f"{c.__module__}.{c.__qualname__}" for c in cls.__mro__ if c is not object)
-    if name == f"ray.exceptions.{short}" and short in RAY_BASES:
-        above = [mro_of(_full(base), bases) for base in RAY_BASES[short]]
-        return tuple(dict.fromkeys([name, *(each for mro in above for each in mro)]))
-    if name.startswith(f"{RAY_TASK_ERROR}("):
-        return (name, *mro_of(RAY_TASK_ERROR, bases))
-    return tuple(bases(name)) or (name, "builtins.Exception", "builtins.BaseException")
+    module, _, short = name.rpartition(".")
+    if module == "builtins" and short in BUILTIN_MROS:
+        return BUILTIN_MROS[short]
+    if module == "ray.exceptions" and short in RAY_BASES:
+        bases = [f"ray.exceptions.{b}" if b in RAY_BASES else b for b in RAY_BASES[short]]
+    elif name.startswith(f"{RAY_TASK_ERROR}("):
+        bases = [RAY_TASK_ERROR]
+    else:
+        bases = list(PYTHON_BASES.get(name, ("Exception",)))
+    above = [mro_of(base if "." in base else f"builtins.{base}") for base in bases]
+    # Each class before its own bases, as on the MRO.
+    names = [each for mro in above for each in mro]
+    last = {each: at for at, each in enumerate(names)}
+    return (name, *(each for at, each in enumerate(names) if last[each] == at))
 
 
-def _full(name: str) -> str:
-    return f"ray.exceptions.{name}" if name in RAY_BASES else f"builtins.{name}"
-
-
-def _links(part: str, bases: Bases) -> list[ErrorRecord]:
+def _links(part: str) -> list[ErrorRecord]:
     """Return the exception of one traceback, and what a `RayTaskError` in it carries."""
     boxes = [BOX.sub("", box) for box in MEMBER.split(BOX_END.sub("", part))]
     raised = _raised(boxes[0])
     if raised is None:
         return []
-    head = _record(raised, bases)
+    head = _record(raised)
     members = []
     for box in boxes[1:]:
         last = CHAINED.split(box)[-1]
         leaf = _raised(last)
         if leaf is not None and leaf.name not in GROUPS:
-            members.append(_record(leaf, bases))
+            members.append(_record(leaf))
     head = head.__replace__(members=tuple(members[:MAX_MEMBERS]))
     inner = _carried(raised)
-    return [head] if inner is None else [head, _record(inner, bases)]
+    return [head] if inner is None else [head, _record(inner)]
 
 
 def _carried(raised: _Raised) -> _Raised | None:
@@ -118,10 +113,10 @@ def _carried(raised: _Raised) -> _Raised | None:
     return None
 
 
-def _record(raised: _Raised, bases: Bases) -> ErrorRecord:
+def _record(raised: _Raised) -> ErrorRecord:
     number = re.match(r"\[Errno (\d+)\]", raised.text)
     return ErrorRecord(
-        type_names=mro_of(raised.name, bases),
+        type_names=mro_of(raised.name),
         message=safe(raised.text, MESSAGE_CHARS),
         attributes={"errno": int(number[1])} if number else {},
     )
@@ -147,18 +142,13 @@ def _line(line: str) -> _Raised | None:
     name, text = match["type"], match["text"]
     if "." not in name:
         # Python leaves out only these two modules.
-        if _is_builtin(name):
+        if name in BUILTIN_MROS:
             name = f"builtins.{name}"
         elif text is not None and name[:1].isupper():
             name = f"__main__.{name}"
         else:
             return None
     return _Raised(name=name, text=text or "")
-
-
-def _is_builtin(name: str) -> bool:
-    found = getattr(builtins, name, None)
-    return isinstance(found, type) and issubclass(found, BaseException)
 
 
 def _without_prefix(text: str) -> str:

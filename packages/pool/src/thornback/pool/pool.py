@@ -8,8 +8,10 @@ from types import TracebackType
 import anyio
 from anyio.abc import TaskGroup
 from opentelemetry import trace
+from opentelemetry.trace import Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
+from thornback.faults import safe
 from thornback.pool.clock import SystemClock
 from thornback.pool.gang import Gang
 from thornback.pool.losses import not_open
@@ -28,6 +30,9 @@ from thornback.pool.ports import (
 from thornback.pool.rendezvous import checked
 from thornback.pool.reports import Reports
 from thornback.pool.telling import Telling
+
+_STATUS_CHARS = 500
+"""Of the status of a span that failed."""
 
 
 class WorkerPool:
@@ -148,8 +153,19 @@ class WorkerPool:
         }
         record = Gang(gang, nodes, handle, spec, self._surroundings)
         self._gangs[gang] = record
-        with self._tracer.start_as_current_span("thornback.workers.open", attributes=attributes):
-            await record.open(tasks, timeout_s)
+        # Not by the tracer, which would record the text of the error with any secret in it.
+        with self._tracer.start_as_current_span(
+            "thornback.workers.open",
+            attributes=attributes,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                await record.open(tasks, timeout_s)
+            except Exception as error:
+                said = safe(f"{type(error).__name__}: {error}", _STATUS_CHARS)
+                span.set_status(Status(StatusCode.ERROR, said))
+                raise
 
     def run(self, gang: int, work: Assignment, /) -> AsyncIterator[Report]:
         """Hand out an assignment, at once; iterate over the reports.

@@ -77,14 +77,14 @@ class WorkerSpec:
     """Custom resources of the bundle, by name."""
     rank_memory_bytes: int | None = None
     """Kill a rank whose tree of processes holds more resident memory than this; None: no limit."""
-    env: Mapping[str, str] = attrs.field(factory=dict)
+    env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     """Environment variables of the rank processes."""
     preload: tuple[str, ...] = ()
     """Modules that the fork server imports, so that rank processes start with them."""
     log_dir: str = ""
     """Folder on the worker's node for one log file per rank process, which stay there; empty: the
     worker has a folder of its own, which is removed at its end."""
-    runtime_env: Mapping[str, object] = attrs.field(factory=dict)
+    runtime_env: Mapping[str, object] = attrs.field(factory=dict, repr=False)
     """Passed on to Ray; worker processes of this machine refuse anything but empty."""
 
 
@@ -124,7 +124,7 @@ class Assignment:
     """For `Program.setup`, once per rank process."""
     traceparent: str = ""
     """W3C trace context that the ranks belong to; empty: none."""
-    env: Mapping[str, str] = attrs.field(factory=dict)
+    env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     """Environment variables that the ranks have besides those of the worker; taken back after."""
     restored: tuple[bytes | None, ...] = ()
     """What earlier attempts saved last (`RankCall.checkpoint`): one per rank, in order, or none at

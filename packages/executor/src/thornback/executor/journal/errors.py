@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from thornback.faults import redact
+
 
 class JournalError(Exception):
     """The journal cannot read or record: the store failed for too long, or holds what it must not
@@ -17,6 +19,10 @@ class JournalError(Exception):
     """
 
     __module__ = "thornback.executor"
+
+    def __init__(self, *args: object) -> None:
+        # They tell the URLs of stores, and quote what their libraries said.
+        super().__init__(*(redact(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class NewerFormat(JournalError):
@@ -57,7 +63,7 @@ class HeldByAnother(JournalError):
 
     def __init__(self, url: str, host: str, pid: int, since: str, seen: str) -> None:
         super().__init__(url, host, pid, since, seen)
-        self.url = url
+        self.url = redact(url)
         self.host = host
         self.pid = pid
         self.since = since
@@ -86,7 +92,7 @@ class Superseded(JournalError):
 
     def __init__(self, url: str, term: int, by_term: int) -> None:
         super().__init__(url, term, by_term)
-        self.url = url
+        self.url = redact(url)
         self.term = term
         self.by_term = by_term
 
@@ -112,7 +118,7 @@ class IdentityMismatch(JournalError):
 
     def __init__(self, url: str, differences: Sequence[str]) -> None:
         super().__init__(url, tuple(differences))
-        self.url = url
+        self.url = redact(url)
         self.differences = tuple(differences)
 
     def __str__(self) -> str:

@@ -56,6 +56,7 @@ from thornback.executor.journal.terms import (
 )
 from thornback.executor.paths import located_state
 from thornback.executor.ports import Completion, Identity, Opened, Places
+from thornback.faults import redact
 
 __all__ = [
     "FileJournal",
@@ -324,7 +325,7 @@ class FileJournal:
         stored = await self._run(reading, self._firmness)
         self.damaged = stored.damaged
         if stored.damaged:
-            logger.warning("%s", damage_text(self.url, stored.damaged))
+            logger.warning("%s", damage_text(redact(self.url), stored.damaged))
         if self._anew:
             kept = Kept(identity=identity, records={})
         else:
@@ -444,7 +445,7 @@ class FileJournal:
             interval_s = _SLOW_PROTOCOLS[protocol]
             logger.warning(
                 "%s: %s makes a commit of every write: the journal writes once in %.0f s",
-                *(self.url, protocol, interval_s),
+                *(redact(self.url), protocol, interval_s),
             )
             return interval_s
         return 0.0 if protocol == "file" else 1.0

@@ -19,6 +19,7 @@ import attrs
 from thornback.executor.apart import apart
 from thornback.executor.journal.errors import JournalError
 from thornback.executor.journal.store import Store
+from thornback.faults import redact
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -245,7 +246,7 @@ class AsyncSteps:
                     return value
                 case Pause(delay_s, why):
                     if why:
-                        logger.warning("%s: %s", self._store.url, why)
+                        logger.warning("%s: %s", redact(self._store.url), why)
                     await self.sleep(delay_s)
                     since = self._monotonic()
                 case StoreFailed(op, error):
@@ -293,7 +294,7 @@ def give_up_or_go_on(
     Raises:
         JournalError: it is not.
     """
-    said = f"{said}: {type(error).__name__}: {error}"
+    said = redact(f"{said}: {type(error).__name__}: {error}")
     hopeless = looks_permanent(error) and not retry.patient
     if hopeless or failing_s + backoff_s > retry.timeout_s:
         raise JournalError(f"{said} (tried for {failing_s:.0f} s){mend}") from error

@@ -83,7 +83,7 @@ class Sockets:
 class ForkServerConfig:
     """How to start a fork server."""
 
-    env: Mapping[str, str]
+    env: Mapping[str, str] = attrs.field(repr=False)
     marker: str
     """Value of THORNBACK_WORKER in `env`: names everything that descends from this fork server."""
     preload: Sequence[str]
