@@ -22,6 +22,7 @@ import anyio.to_thread
 import attrs
 
 from thornback.executor import (
+    MISSING,
     AttemptReport,
     Executor,
     Job,
@@ -131,7 +132,8 @@ class Arena:
         recorded = records(self.folder / "state", "hold")
         assert recorded == dict.fromkeys(range(ranks), 1)
         results, starts = report.results("hold"), self.starts()
-        assert sorted(results) == sorted(starts) == list(range(ranks))
+        assert list(results) == sorted(starts) == list(range(ranks))
+        assert MISSING not in results.values()
         for rank, epoch in results.items():
             assert epoch in [each for _, each in starts[rank]]
 

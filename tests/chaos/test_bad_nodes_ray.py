@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from thornback.executor import Executor, Job, RankContext, Stage
+from thornback.executor import (
+    MISSING,
+    Executor,
+    Job,
+    RankContext,
+    Stage,
+)
 
 if TYPE_CHECKING:
     from ray._private.node import Node
@@ -78,7 +84,7 @@ def test_node_that_stays_bad_costs_few_faults_and_no_rank(
     report = executor.run(Job("bad", [kind(bad_node.node_id)]), check=False)
 
     assert report.state == "succeeded", report.reason
-    assert sorted(report.results("work")) == list(range(RANKS))
+    assert MISSING not in report.results("work").values()
     assert bad_node.node_id not in report.results("work").values()
     faults = Counter(attempt.node for attempt in report.attempts)
     assert 0 < faults[bad_node.node_id] <= MOST_FAULTS

@@ -41,7 +41,7 @@ if __name__ == "__main__":
     report = executor.run(Job("cut", [Stage("cut", rank, ranks=%d)]), check=False)
     print(json.dumps({
         "state": report.state,
-        "results": report.results("cut"),
+        "results": dict(report.results("cut")),
         "failures": [(a.rank, a.fault.kind.value, a.fault.phase) for a in report.attempts],
     }))
 """

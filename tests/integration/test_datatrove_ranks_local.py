@@ -69,7 +69,7 @@ def reader(count: int = 3) -> list[Document]:
 
 def stats_of(report: RunReport) -> dict[int, Any]:
     results = report.results("p")
-    return {rank: json.loads(decode(json.dumps(value))) for rank, value in results.items()}
+    return {rank: json.loads(decode(json.dumps(value))) for rank, value in results.items() if value}
 
 
 def counting_step() -> PipelineStep:

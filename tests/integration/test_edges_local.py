@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from thornback.executor import (
+    MISSING,
     After,
     Executor,
     Job,
@@ -33,13 +34,15 @@ def fails_at(*ranks: int) -> Callable[[RankContext], int]:
 
 def count() -> Callable[[RankContext], int]:
     def fn(ctx: RankContext) -> int:
-        return len(ctx.results("a"))
+        return sum(result is not MISSING for result in ctx.results("a").values())
 
     return fn
 
 
 def run(folder: Path, stages: list[Stage]) -> RunReport:
-    executor = Executor.on_local(state=str(folder / "state"), cpus=4, max_gangs=2)
+    """Run them, also where an earlier run had other parameters."""
+    state = str(folder / "state")
+    executor = Executor.on_local(state=state, cpus=4, max_gangs=2, on_mismatch="adopt")
     return executor.run(Job("j", stages), check=False)
 
 
@@ -71,7 +74,8 @@ def test_ranks_follow_ranks_and_get_what_the_one_of_their_number_returned(tmp_pa
 
 def test_each_condition_does_what_it_says_and_a_second_run_mends_the_rest(tmp_path: Path) -> None:
     def always(ctx: RankContext) -> object:
-        return ctx.result("a")
+        own = ctx.result("a")
+        return "missing" if own is MISSING else own
 
     def stages(*bad: int) -> list[Stage]:
         return [
@@ -98,7 +102,8 @@ def test_each_condition_does_what_it_says_and_a_second_run_mends_the_rest(tmp_pa
         "some": (1, 0, 0),
         "last": (1, 0, 0),
     }
-    assert report.results("each") == {0: 10, 2: 12, 3: 13}
+    assert report.results("each") == {0: 10, 1: MISSING, 2: 12, 3: 13}
+    assert report.results("whatever") == {0: 10, 1: "missing", 2: 12, 3: 13}
     assert report.results("some") == {0: 3}
     again = run(tmp_path, stages())
     assert again.state == "succeeded", again.reason
@@ -130,7 +135,7 @@ def test_results_that_are_too_many_fail_what_reads_them_and_a_run_that_does_not_
         }
         assert all(each.rank is not None for each in report.attempts), "no gang was lost"
         assert "After('a', results=False)" in report.attempts[0].fault.message
-        assert len(report.results("a")) == 3
+        assert MISSING not in report.results("a").values()
     assert run(tmp_path, stages(results=False)).state == "succeeded", "rank 0 of 'a' ran once"
 
 

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from thornback.executor import (
+    MISSING,
     Executor,
     HeldByAnother,
     IdentityMismatch,
@@ -166,19 +167,23 @@ def test_set_up_is_called_once_per_process_and_its_failure_ends_the_stage(tmp_pa
     assert "no model here" in str(caught.value.exceptions[0])
 
 
-def test_failed_ranks_within_the_tolerance_are_left_out(tmp_path: Path) -> None:
-    def odd(ctx: RankContext) -> int:
+def test_results_of_failed_ranks_are_missing_and_the_others_aligned(tmp_path: Path) -> None:
+    def odd(ctx: RankContext) -> int | None:
         if ctx.rank == 2:
             raise ValueError("two is bad")
-        return ctx.rank
+        return ctx.rank or None
 
-    def gather(ctx: RankContext) -> list[int]:
-        return ctx.results("a")
+    def gather(ctx: RankContext) -> list[object]:
+        values = ctx.results("a").values()
+        return ["missing" if value is MISSING else value for value in values]
 
     stages = [Stage("a", odd, ranks=5, max_failed=1), Stage("b", gather, after="a")]
     report = local(tmp_path).run(Job("j", stages))
     assert report.state == "succeeded"
-    assert report.results("b") == {0: [0, 1, 3, 4]}
+    assert report.results("b") == {0: [None, 1, "missing", 3, 4]}
+    assert report.results("a") == {0: None, 1: 1, 2: MISSING, 3: 3, 4: 4}
+    again = pickle.loads(pickle.dumps(report))
+    assert again.results("a")[2] is MISSING
     assert report.stages["a"].failed == 1
 
 
@@ -234,8 +239,8 @@ def test_rank_over_its_memory_is_tried_with_more(tmp_path: Path) -> None:
 
 
 def test_results_are_shipped_to_the_next_stage_in_order_of_rank(tmp_path: Path) -> None:
-    def after(ctx: RankContext) -> list[int]:
-        return ctx.results("a")
+    def after(ctx: RankContext) -> object:
+        return ctx.results("a")  # as a list of its values
 
     stages = [Stage("a", numbers(), ranks=50), Stage("b", after, ranks=2, after="a")]
     report = local(tmp_path).run(Job("j", stages))

@@ -51,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as state:
         executor = Executor.on_local(state=state, cpus=SLOTS)
         results = executor.run(Job("slots", [stage])).results("sleep")
-    spans = [(float(r[0]), float(r[1])) for r in results.values() if isinstance(r, list)]  # type: ignore[arg-type]  # Json
+    spans = [(float(r[0]), float(r[1])) for r in results.values() if isinstance(r, list)]
     share, window_s = busy_share(spans)
     print(json.dumps({"busy_share": round(share, 3), "window_s": round(window_s, 2)}))
 

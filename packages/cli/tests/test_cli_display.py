@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from types import MappingProxyType
 
 import attrs
@@ -13,7 +12,7 @@ from rich.console import Console
 from thornback.cli.demo.index import Index
 from thornback.cli.display import Display, LineConsole, fault_text, result_tables
 from thornback.executor import AttemptReport, Observer, RunInfo, RunReport, StageProgress
-from thornback.executor.ports import Json
+from thornback.executor.results import Results, packed
 from thornback.faults import Fault, FaultKind, Origin
 
 
@@ -71,9 +70,6 @@ def attempt(rank: int | None = 3, retried: bool = True, message: str = "killed")
 
 
 def report(state: str = "succeeded", reason: str = "", **counts: int) -> RunReport:
-    def results(stage: str) -> Mapping[int, Json]:
-        return {}
-
     return RunReport(
         job="demo",
         state=state,
@@ -84,7 +80,7 @@ def report(state: str = "succeeded", reason: str = "", **counts: int) -> RunRepo
         stages=MappingProxyType({"index": index(**counts)}),
         attempts=(attempt(),),
         seconds=8.25,
-        read_results=results,
+        read_results=lambda stage: Results(stage, packed({}, (), 0)),
     )
 
 

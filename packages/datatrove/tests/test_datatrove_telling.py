@@ -25,6 +25,7 @@ from thornback.executor import (
 )
 from thornback.executor.journal.testing import FakeJournal
 from thornback.executor.ports import Identity
+from thornback.executor.results import Results, packed
 from thornback.faults import Fault, FaultKind, Origin, StopReason
 
 
@@ -146,7 +147,7 @@ def failed(kind: FaultKind, ranks: tuple[int, ...] = (3,)) -> RunReport:
             )
             for rank in ranks
         ),
-        read_results=lambda stage: {},
+        read_results=lambda stage: Results(stage, packed({}, (), 0)),
     )
 
 

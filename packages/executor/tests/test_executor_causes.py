@@ -13,6 +13,7 @@ from thornback.executor import AttemptReport, GivenUp, RankFailure, RunFailed, R
 from thornback.executor.causes import causes_of, normalised, run_failed
 from thornback.executor.endings import bad_end
 from thornback.executor.report import StageProgress
+from thornback.executor.results import Results, packed
 from thornback.faults import Fault, FaultKind, Origin, StopReason
 
 TRACE = """Traceback (most recent call last):
@@ -23,8 +24,8 @@ TRACE = """Traceback (most recent call last):
 {error}"""
 
 
-def no_results(stage: str) -> dict[int, object]:
-    return {}
+def no_results(stage: str) -> Results:
+    return Results(stage, packed({}, (), 0))
 
 
 def given_up(

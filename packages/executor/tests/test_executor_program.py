@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import os
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from thornback.executor.program import (
@@ -20,6 +23,7 @@ from thornback.executor.program import (
     decode_checkpoint,
     encode_checkpoint,
 )
+from thornback.executor.results import MISSING, Results, packed
 from thornback.pool import RankCall
 
 
@@ -33,7 +37,7 @@ def call(rank: int = 0, args: bytes | None = None, **more: Any) -> RankCall:
         node="n",
         args=args,
         traceparent="",
-        inputs=lambda key: json.dumps([key, 1, None]).encode(),
+        inputs=lambda key: packed({0: json.dumps(key), 1: "1"}, (range(3),), 4),
         **more,
     )
 
@@ -49,10 +53,8 @@ assert not hasattr(executor, "Exekutor")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [
-        "thornback.executor",
-        "thornback.executor.folders",
-        "thornback.executor.paths",
-        "thornback.executor.program",
+        f"thornback.executor{module}"
+        for module in ("", ".folders", ".paths", ".plainjson", ".program", ".results")
     ]
 
 
@@ -77,10 +79,101 @@ def test_value_is_kept_as_json() -> None:
     assert program(lambda ctx: None).run(call()).result is None
 
 
-@pytest.mark.parametrize("value", [{1, 2}, b"x", object()])
-def test_value_that_is_not_json_says_what_to_do(value: object) -> None:
-    with pytest.raises(BadResult, match="publish a file"):
+class HostileKey(str):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+    __hash__ = str.__hash__
+
+
+class HostileDict(dict[str, int]):
+    def items(self) -> Any:
+        raise RuntimeError("no items")
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class RaisesUnprintable(dict[str, int]):
+    def items(self) -> Any:
+        raise Unprintable
+
+
+def nested(depth: int) -> object:
+    value: object = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def circle() -> list[object]:
+    value: list[object] = []
+    value.append({"a": value})
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({1, 2}, "result: a set is not JSON"),
+        (b"x", "result: a bytes is not JSON"),
+        ([1, {"a": (2, object())}], r"result\[1\]\['a'\]\[1\]: a object is not JSON"),
+        (
+            {"a": [0, {1: "x", "1": "y"}]},
+            r"result\['a'\]\[1\]: key 1 is int; JSON objects have text",
+        ),
+        (Counter({10: 1}), "result: key 10 is int; .* use str\\(key\\), or a list of pairs"),
+        ({True: 1}, "result: key True is bool"),
+        ({None: 1}, "result: key None is NoneType"),
+        ({1.5: 1}, "result: key 1.5 is float"),
+        ({(1, 2): 1}, r"result: key \(1, 2\) is tuple"),
+        ({"a": MISSING}, r"result\['a'\]: MISSING stands for a rank without a result"),
+        (nested(100_000), "nested too deeply"),
+        (circle(), "contains itself"),
+        (HostileDict(a=1), "no items"),
+        (RaisesUnprintable(a=1), "result: Unprintable"),
+        ({HostileKey("k"): {1}}, r"result\[a HostileKey\]: a set is not JSON"),
+        ([10**5000], "result: Exceeds the limit"),
+    ],
+)
+def test_encode_value_that_is_not_json_names_the_path(value: object, says: str) -> None:
+    with pytest.raises(BadResult, match=says) as caught:
         program(lambda ctx: value).run(call())
+    assert "Stage 's' rank 0: " in str(caught.value)
+    assert "publish a file" in str(caught.value)
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+@pytest.mark.parametrize(
+    ("value", "comes_back"),
+    [
+        ((1, (2,)), [1, [2]]),
+        ({"a": Level.LOW}, {"a": 1}),
+        (Counter("aab"), {"a": 2, "b": 1}),
+        ({HostileKey("k"): 1}, {"k": 1}),
+        (float("inf"), float("inf")),
+        (Results("before", packed({0: "[1]"}, (range(2),), 2)), [[1], None]),
+    ],
+)
+def test_encode_value_comes_back_as_plain_json(value: object, comes_back: object) -> None:
+    text = program(lambda ctx: value).run(call()).result
+    assert json.loads(text or "") == comes_back
+
+
+def test_encode_large_value_is_refused_before_its_keys_are_looked_at() -> None:
+    with pytest.raises(BadResult, match="at most 65536 are kept"):
+        program(lambda ctx: {n: n for n in range(100_000)}).run(call())
+
+
+def test_encode_checkpoint_with_numbers_as_keys_names_the_path() -> None:
+    with pytest.raises(TypeError, match=r"value\['seen'\]: key 3 is int"):
+        encode_checkpoint({"seen": {3: True}})
 
 
 def test_value_that_is_too_large_says_what_to_do() -> None:
@@ -97,7 +190,12 @@ def test_item_and_shard() -> None:
 
 
 def test_results_of_a_parent_and_of_a_stranger() -> None:
-    assert program(lambda ctx: ctx.results("before")).run(call()).result == '["results:0", 1, null]'
+    def fn(ctx: RankContext) -> list[object]:
+        found = ctx.results("before")
+        assert found[3] is MISSING
+        return [*found.values()][:3]
+
+    assert program(fn).run(call()).result == '["results:0", 1, null]'
     with pytest.raises(KeyError, match="add after='other'"):
         program(lambda ctx: ctx.results("other")).run(call())
 
@@ -158,8 +256,10 @@ def test_a_final_name_that_cannot_be_is_the_rank_s_error(tmp_path: Path) -> None
 
 
 def test_what_a_rank_does_to_its_results_does_not_reach_the_next() -> None:
-    made = program(lambda ctx: ctx.results("before").append("more") or len(ctx.results("before")))
-    assert [made.run(call(rank)).result for rank in range(3)] == ["3", "3", "3"]
+    made = program(lambda ctx: ctx.results("before")[0].append("more") or ctx.results("before")[0])
+    before = packed({0: "[1]"}, (range(1),), 1)
+    calls = [attrs.evolve(call(rank), inputs=lambda key: before) for rank in range(3)]
+    assert [made.run(each).result for each in calls] == ["[1]", "[1]", "[1]"]
 
 
 def test_teardown_gets_what_setup_returned_once() -> None:
@@ -214,7 +314,7 @@ def test_a_checkpoint_that_cannot_be_kept_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"ctx\.staging.* checkpoint its path"):
         encode_checkpoint(b"x" * MAX_CHECKPOINT_BYTES)
     assert len(encode_checkpoint(b"x" * (MAX_CHECKPOINT_BYTES - 1))) == MAX_CHECKPOINT_BYTES
-    with pytest.raises(TypeError, match="a set that is not JSON"):
+    with pytest.raises(TypeError, match="value: a set is not JSON"):
         encode_checkpoint({1})
 
 

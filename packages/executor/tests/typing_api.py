@@ -10,6 +10,7 @@ from typing import Literal, assert_type
 from opentelemetry.trace import NoOpTracerProvider, TracerProvider
 
 from thornback.executor import (
+    MISSING,
     After,
     AttemptReport,
     BackendUnavailable,
@@ -25,6 +26,7 @@ from thornback.executor import (
     RankContext,
     RankFailure,
     RecordedRun,
+    Results,
     RunCancelled,
     RunFailed,
     RunInfo,
@@ -110,7 +112,8 @@ def total(ctx: RankContext) -> int:
     if assert_type(ctx.draining, float | None) is not None and ctx.restored is None:
         ctx.checkpoint({"at": 3})
     own = ctx.result("clean")
-    return len(ctx.results("clean")) if own is None else 0
+    assert_type(ctx.results("clean"), Results)
+    return len(ctx.results("clean")) if own is MISSING else 0
 
 
 # -- jobs and runs -------------------------------------------------------------------------------
@@ -235,7 +238,7 @@ async def arun() -> None:
     assert_type(report, RunReport)
     assert_type(report.stages, Mapping[str, StageProgress])
     assert_type(report.attempts, tuple[AttemptReport, ...])
-    assert_type(report.results("clean"), Mapping[int, Json])
+    assert_type(report.results("clean"), Results)
     assert_type(report.unconfirmed_gangs, tuple[int, ...])
     print(report.logs_url, report.logs_lost_bytes)
     for given_up in report.given_up:

@@ -45,8 +45,10 @@ if TYPE_CHECKING:
         Waiting,
         WaitObserver,
     )
+    from thornback.executor.results import MISSING, Results
 
 __all__ = [
+    "MISSING",
     "After",
     "AttemptReport",
     "BackendUnavailable",
@@ -63,6 +65,7 @@ __all__ = [
     "RankContext",
     "RankFailure",
     "RecordedRun",
+    "Results",
     "RunCancelled",
     "RunFailed",
     "RunInfo",
@@ -103,6 +106,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "WaitObserver",
         "Waiting",
     ),
+    "results": ("MISSING", "Results"),
 }
 """What is imported when it is first asked for, by module. A rank process imports `program` from
 this package: without the driver's side it starts in less than half the time."""

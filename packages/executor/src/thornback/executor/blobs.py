@@ -3,12 +3,14 @@ before it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import anyio
 
+from thornback.executor.doneranks import DoneRanks
 from thornback.executor.plan import RunPlan
-from thornback.executor.ports import Completion, Journal
+from thornback.executor.ports import Completion, Journal, Ranks
+from thornback.executor.results import packed
 
 MAX_INPUT_BYTES = 64 << 20
 MAX_KEPT_BYTES = 4 * MAX_INPUT_BYTES
@@ -27,12 +29,17 @@ class RunBlobs:
     Args:
         plan: of the run.
         journal: which keeps the results.
-        before: stages that an earlier run has recorded ranks of.
+        before: ranks that earlier runs have recorded as done, by name of stage.
     """
 
-    def __init__(self, plan: RunPlan, journal: Journal, before: Iterable[str] = ()) -> None:
+    def __init__(
+        self, plan: RunPlan, journal: Journal, before: Mapping[str, Ranks] | None = None
+    ) -> None:
+        earlier = before or {}
         read = (name for parents in plan.whole_parents.values() for name in parents)
-        self._wanted = set(read) - set(before)
+        self._wanted = set(read) - {name for name, ranks in earlier.items() if ranks}
+        self.done = DoneRanks(plan.world_sizes, earlier)
+        """Of all stages: a rank that is done and has no result returned None."""
         self._recorded: dict[str, dict[int, str]] = {}
         self._recorded_bytes = 0
         self._plan = plan
@@ -45,6 +52,7 @@ class RunBlobs:
     def recorded(self, completions: Sequence[Completion]) -> None:
         """Keep results that were just recorded. Without this each stage would read the whole state
         to get those of the stages before it."""
+        self.done.note(completions)
         for completion in completions:
             stage = completion.stage
             if stage not in self._wanted:
@@ -58,8 +66,8 @@ class RunBlobs:
             self._recorded_bytes -= sum(map(len, dropped.values()))
 
     async def __call__(self, key: str) -> bytes:
-        """Return the bytes of `program:<stage>` or `results:<stage>` (a JSON list in order of
-        rank)."""
+        """Return the bytes of `program:<stage>`, or of `results:<stage>` as `Results` takes
+        them."""
         kind, _, number = key.partition(":")
         if kind == "program":
             return self._plan.programs[key]
@@ -68,21 +76,22 @@ class RunBlobs:
                 raise refused.with_traceback(None)
             if (known := self._results.get(key)) is not None:
                 return known
-            blob = await self._read(key, self._plan.stages[int(number)].name)
+            blob = await self._read(key, int(number))
             self._results[key] = blob
             self._results_bytes += len(blob)
             while self._results_bytes > MAX_KEPT_BYTES:
                 self._results_bytes -= len(self._results.pop(next(iter(self._results))))
             return blob
 
-    async def _read(self, key: str, stage: str) -> bytes:
+    async def _read(self, key: str, number: int) -> bytes:
+        stage = self._plan.stages[number].name
         kept = self._recorded.get(stage)
         recorded = await self._journal.results(stage) if kept is None else kept
         refused = self.refusal(stage, sum(map(len, recorded.values())))
         if refused is not None:
             self._refused[key] = refused  # each rank would read them again
             raise refused
-        return f"[{','.join(recorded[rank] for rank in sorted(recorded))}]".encode()
+        return packed(recorded, self.done.of(stage), self._plan.stages[number].world_size)
 
     @staticmethod
     def refusal(stage: str, size: int) -> InputTooLarge | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,8 +14,9 @@ from thornback.executor.journal.errors import JournalError
 from thornback.executor.journal.recorded import read_run
 from thornback.executor.logs import LogStore
 from thornback.executor.plan import RunPlan
-from thornback.executor.ports import JournalFactory, Json, Opened, ReadsResults
+from thornback.executor.ports import JournalFactory, Opened, Ranks, ReadsResults
 from thornback.executor.report import RunInfo, RunReport
+from thornback.executor.results import Results, packed
 from thornback.faults import redact
 
 ReadResults: TypeAlias = Callable[[str], Mapping[int, str]]
@@ -29,7 +29,7 @@ def make_report(
     info: RunInfo,
     seconds: float,
     logs: LogStore | None,
-    read_results: ReadResults,
+    results: Callable[[str], Results],
     warnings: tuple[str, ...] = (),
 ) -> RunReport:
     """Return the report of a driver that has ended by itself."""
@@ -52,7 +52,7 @@ def make_report(
         logs_url="" if logs is None else redact(logs.url),
         logs_lost_bytes=0 if logs is None else logs.lost,
         warnings=warnings,
-        read_results=partial(_parsed_results, read_results),
+        read_results=results,
     )
 
 
@@ -90,8 +90,18 @@ def _not_here(made_by: str, stage: str) -> Mapping[int, str]:
     )
 
 
-def _parsed_results(read_results: ReadResults, stage: str) -> Mapping[int, Json]:
-    return {rank: json.loads(text) for rank, text in read_results(stage).items()}
+def read_results(
+    read: ReadResults, done: Mapping[str, Ranks], sizes: Mapping[str, int], stage: str
+) -> Results:
+    """Return the recorded results of a stage.
+
+    Args:
+        read: gives the JSON text by rank.
+        done: ranks that are done, by stage.
+        sizes: world size, by stage.
+        stage: its name.
+    """
+    return Results(stage, packed(read(stage), done[stage], sizes[stage]))
 
 
 def bad_end(report: RunReport) -> RunFailed | RunCancelled | None:

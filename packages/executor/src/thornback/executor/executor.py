@@ -30,7 +30,7 @@ from thornback.executor.confidential import (
     without_secrets,
 )
 from thornback.executor.driver import Driver, Parts
-from thornback.executor.endings import bad_end, make_report, results_of
+from thornback.executor.endings import bad_end, make_report, read_results, results_of
 from thornback.executor.errors import UsageError
 from thornback.executor.job import Job, identity_of
 from thornback.executor.journal.filejournal import FileJournal
@@ -315,8 +315,7 @@ class Executor:
             logs = await self._logs(stack, url, opened.term)
             record = stack.enter_context(record_file(self.record))
             news = None if logs is None else WorkerNews(logs.put)
-            before = [stage for stage, ranks in opened.done.items() if ranks]
-            blobs = RunBlobs(plan, journal, before)
+            blobs = RunBlobs(plan, journal, opened.done)
             connection = await stack.enter_async_context(
                 self.platform.connect(blobs, provider, news)
             )
@@ -354,7 +353,9 @@ class Executor:
             await self._accompanied(driver, remote)
         seconds = self.clock.monotonic() - started_s
         reader = results_of(self.journal, url, self.storage_options)
-        report = make_report(plan, driver, opened, info, seconds, logs, reader, warnings)
+        done = {stage.name: blobs.done.of(stage.name) for stage in plan.stages}
+        results = partial(read_results, reader, done, plan.world_sizes)
+        report = make_report(plan, driver, opened, info, seconds, logs, results, warnings)
         watchers.tell(lambda observer: observer.finished(report))
         return report
 

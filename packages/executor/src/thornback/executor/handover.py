@@ -12,6 +12,7 @@ import anyio
 import anyio.lowlevel
 
 from thornback.executor.blobs import RunBlobs
+from thornback.executor.doneranks import mark
 from thornback.executor.plan import RunPlan
 from thornback.executor.ports import Completion, Journal, Opened, Ranks
 from thornback.executor.waiting import TIMEOUT_S, WaitingTexts
@@ -19,7 +20,8 @@ from thornback.executor.waiting import TIMEOUT_S, WaitingTexts
 logger = logging.getLogger(__name__)
 _READ_AT_ONCE = 1_000
 Texts: TypeAlias = Mapping[str, str]
-"""By name of the stage before: the JSON text of its rank; left out where that has no result."""
+"""By name of the stage before: the JSON text of its rank; left out where that has no result, since
+it failed or was skipped."""
 
 
 class Handover:
@@ -52,6 +54,8 @@ class Handover:
         edges = [(child, own) for child, parents in plan.own_parents.items() for own in parents]
         self._queues = {edge: number for number, edge in enumerate(edges)}
         """By (stage, stage before)."""
+        self._nones = {parent: bytearray(plan.world_sizes[parent]) for _, parent in edges}
+        """By stage before and rank, not 0: it returned None. That is not worth a text for each."""
         self._settled = {child: self._settled_before(child) for child in plan.own_parents}
         """By stage and rank, not 0: it wants nothing any more. Its results may still come: of a
         rank that was skipped for another one before it, or has seen this one fail."""
@@ -67,6 +71,8 @@ class Handover:
         """
         await self._waiting.room()
         for record in records:
+            if record.stage in self._nones and record.state == "done":
+                _mark_nones(self._nones[record.stage], record.ranks, record.results)
             for (child, parent), queue in self._queues.items():
                 if parent == record.stage:
                     self._put(queue, child, record.results)
@@ -111,7 +117,11 @@ class Handover:
             each: await self._waiting.get(self._queues[child, each], ranks) for each in parents
         }
         return [
-            {parent: texts[rank] for parent, texts in found.items() if rank in texts}
+            {
+                parent: texts.get(rank, "null")
+                for parent, texts in found.items()
+                if rank in texts or self._nones[parent][rank]
+            }
             for piece in ranks
             for rank in piece
         ]
@@ -120,7 +130,7 @@ class Handover:
         """Forget what was for ranks that are settled, and what will come for them."""
         child = self._plan.stages[number].name
         for parent in self._plan.own_parents.get(child, ()):
-            _mark(self._settled[child], ranks)
+            mark(self._settled[child], ranks)
             self._waiting.drop(self._queues[child, parent], ranks)
 
     def close(self) -> None:
@@ -133,7 +143,8 @@ class Handover:
                 return
             recorded = await self._journal.results(parent)
             earlier = bytearray(self._plan.stages[self._plan.index[parent]].world_size)
-            _mark(earlier, self._opened.done[parent])  # what this run records is noted as it comes
+            mark(earlier, self._opened.done[parent])  # what this run records is noted as it comes
+            _mark_nones(self._nones[parent], self._opened.done[parent], recorded)
             texts = iter([(rank, text) for rank, text in recorded.items() if earlier[rank]])
             while some := dict(islice(texts, _READ_AT_ONCE)):
                 await self._waiting.room()
@@ -150,12 +161,15 @@ class Handover:
     def _settled_before(self, stage: str) -> bytearray:
         """Return the ranks of a stage that this run does not run."""
         settled = bytearray(self._plan.stages[self._plan.index[stage]].world_size)
-        _mark(settled, self._opened.done.get(stage, ()))
+        mark(settled, self._opened.done.get(stage, ()))
         if not self._plan.settings.retry_failed:
-            _mark(settled, self._opened.failed.get(stage, ()))
+            mark(settled, self._opened.failed.get(stage, ()))
         return settled
 
 
-def _mark(flags: bytearray, ranks: Ranks) -> None:
-    for piece in ranks:
-        flags[piece.start : piece.stop] = b"\1" * len(piece)
+def _mark_nones(flags: bytearray, done: Ranks, texts: Mapping[int, str]) -> None:
+    mark(flags, done)
+    for piece in done:
+        for rank in piece:
+            if rank in texts:
+                flags[rank] = 0

@@ -106,6 +106,7 @@ class RunPlan:
             raise UsageError(str(error)) from error
         self.places()  # refuses what `Job.outputs` cannot be
         self.index = {stage.name: number for number, stage in enumerate(job.stages)}
+        self.world_sizes = {stage.name: stage.world_size for stage in job.stages}
         own = {
             stage.name: tuple(e.stage for e in stage.edges if e.one_to_one and e.results)
             for stage in job.stages

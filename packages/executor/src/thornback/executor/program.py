@@ -28,6 +28,8 @@ from thornback.executor.paths import (
     staged_name,
     staging_of,
 )
+from thornback.executor.plainjson import NotJson, check_keys, dumps
+from thornback.executor.results import MISSING, Results
 from thornback.pool import ProgramResult, RankCall
 
 T = TypeVar("T")
@@ -87,7 +89,7 @@ class RankContext:
     _staging: str
     _cwd: str
     _protocols: Collection[str]
-    _results: Callable[[str], list[Any]]
+    _results: Callable[[str], Results]
     _result: Callable[[str], Any]
     _call: RankCall
     _outputs: list[tuple[str, str]] = attrs.field(factory=list)
@@ -145,9 +147,9 @@ class RankContext:
         """Return every `world_size`-th item, starting with this rank's."""
         return items[self.rank :: self.world_size]
 
-    def results(self, stage: str) -> list[Any]:
-        """Return the results of a stage named in `after`, in order of rank; failed ranks are left
-        out.
+    def results(self, stage: str) -> Results:
+        """Return the results of a stage named in `after`: a mapping by rank, of all its ranks, so
+        that `.values()` is aligned with its items. A rank without a result has the value `MISSING`.
 
         Raises:
             KeyError: the stage does not come after that one, or one to one (see `result`).
@@ -156,7 +158,8 @@ class RankContext:
 
     def result(self, stage: str) -> Any:
         """Return the result of the rank of this number of a stage that this one comes one to one
-        after (`After(name, kind="one_to_one")`); None: it returned None, or has failed.
+        after (`After(name, kind="one_to_one")`); `MISSING`: it has none, since it failed or was
+        skipped.
 
         Raises:
             KeyError: the stage does not come one to one after that one.
@@ -208,19 +211,25 @@ def encode_checkpoint(value: object) -> bytes:
     if isinstance(value, bytes | bytearray | memoryview):
         data = _BYTES + bytes(value)
     else:
-        try:
-            data = _JSON + json.dumps(value).encode()
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"ctx.checkpoint: a {type(value).__qualname__} that is not JSON ({error}): give "
-                "lists, dicts, text and numbers, or bytes"
-            ) from error
+        data = _JSON + _checkpoint_text(value).encode()
     if len(data) > MAX_CHECKPOINT_BYTES:
         raise ValueError(
             f"ctx.checkpoint: {len(data)} bytes, at most {MAX_CHECKPOINT_BYTES} are kept: write "
             "them to a file in ctx.staging, which stays until the run ends, and checkpoint its path"
         )
     return data
+
+
+def _checkpoint_text(value: object) -> str:
+    try:
+        text = dumps(value, "value")
+        if len(text) < MAX_CHECKPOINT_BYTES:  # more is refused anyway, and takes long to look at
+            check_keys(value, "value")
+        return text
+    except NotJson as error:
+        raise TypeError(
+            f"ctx.checkpoint: {error}: give lists, dicts, text and numbers, or bytes"
+        ) from error
 
 
 def decode_checkpoint(data: bytes | None) -> Any:
@@ -350,7 +359,7 @@ class StageProgram:
             call=call,
         )
 
-    def _results(self, stage: str, call: RankCall) -> list[Any]:
+    def _results(self, stage: str, call: RankCall) -> Results:
         if stage in self.own_parents:
             raise KeyError(
                 f"ctx.results({stage!r}): stage {self.stage!r} comes one to one after it, and sees "
@@ -364,9 +373,7 @@ class StageProgram:
             )
         if stage not in self._loaded:
             self._loaded[stage] = call.inputs(self.parents[stage])
-        # Read anew: what one rank does to its list must not reach the next of this process.
-        value: list[Any] = json.loads(self._loaded[stage])
-        return value
+        return Results(stage, self._loaded[stage])
 
     def _result(self, stage: str, call: RankCall) -> Any:
         if stage not in self.own_parents:
@@ -379,7 +386,7 @@ class StageProgram:
                 f"{mend}"
             )
         text = self._handed(call)[1].get(stage)
-        return None if text is None else json.loads(text)
+        return MISSING if text is None else json.loads(text)
 
     def _handed(self, call: RankCall) -> tuple[bytes, Mapping[str, str]]:
         """Return the pickled item, and the JSON of the rank of this number by stage."""
@@ -392,11 +399,13 @@ class StageProgram:
         if value is None:
             return None
         try:
-            text = json.dumps(value)
-        except (TypeError, ValueError) as error:
+            text = dumps(value, "result")
+            if len(text) <= MAX_RESULT_BYTES:
+                check_keys(value, "result")
+        except NotJson as error:
             raise BadResult(
-                f"Stage {self.stage!r} rank {rank} returned a {type(value).__qualname__} that is "
-                f"not JSON ({error}): return lists, dicts, text and numbers, or publish a file"
+                f"Stage {self.stage!r} rank {rank}: {error}. A rank returns lists, dicts, text and "
+                "numbers; for anything else publish a file (ctx.publish) and return its path"
             ) from error
         if len(text) > MAX_RESULT_BYTES:
             raise BadResult(

@@ -4,11 +4,12 @@ values."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import attrs
 
 from thornback.executor.ports import Json, Ranks
+from thornback.executor.results import Results
 from thornback.faults import Fault, StopReason, WeighedFault
 
 LOG_END = 2**53 - 1
@@ -183,12 +184,13 @@ class RunReport:
     warnings: tuple[str, ...] = ()
     """What is not known of the results that earlier runs recorded: parameters that could not be
     compared, changed code. One sentence each; they were logged when the run began."""
-    _read_results: Callable[[str], Mapping[int, Any]] = attrs.field(eq=False, repr=False)
+    _read_results: Callable[[str], Results] = attrs.field(eq=False, repr=False)
 
-    def results(self, stage: str) -> Mapping[int, Json]:
-        """Return the recorded results of a stage by rank, ascending; of this run and earlier ones.
+    def results(self, stage: str) -> Results:
+        """Return the recorded results of a stage by rank, of this run and earlier ones: a mapping
+        of all its ranks, with `MISSING` for those that have no result.
 
-        Reads the journal, and blocks meanwhile. A rank that returned None is left out.
+        Reads the journal, and blocks meanwhile.
 
         Raises:
             KeyError: the job has no such stage.

@@ -124,7 +124,7 @@ def _verify(
     report: RunReport, corpus: Corpus, sources: list[str], display: Display, console: Console
 ) -> bool:
     """Print the result, and compare it with what one process computes by itself."""
-    found = report.results("merge").get(0)
+    found = report.results("merge")[0]
     display.line("verifying: the same in this process alone ...")
     expected = single_process(corpus, sources)
     wrong = differences(expected, found)

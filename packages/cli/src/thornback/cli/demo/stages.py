@@ -62,6 +62,6 @@ def index_share(ctx: RankContext, item: Share) -> Indexed:
 
 def merge_parts(ctx: RankContext) -> Index:
     """Combine all shares, from their recorded summaries and their published parts."""
-    indexed: list[Indexed] = ctx.results("index")
+    indexed: list[Indexed] = [*ctx.results("index").values()]
     words = (json.loads(Path(one["part"]).read_text(encoding="utf-8")) for one in indexed)
     return combine([one["summary"] for one in indexed], words)
