@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
 from thornback.executor.driver import Driver
-from thornback.executor.errors import RankFailure, RunCancelled, RunFailed
+from thornback.executor.errors import RankFailure, RunCancelled, RunFailed, RunInterrupted
 from thornback.executor.journal.errors import JournalError
 from thornback.executor.journal.recorded import read_run
 from thornback.executor.logs import LogStore
@@ -91,19 +92,23 @@ def _parsed_results(read_results: ReadResults, stage: str) -> Mapping[int, Json]
     return {rank: json.loads(text) for rank, text in read_results(stage).items()}
 
 
-def checked(report: RunReport, *, check: bool) -> RunReport:
-    """Return the report; with `check` only of a run that succeeded.
+def failure_of(report: RunReport, *, signal: int | None) -> RunFailed | RunCancelled | None:
+    """Return what `Executor.run` raises for the report of a run that did not succeed.
 
-    Raises:
-        RunFailed, RunCancelled: as `Executor.run`.
+    Args:
+        report: of a run.
+        signal: that cancelled the run, if one did.
     """
-    if not check or report.state == "succeeded":
-        return report
+    if report.state == "succeeded":
+        return None
     if report.state == "cancelled":
-        raise RunCancelled(report)
+        # Where someone types, an uncaught SystemExit would end the session.
+        if signal is None or hasattr(sys, "ps1"):
+            return RunCancelled(report)
+        return RunInterrupted(report, 128 + signal)
     failed = RunFailed(f"job {report.job!r} failed: {report.reason}", _failures(report))
     failed.report = report
-    raise failed
+    return failed
 
 
 def _failures(report: RunReport) -> list[RankFailure]:
