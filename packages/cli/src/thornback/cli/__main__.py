@@ -1,6 +1,7 @@
 """The command `thornback`.
 
-Exit codes: 0 fine, 1 it ran and failed, 2 wrong use, 130 interrupted.
+Exit codes: 0 fine, 1 it ran and failed, 2 wrong use, 130 interrupted,
+143 terminated.
 """
 
 from __future__ import annotations
@@ -107,9 +108,11 @@ def _demo(options: DemoOptions) -> int:
         return _say(failed.text, FAILED)
     except JournalError as error:
         return _say(str(error), FAILED)
-    except (KeyboardInterrupt, RunCancelled):
+    except (KeyboardInterrupt, RunCancelled) as error:
         stays = f"what is recorded stays in {options.state}"
-        return _say(f"interrupted; {stays}, and the same command goes on from there", INTERRUPTED)
+        ended = error.code if isinstance(error, SystemExit) else None
+        code = ended if isinstance(ended, int) else INTERRUPTED
+        return _say(f"interrupted; {stays}, and the same command goes on from there", code)
 
 
 def _say(text: str, code: int) -> int:

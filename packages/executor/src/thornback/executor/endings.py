@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
 from thornback.executor.causes import run_failed
 from thornback.executor.driver import Driver
-from thornback.executor.errors import RunCancelled, RunFailed
+from thornback.executor.errors import RunCancelled, RunFailed, RunInterrupted
 from thornback.executor.journal.errors import JournalError
 from thornback.executor.journal.recorded import read_run
 from thornback.executor.logs import LogStore
@@ -104,8 +105,18 @@ def read_results(
     return Results(stage, packed(read(stage), done[stage], sizes[stage]))
 
 
-def bad_end(report: RunReport) -> RunFailed | RunCancelled | None:
-    """Return what `Executor.run` raises for this report; None: the run succeeded."""
+def bad_end(report: RunReport, *, signal: int | None) -> RunFailed | RunCancelled | None:
+    """Return what `Executor.run` raises for this report; None: the run succeeded.
+
+    Args:
+        report: of a run.
+        signal: that cancelled the run, if one did.
+    """
     if report.state == "succeeded":
         return None
-    return RunCancelled(report) if report.state == "cancelled" else run_failed(report)
+    if report.state == "cancelled":
+        # Where someone types, an uncaught SystemExit would end the session.
+        if signal is None or hasattr(sys, "ps1"):
+            return RunCancelled(report)
+        return RunInterrupted(report, 128 + signal)
+    return run_failed(report)

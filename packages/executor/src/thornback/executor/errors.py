@@ -135,3 +135,17 @@ class RunCancelled(Exception):
             f"the run was cancelled ({self.report.reason}); "
             f"what is recorded stays in {self.report.state_url}"
         )
+
+
+class RunInterrupted(RunCancelled, SystemExit):
+    """A signal cancelled the run. A script that does not catch this ends silently, with the exit
+    code that stands for the signal: 130 (SIGINT) or 143 (SIGTERM). `run` has printed why when the
+    signal came.
+    """
+
+    def __init__(self, report: RunReport, code: int) -> None:
+        super().__init__(report)
+        self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return RunInterrupted, (self.report, self.code)

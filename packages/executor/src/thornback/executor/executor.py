@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Literal, TypeAlias, TypedDict, TypeVar, Unpack
 
@@ -61,6 +62,9 @@ from thornback.scheduler import SchedulerParams
 logger = logging.getLogger(__name__)
 OnMismatch: TypeAlias = Literal["refuse", "adopt", "fresh"]
 T = TypeVar("T")
+_SAME_S = {signal.SIGINT: 0.1, signal.SIGTERM: 1.0}
+"""A repeated signal within so long is the same request: `timeout` and service managers signal the
+process and then its group; a launcher may pass on a Ctrl-C that the terminal has sent already."""
 
 
 class ExecutorOptions(TypedDict, total=False):
@@ -190,8 +194,10 @@ class Executor:
         event loop runs here (a notebook).
 
         In the main thread, Ctrl-C (or SIGTERM) once ends the run in order: running ranks are
-        killed, what is recorded stays, and `RunCancelled` is raised. Twice ends the process at
-        once.
+        killed, what is recorded stays, and `RunCancelled` is raised. A script that does not catch
+        it exits with code 130 (or 143), without a traceback. Twice ends the process at once; two
+        SIGTERM within a second count as one, since supervisors send one to a process and one to its
+        group.
 
         Args:
             job: what to run.
@@ -213,9 +219,12 @@ class Executor:
         async def main() -> RunReport:
             return await self._run(plan, remote=remote)
 
-        report = _outside_of_any_loop(main, remote.cancel)
-        if check and (error := bad_end(report)) is not None:
-            raise error  # here, so that its traceback shows one line of ours
+        try:
+            report = _outside_of_any_loop(main, remote.cancel)
+        except KeyboardInterrupt:  # before there was a run to cancel
+            raise KeyboardInterrupt from None
+        if check and (error := bad_end(report, signal=remote.signal)):
+            raise error  # here, so that its traceback shows the caller's line, not our insides
         return report
 
     async def arun(self, job: Job, *, check: bool = True) -> RunReport:
@@ -230,7 +239,7 @@ class Executor:
         plan = self._plan(job)
         self.platform.prepare()
         report = await self._run(plan, remote=None)
-        if check and (error := bad_end(report)) is not None:
+        if check and (error := bad_end(report, signal=None)) is not None:
             raise error
         return report
 
@@ -376,7 +385,7 @@ class Executor:
             if remote is not None:
                 remote.aim(driver)
                 if threading.current_thread() is threading.main_thread():
-                    group.start_soon(_watch_signals, driver)
+                    group.start_soon(remote.watch_signals, driver)
             await driver.run()
             group.cancel_scope.cancel()
 
@@ -387,9 +396,7 @@ def _outside_of_any_loop(main: Callable[[], Awaitable[T]], cancel: Callable[[], 
     There `KeyboardInterrupt` reaches this thread only: it calls `cancel` and waits on; a second one
     ends the process.
     """
-    try:
-        anyio.lowlevel.current_token()
-    except RuntimeError:
+    if not _in_a_loop():
         # In a context of its own: that of a worker thread names a loop which is not here.
         return contextvars.Context().run(anyio.run, main)
     result: list[T] = []
@@ -417,13 +424,23 @@ def _outside_of_any_loop(main: Callable[[], Awaitable[T]], cancel: Callable[[], 
     return result[0]
 
 
+def _in_a_loop() -> bool:
+    try:
+        anyio.lowlevel.current_token()
+    except RuntimeError:
+        return False
+    return True
+
+
 class _RemoteCancel:
-    """Lets another thread end a run in order, as soon as there is one."""
+    """Lets another thread, or a signal, end a run in order, as soon as there is one."""
 
     def __init__(self) -> None:
         self._driver: Driver | None = None
         self._token: anyio.lowlevel.EventLoopToken | None = None
         self._asked = False
+        self.signal: int | None = None
+        """The first signal that asked for the end."""
 
     def aim(self, driver: Driver) -> None:
         """Say whose run it is; called on its loop."""
@@ -438,25 +455,34 @@ class _RemoteCancel:
             ask = partial(self._driver.cancel, "KeyboardInterrupt", kill=True)
             anyio.from_thread.run_sync(ask, token=self._token)
 
+    async def watch_signals(self, driver: Driver) -> None:
+        """First Ctrl-C: end in order. Second: end now; workers see the driver's end and kill their
+        own trees."""
+        first_s = -math.inf
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for number in signals:
+                now_s = anyio.current_time()
+                if number == self.signal and now_s - first_s < _SAME_S[number]:
+                    continue
+                if self.signal is not None:
+                    _tell("ended at once")
+                    os._exit(128 + number)
+                self.signal, first_s = number, now_s
+                name = signal.Signals(number).name
+                _tell(f"{name}: ending the run; what is recorded stays. Once more ends it at once")
+                driver.cancel(f"{name} received", kill=True)
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError, ValueError, AttributeError):  # there may be no standard error
+        print(f"thornback: {text}", file=sys.stderr, flush=True)
+
 
 async def _accompany(companion: Companion, driver: Driver) -> None:
     try:
         await companion(driver)
     except Exception:  # foreign code: whatever it raises ends the companion, not the run
         logger.exception("a companion of the run raised: %r", companion)
-
-
-async def _watch_signals(driver: Driver) -> None:
-    """First Ctrl-C: end in order. Second: end now; workers see the driver's end and kill their own
-    trees."""
-    asked = False
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for number in signals:
-            if asked:
-                print("thornback: ended at once", file=sys.stderr)
-                os._exit(128 + number)
-            asked = True
-            driver.cancel(f"{signal.Signals(number).name} received", kill=True)
 
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
