@@ -15,9 +15,9 @@ from typing import Literal
 import attrs
 import pytest
 
-from thornback.executor.journal.errors import HeldByAnother, Superseded
-from thornback.executor.journal.holder import Holder
-from thornback.executor.journal.segments import Header, decode, encode, encode_record
+from thornback.executor.journal.errors import JournalError
+from thornback.executor.journal.holder import Heartbeat, Holder
+from thornback.executor.journal.segments import Header, decode, digest, encode, encode_record
 from thornback.executor.journal.steps import (
     Delete,
     Get,
@@ -32,8 +32,10 @@ from thornback.executor.journal.steps import (
 from thornback.executor.journal.terms import (
     Stored,
     base_name,
+    beat_name,
     begin,
     claim_name,
+    clear,
     compact,
     elect,
     flush,
@@ -113,6 +115,7 @@ def loads(memo: Memo) -> Steps[Memo]:
 def begins(memo: Memo) -> Steps[Memo]:
     assert memo.stored is not None
     yield from begin(memo.term, IDENTITY, memo.stored.records, memo.stored)
+    yield from clear(memo.term, memo.stored)
     return attrs.evolve(memo, stored=None)
 
 
@@ -238,7 +241,7 @@ class Model:
                     break
                 except StopIteration as stop:
                     phase, memo, replies, op = phase + 1, stop.value, (), None
-        except (HeldByAnother, Superseded):
+        except JournalError:  # refused, superseded, or its own term is damaged
             phase, replies, op = len(phases), (), None
         key = (driver, phase, repr(memo), replies)
         if key not in self._known:
@@ -410,6 +413,155 @@ def test_the_model_finds_that_only_records_with_outputs_are_promoted_at_open() -
     hasty = attrs.evolve(hasty, phases=phases)
     broken = PromotingModel([promoting_holder(), hasty]).explore().broken
     assert broken.startswith(UNMARKED)
+
+
+# -- objects vanish --------------------------------------------------------------------------------
+
+
+SHA256 = digest(IDENTITY)
+SILENT = "lost, and nobody is told"
+
+
+def beats(n: int) -> Phase:
+    """Tell of flush `n`, and of what was announced by then: unless another driver has claimed the
+    state, which may have read it before.
+    """
+
+    def phase(memo: Memo) -> Steps[Memo]:
+        beat = Heartbeat(id=memo.name, count=n, flushed=n)
+        yield Put(beat_name(memo.term), beat.encode())
+        superseded = any(name.term > memo.term for name in parse((yield from listing())))
+        return memo if superseded else memo.saying("told of", n)
+
+    return phase
+
+
+def flushes_as_of_a_job(n: int, promoted: int, rank: int, after: str) -> Phase:
+    """Flush as `Tenure` does: the segment says what it follows, and of which job it is."""
+
+    def phase(memo: Memo) -> Steps[Memo]:
+        yield from flush(
+            *(URL, memo.term, n, promoted, [line(rank)]), after=after, identity_sha256=SHA256
+        )
+        return memo.saying("announced", rank)
+
+    return phase
+
+
+def loads_of_a_job(memo: Memo) -> Steps[Memo]:
+    stored = yield from load(URL, trusted=frozenset({SHA256, ""}))
+    for text in stored.damaged:
+        memo = memo.saying(f"named {text}", 0)
+    return attrs.evolve(memo, stored=stored)
+
+
+def begins_and_tells(memo: Memo) -> Steps[Memo]:
+    assert memo.stored is not None
+    yield from begin(memo.term, IDENTITY, memo.stored.records, memo.stored, SHA256)
+    stored, memo = memo.stored, (yield from beats(0)(memo))
+    yield from clear(memo.term, stored)
+    return attrs.evolve(memo, stored=None)
+
+
+def begins_and_clears(memo: Memo) -> Steps[Memo]:
+    """Remove what the base covers before a beat tells of the base."""
+    memo = yield from begins(memo)
+    return (yield from beats(0)(memo))
+
+
+def telling_holder() -> Driver:
+    phases = (
+        flushes_as_of_a_job(1, 0, 0, base_name(1, 0)),
+        beats(1),
+        compacts(2),
+        flushes_as_of_a_job(3, 2, 1, base_name(1, 2)),
+    )
+    return Driver(Memo(name="a", term=1), phases)
+
+
+def telling_claimant(begin_phase: Phase = begins_and_tells) -> Driver:
+    phases = (looks, claims, loads_of_a_job, begin_phase)
+    return Driver(Memo(name="b"), phases)
+
+
+def vandal(position: int) -> Driver:
+    """Remove the base or segment of this position in the list, whenever that may be, and wherever
+    the drivers are then.
+    """
+
+    def removes(memo: Memo) -> Steps[Memo]:
+        names = [n for n in parse((yield from listing())) if n.kind in ("base", "seg")]
+        if position < len(names):
+            yield Delete((names[position].text,))
+            memo = memo.saying(f"removed {names[position].text}", 0)
+        return memo
+
+    return Driver(Memo(name="vandal"), (removes,))
+
+
+class VandalisedModel(Model):
+    """Records may be lost, but not silently: whoever has read the state, or reads it now, has named
+    damage. What was flushed after the last beat may be.
+    """
+
+    def _intern(self, store: Store) -> int:
+        if store not in self._stores:
+            self._stores[store] = len(self._contents)
+            self._contents.append(store)
+            stored = _at_once(load(URL, trusted=frozenset({SHA256, ""})), dict(store))
+            seen = {r for s in stored.records.values() for piece in s.done for r in piece}
+            self._readable.append(frozenset({*seen, *([-1] if stored.damaged else [])}))
+        return self._stores[store]
+
+    def _violation(self, store: int, nodes: list[Node]) -> str:
+        said = [entry for node in nodes for entry in node.memo.log]
+        if -1 in self._readable[store] or any(what.startswith("named") for what, _ in said):
+            return ""
+        told_of: set[int] = set()
+        for node in nodes:
+            so_far: set[int] = set()
+            for what, number in node.memo.log:
+                if what == "announced":
+                    so_far.add(number)
+                elif what == "told of":
+                    told_of |= so_far
+        lost = told_of - self._readable[store]
+        return f"{SILENT}: {sorted(lost)}" if lost else ""
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_what_vanishes_is_named_or_came_after_the_last_beat(position: int) -> None:
+    drivers = [telling_holder(), telling_claimant(), vandal(position)]
+    found = VandalisedModel(drivers).explore()
+    assert found.broken == ""
+    said = {what for log in found.logs for what, _ in log}
+    assert any(what.startswith("removed") for what in said)
+    assert any(what.startswith("named") for what in said)
+
+
+@pytest.mark.parametrize(
+    "drivers",
+    [
+        pytest.param(
+            [telling_holder(), telling_claimant(begins_and_clears), vandal(0)],
+            id="clear-before-beat",
+        ),
+        pytest.param(
+            [
+                attrs.evolve(telling_holder(), phases=telling_holder().phases[:2]),
+                planted(telling_claimant(), lambda before, op, reply: blind_to_beats(op, reply)),
+                vandal(1),
+            ],
+            id="no-beat-read",
+        ),
+    ],
+)
+def test_the_model_finds_a_loss_that_nobody_is_told_of(drivers: list[Driver]) -> None:
+    assert VandalisedModel(drivers).explore().broken.startswith(SILENT)
+
+
+def blind_to_beats(op: Op, reply: Reply) -> Reply:
+    return None if isinstance(op, Get) and op.name.startswith("beat-") else reply
 
 
 LOST = "announced, but a reader does not see it"

@@ -280,6 +280,41 @@ def test_decode_of_a_hostile_line_is_torn(line: str) -> None:
         list(found)
 
 
+json_lines = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10**20) | st.floats() | st.sampled_from(["a", "1"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "stage",
+                    "state",
+                    "ranks",
+                    "results",
+                    "outputs",
+                    "certificate",
+                    "epoch",
+                    "optional",
+                ]
+            ),
+            inner | st.sampled_from(["done", "failed", "void"]),
+            max_size=6,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(lines=st.lists(json_lines.map(json.dumps) | st.text(max_size=9), max_size=3))
+def test_decode_of_anything_that_its_end_fits_gives_records_or_torn(lines: list[str]) -> None:
+    try:
+        _, found = decode(forged(*lines), SEG)
+        for record in found:
+            assert decode(encode(SEG, [encode_record(record)]), SEG)
+    except Torn:
+        pass
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -443,15 +478,15 @@ def test_the_later_certificate_counts() -> None:
 def test_ledger_void_in_turns_with_done_is_folded_quickly() -> None:
     """A hostile state of a few MB must not keep a driver busy for hours."""
     ledger = Ledger()
-    for rank in range(20_000):
+    for rank in range(8_000):
         ledger.add(Completion(stage="a", ranks=(range(0, 1),), state="void"))
         done = (range(2 * rank, 2 * rank + 1),)
         ledger.add(Completion(stage="a", ranks=done, state="done", results={2 * rank: "1"}))
     started_s = time.process_time()
     found = ledger.freeze()["a"]
-    assert time.process_time() - started_s < 20
-    assert found.done == tuple(range(rank, rank + 1) for rank in range(2, 40_000, 2))
-    assert sorted(found.results) == [*range(2, 40_000, 2)]
+    assert time.process_time() - started_s < 15
+    assert found.done == tuple(range(rank, rank + 1) for rank in range(2, 16_000, 2))
+    assert sorted(found.results) == [*range(2, 16_000, 2)]
 
 
 def test_results_of_other_stages_are_not_held() -> None:

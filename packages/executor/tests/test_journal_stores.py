@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -116,6 +117,40 @@ async def test_at_open_a_refusal_of_the_store_is_not_retried(faulty: type[Faulty
         with pytest.raises(JournalError, match="cannot list control/: PermissionError: no key"):
             await journal.open(job(), on_mismatch="refuse")
     assert time.slept == []
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (PermissionError(errno.EACCES, "not yours"), 1),
+        (NotADirectoryError(errno.ENOTDIR, "a file"), 1),
+        (OSError(errno.EROFS, "read-only", "/mnt/control/base"), 1),
+        (OSError(errno.EIO, "bad block", "/mnt/control/base"), 1),
+        (OSError(errno.EIO, "503 slow down"), 3),  # as s3fs puts it
+        (OSError(errno.ENOSPC, "full", "/mnt/control/base"), 3),
+        (ConnectionResetError("gone"), 3),
+    ],
+    ids=repr,
+)
+async def test_open_retries_a_failed_put_only_where_that_may_help(
+    faulty: type[Faulty], error: Exception, tries: int
+) -> None:
+    url, time, tried = f"faulty://{uuid.uuid4().hex}", VirtualTime(), []
+
+    def before(what: str, path: str) -> None:
+        if what == "put" and "base-" in path:
+            tried.append(path)
+            if len(tried) < 3:
+                raise error
+
+    faulty.before = staticmethod(before)
+    async with journal_at(url, time) as journal:
+        if tries == 1:
+            with pytest.raises(JournalError, match="cannot write control/base-000001-000000"):
+                await journal.open(job(), on_mismatch="refuse")
+        else:
+            await journal.open(job(), on_mismatch="refuse")
+    assert len(tried) == tries
 
 
 async def test_a_store_that_hangs_holds_neither_commit_nor_close(faulty: type[Faulty]) -> None:

@@ -163,6 +163,8 @@ class StageJournal:
         except HeldByAnother as error:
             url = self._folder_url
             raise LoggingDirInUse(url, error.host, error.pid, error.since, error.seen) from error
+        for warning in opened.warnings:
+            logger.warning("%s", warning)
         if self.native.differences:
             self._differs(_in_our_words(self.native.differences))
         return opened

@@ -40,6 +40,7 @@ class Beats:
         self._ttl_s = ttl_s
         self._flushed = flushed
         self._count = 0
+        self._lock = anyio.Lock()
         self._scope = anyio.CancelScope()
         self._stopped = anyio.Event()
         self._started = False
@@ -57,12 +58,16 @@ class Beats:
             with self._scope:
                 while True:
                     await self._steps.sleep(self._ttl_s / 3)
-                    try:
-                        await self._put(closed=False, promoted=0, patient=True)
-                    except JournalError as error:
-                        logger.warning("cannot show that this driver is alive: %s", error)
+                    await self.now()
         finally:
             self._stopped.set()
+
+    async def now(self) -> None:
+        """Beat once. Never raises."""
+        try:
+            await self._put(closed=False, promoted=0, patient=True)
+        except JournalError as error:
+            logger.warning("cannot show that this driver is alive: %s", error)
 
     async def close(self, promoted: int) -> None:
         """Stop, and say that the state is given back. Failing that, the next driver has to watch
@@ -77,6 +82,10 @@ class Beats:
             logger.warning("cannot mark the state as closed: %s", error)
 
     async def _put(self, *, closed: bool, promoted: int, patient: bool) -> None:
+        async with self._lock:  # or an older beat would replace a newer one
+            await self._put_next(closed=closed, promoted=promoted, patient=patient)
+
+    async def _put_next(self, *, closed: bool, promoted: int, patient: bool) -> None:
         self._count += 1
         beat = Heartbeat(
             id=self._id,

@@ -47,6 +47,7 @@ from thornback.executor.journal.store import JournalStore, StorageOptions, open_
 from thornback.executor.journal.tenure import JournalParams, Tenure
 from thornback.executor.journal.terms import (
     begin,
+    clear,
     damage_text,
     elect,
     find_holder,
@@ -301,11 +302,12 @@ class FileJournal:
         )
         tasks.start_soon(self._group.run)
         known = {s.name: kept.records[s.name] for s in identity.stages if s.name in kept.records}
+        said = [damage_text(redact(self.url), self.damaged)] if self.damaged else []
         return Opened(
             term=term,
             done={name: records.done for name, records in known.items() if records.done},
             failed={name: records.failed for name, records in known.items() if records.failed},
-            warnings=kept.warnings,
+            warnings=(*said, *kept.warnings),
             damaged=self.damaged,
         )
 
@@ -324,8 +326,6 @@ class FileJournal:
         )
         stored = await self._run(reading, self._firmness)
         self.damaged = stored.damaged
-        if stored.damaged:
-            logger.warning("%s", damage_text(redact(self.url), stored.damaged))
         if self._anew:
             kept = Kept(identity=identity, records={})
         else:
@@ -336,6 +336,7 @@ class FileJournal:
             )
         self.differences = kept.differences
         assert self._steps is not None
+        assert self._beats is not None
         places = self._places or _places_of(self.url)
         mover = Mover(state=places.state, storage_options=self._storage_options, term=term)
         retry = RetryParams(timeout_s=self.params.open_timeout_s)
@@ -365,6 +366,8 @@ class FileJournal:
             base_bytes=size,
             keep_results=self._keep_results,
         )
+        await self._beats.now()
+        await self._run(clear(term, stored), self._firmness)
         return self._tenure, kept
 
     def _flushed(self) -> int:

@@ -13,7 +13,7 @@ Only put and list with read-after-write are needed: no conditional put, and no c
     load     only now list and read the highest base and the later segments of its term. Segments of
              older terms are void. An object that was listed and is gone was compacted away: list
              again.
-    begin    put base(t+1, 0), then remove what it covers.
+    begin    put base(t+1, 0), then a beat that tells of it, then remove what it covers.
     flush    put seg(t, n), then list: a claim with a higher term: `Superseded`, announce nothing of
              it. Else recorded: whoever claims from now on lists after its claim, and so reads this
              segment.
@@ -262,8 +262,7 @@ def begin(
     old: Stored,
     identity_sha256: str = "",
 ) -> Steps[int]:
-    """Start the term that was won with these records; remove what that covers. Return the size of
-    the base in bytes.
+    """Start the term that was won with these records. Return the size of the base in bytes.
 
     Args:
         term: that was won.
@@ -283,8 +282,14 @@ def begin(
     )
     data = encode(header, base_lines(records))
     yield from put(base_name(term, 0), data)
-    yield Delete(_garbage(old, lambda name: name.term < term))
     return len(data)
+
+
+def clear(term: int, old: Stored) -> Steps[None]:
+    """Remove what the base of a new term covers. To be done when a beat has told of that base:
+    then not all can be missing unnoticed.
+    """
+    yield Delete(_garbage(old, lambda name: name.term < term))
 
 
 def flush(
