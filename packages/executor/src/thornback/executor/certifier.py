@@ -31,6 +31,8 @@ class LiveAssignment:
     epoch: str
     outcomes: dict[int, Outcome] = attrs.field(factory=dict)
     """Reported, and not yet handled by the scheduler."""
+    targets: dict[int, tuple[int, ...]] = attrs.field(factory=dict)
+    """By rank: hashes of the final names that a reported outcome has published."""
     preparing: anyio.CancelScope | None = None
     """Around what may have to be waited for before that."""
     handed: anyio.Event = attrs.field(factory=anyio.Event)

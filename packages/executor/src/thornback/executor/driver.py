@@ -26,6 +26,7 @@ from thornback.executor.drains import DrainTeller
 from thornback.executor.gangs import GangKeeper, Loss
 from thornback.executor.handover import Handover
 from thornback.executor.inbox import Inbox
+from thornback.executor.outputs import OutputDesk
 from thornback.executor.params import ExecutorParams
 from thornback.executor.partials import Partials
 from thornback.executor.plan import RunPlan, merge_ranks
@@ -109,6 +110,7 @@ class Driver:
             plan, parts.leases, parts.workers, tracer, params, self._inbox.post, self._reports_in
         )
         self._assignments: dict[int, LiveAssignment] = {}
+        self._outputs = OutputDesk(plan, opened, disk_s=params.disk_s)
         self._records = RecordDesk(plan, self.certifier, opened.term)
         self._checkpoints = CheckpointKeeper()
         self._handover = Handover(plan, parts.journal, opened, disk_s=params.disk_s)
@@ -242,7 +244,7 @@ class Driver:
             reports = self._parts.workers.run(command.gang, work)
             live.handed.set()
             async for report in reports:
-                self._reported(command.assignment, report)
+                self._reported(command.assignment, await self._outputs.examine(live, report))
             self._tracer.assignment_ended(command.assignment)
         except GangLostError as error:
             facts = {**error.facts, "origin": "worker", "phase": error.phase}
@@ -286,8 +288,9 @@ class Driver:
         for checkpoint in saved:  # before its rank ends by an outcome of the same report
             self._keep_checkpoint(live, checkpoint)
         now_ns = self._parts.clock.time_ns()
-        good = [outcome for outcome in report.outcomes if outcome.ok]
-        for outcome in report.outcomes:
+        outcomes = [self._claimed(live, outcome) for outcome in report.outcomes]
+        good = [outcome for outcome in outcomes if outcome.ok]
+        for outcome in outcomes:
             fault = None if outcome.ok else self._fault(outcome, live)
             self._tracer.outcome(assignment, outcome, fault, now_ns)
             if outcome.spans or outcome.log_tail:  # spans are told, and not kept until the record
@@ -310,6 +313,12 @@ class Driver:
             self._inbox.post(ev.RanksSucceeded(assignment=assignment, ranks=ranks, busy_s=busy_s))
         if report.returned:
             self._inbox.post(ev.RanksReturned(assignment=assignment, ranks=report.returned))
+
+    def _claimed(self, live: LiveAssignment, outcome: Outcome) -> Outcome:
+        """Return the outcome; failed, if another rank has published under one of its names."""
+        if not outcome.ok or not outcome.outputs or not self._holds(live, outcome.rank):
+            return outcome
+        return self._outputs.claim(live, outcome)
 
     def _fault(self, outcome: Outcome, live: LiveAssignment) -> Fault:
         only_node, killed = len(self._nodes) < 2, live.killed
@@ -439,6 +448,7 @@ class Driver:
                 self._partials.ended(event.assignment, ranks)
                 for rank in (rank for piece in ranks for rank in piece):
                     live.outcomes.pop(rank, None)
+                    live.targets.pop(rank, None)
                 if not self.scheduler.outstanding(event.assignment) and not live.outcomes:
                     del self._assignments[event.assignment]
         elif isinstance(event, ev.GangLost):

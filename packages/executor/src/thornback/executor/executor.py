@@ -273,8 +273,8 @@ class Executor:
             place = located_state(self.state, os.getcwd(), known)
         except ValueError as error:
             raise UsageError(
-                f"state={self.state!r} cannot hold a run: {error}. Expected a folder, as a path or "
-                "as a URL that fsspec can write to"
+                f"state={redact(self.state)!r} cannot hold a run: {error}. Expected a folder, as a "
+                "path or as a URL that fsspec can write to"
             ) from None
         return place if is_url(place) else os.path.abspath(place)
 

@@ -29,6 +29,7 @@ from thornback.executor.journal.errors import JournalError
 from thornback.executor.journal.steps import PERMANENT, AsyncSteps, RetryParams, call
 from thornback.executor.journal.store import FLAT, StorageOptions, file_system
 from thornback.executor.paths import STAGING, is_url, normalised, staged_parts
+from thornback.faults import redact
 
 AT_ONCE = 8
 """Requests to stores in flight."""
@@ -113,9 +114,10 @@ class Mover:
         except Exception as error:
             if not is_final(error):
                 raise
+            said = f"{staged!r} to {final!r}: {type(error).__name__}: {error}"
             raise Unpromotable(
-                f"cannot promote {staged!r} to {final!r}: {type(error).__name__}: {error}. The "
-                "record of the rank stands; correct what the error names and run the job again"
+                f"cannot promote {redact(said)}. The record of the rank stands; correct what the "
+                "error names and run the job again"
             ) from error
 
     def is_staged(self, staged: str) -> bool:
