@@ -40,7 +40,7 @@ EXECUTOR = ASYNC | LEAVES | {"cloudpickle", "fsspec"}
 DISPLAY = {"click", "markdown-it-py", "mdurl", "pygments", "rich"}
 SDK = {"opentelemetry-sdk", "opentelemetry-semantic-conventions"}
 BRINGS: dict[str, frozenset[str] | None] = {
-    "faults": frozenset(),
+    "faults": PURE,
     "graph": PURE,
     "scheduler": PURE | {"thornback-faults"},
     "placement": ASYNC,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import attrs
+
 from thornback.faults.kinds import FaultKind
 from thornback.faults.values import Value
 
 
+@attrs.frozen(kw_only=True)
 class FaultBudget(Value):
     """What one kind of fault may cost, and who is to blame. ValueError for a bad `retries`."""
 
@@ -28,7 +31,7 @@ class FaultBudget(Value):
     blames_rank: bool = False
     """The rank's code may be what took its worker down."""
 
-    def __post_init__(self) -> None:
+    def __attrs_post_init__(self) -> None:
         retries: object = self.retries
         if retries is not None and (type(retries) is not int or retries < 0):
             raise ValueError(

@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import attrs
+
 from thornback.faults.kinds import (
     MESSAGE_CHARS,
     TRACEBACK_CHARS,
@@ -111,6 +113,7 @@ SAID = ("non_retryable", "retry_after", "retry_after_s")
 """What an exception can say about trying again."""
 
 
+@attrs.frozen(kw_only=True)
 class Trial(Value):
     """One rule, tried on one exception of the chain."""
 
@@ -122,6 +125,7 @@ class Trial(Value):
     """Why it did not match; empty: it did, and decided."""
 
 
+@attrs.frozen(kw_only=True)
 class Explanation(Value):
     """How a fault was found. `str()` is for people."""
 

@@ -8,25 +8,31 @@ import typing
 from collections.abc import Mapping
 from contextlib import suppress
 
+import attrs
+
 from thornback.faults.values import Value
 
+V = typing.TypeVar("V", bound=Value)
 
-def fields_from_json(cls: type[Value], names: Mapping[str, str], data: object) -> dict[str, object]:
-    """Return the arguments that make a value of `cls`. ValueError as `Value.from_json`."""
+
+def value_from_json(cls: type[V], data: object) -> V:
+    """Return a value of a class. ValueError as `Value.from_json`."""
     if not isinstance(data, Mapping):
         raise ValueError(f"a {cls.__name__} is made of a JSON object, not of {data!r:.100}")
-    unknown = [name for name in data if name not in names]
+    fields = attrs.fields_dict(cls)
+    unknown = [name for name in data if name not in fields]
     if unknown:
         raise ValueError(
-            f"a {cls.__name__} has no {unknown[0]!r}; its fields are: {', '.join(names)}"
+            f"a {cls.__name__} has no {unknown[0]!r}; its fields are: {', '.join(fields)}"
         )
-    missing = [name for name in names if name not in data and not hasattr(cls, name)]
+    needed = [name for name, field in fields.items() if field.default is attrs.NOTHING]
+    missing = [name for name in needed if name not in data]
     if missing:
         raise ValueError(f"a {cls.__name__} needs {missing[0]!r}")
     hints = typing.get_type_hints(cls)
-    return {
-        name: decode(hints[name], item, f"{cls.__name__}.{name}") for name, item in data.items()
-    }
+    return cls(
+        **{name: decode(hints[name], item, f"{cls.__name__}.{name}") for name, item in data.items()}
+    )
 
 
 def decode(hint: object, data: object, where: str) -> object:
@@ -45,7 +51,7 @@ def decode(hint: object, data: object, where: str) -> object:
         }
     if isinstance(hint, type):
         if issubclass(hint, Value):
-            return hint(**fields_from_json(hint, hint._types, data))
+            return value_from_json(hint, data)
         if issubclass(hint, enum.Enum):
             return _member(hint, data, where)
         if _is_plain(hint, data):

@@ -9,6 +9,8 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
+import attrs
+
 from thornback.faults.redaction import HIDDEN, looks_secret
 from thornback.faults.text import clip, safe
 from thornback.faults.values import Value
@@ -112,6 +114,12 @@ class FaultKind(enum.Enum):
     """No rule knows it."""
 
 
+def copied(facts: Mapping[str, Attribute]) -> dict[str, Attribute]:
+    """Return a copy: that of a value must not change with what it was made of."""
+    return dict(facts)
+
+
+@attrs.frozen(kw_only=True)
 class Fault(Value):
     """A classified failure: data, safe to keep, print, compare and send."""
 
@@ -127,7 +135,7 @@ class Fault(Value):
     """Its text: bounded, without what looks like a secret."""
     phase: str = ""
     """For time-outs and set-up: place, start, setup, rank, heartbeat, recall."""
-    facts: Mapping[str, Attribute] = {}
+    facts: Mapping[str, Attribute] = attrs.field(factory=dict, converter=copied)
     """What was known besides: exit_code, signal, peak_rss_bytes, largest_memory_bytes, ..."""
     traceback: str = ""
     """What Python would have printed: bounded, without what looks like a secret."""

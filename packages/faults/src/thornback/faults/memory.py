@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import attrs
+
 from thornback.faults.kinds import Fault, FaultKind
 from thornback.faults.values import Value
 
@@ -15,6 +17,7 @@ MIB = 1024 * 1024
 GRID_BYTES = 256 * MIB
 
 
+@attrs.frozen(kw_only=True)
 class MemoryNeed(Value):
     """What the failures of a rank say about its memory."""
 

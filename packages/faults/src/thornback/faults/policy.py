@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
+import attrs
+
 from thornback.faults.budgets import DEFAULT_BUDGETS, FaultBudget
 from thornback.faults.classifier import Classifier
 from thornback.faults.kinds import ErrorData, Fault, FaultKind, Origin
@@ -46,6 +48,11 @@ MAX_FACTOR = 1000.0
 """Powers of factors stay finite by these."""
 
 
+def _copied(budgets: Mapping[FaultKind, FaultBudget]) -> dict[FaultKind, FaultBudget]:
+    return dict(budgets)
+
+
+@attrs.frozen(kw_only=True)
 class RetryPolicy(Value):
     """Decides by a table of budgets. Immutable; ValueError for arguments that make no sense."""
 
@@ -57,7 +64,7 @@ class RetryPolicy(Value):
     memory."""
     memory_bytes: int | None = None
     """What the stage asks for, per rank: the foot of the ladder after OOM."""
-    budgets: Mapping[FaultKind, FaultBudget] = {}
+    budgets: Mapping[FaultKind, FaultBudget] = attrs.field(factory=dict, converter=_copied)
     """Instead of those of the default table."""
     max_charged: int = 10
     """Retries after charged faults of all kinds together (lost nodes apart); `retries` if that is
@@ -79,7 +86,7 @@ class RetryPolicy(Value):
     breaker_after: int | None = 20
     """A `Breaker` stops everything after so many faults of machines in a row; None: never."""
 
-    def __post_init__(self) -> None:
+    def __attrs_post_init__(self) -> None:
         required = {"retries": 0, "max_charged": 0, "max_free": 0}
         optional = {"max_retries": 0, "memory_bytes": 1, "breaker_after": 1}
         for name, least in (required | optional).items():

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+import attrs
+
 from thornback.faults.kinds import Attribute, plain_facts
 from thornback.faults.records import ErrorRecord
 from thornback.faults.tracebacks import mro_of, record_of_text
@@ -26,12 +28,13 @@ BINARY = {
 """Formats that are told apart by how they begin."""
 
 
+@attrs.frozen(kw_only=True)
 class Read(Value):
     """What a file tells of a failure."""
 
     error: ErrorRecord
     """The exception."""
-    facts: Mapping[str, Attribute] = {}
+    facts: Mapping[str, Attribute] = attrs.field(factory=dict)
     """What was known besides, when it was classified: `origin`, `phase`, ..."""
 
 

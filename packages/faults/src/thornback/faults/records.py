@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import cast
 
+import attrs
+
 from thornback.faults.frames import is_library
 from thornback.faults.kinds import (
     MESSAGE_CHARS,
     TRACEBACK_CHARS,
     Attribute,
     ErrorData,
+    copied,
     plain_value,
 )
 from thornback.faults.redaction import looks_secret
@@ -49,6 +52,7 @@ KNOWN_ATTRIBUTES = (
 )
 
 
+@attrs.frozen(kw_only=True)
 class ErrorRecord(Value):
     """An exception as plain data: it fulfils `ErrorData`, pickles, is JSON, and bounded in size.
 
@@ -61,7 +65,7 @@ class ErrorRecord(Value):
     """What `str(exc)` said."""
     traceback: str = ""
     """What Python would have printed, with the causes."""
-    attributes: Mapping[str, Attribute] = {}
+    attributes: Mapping[str, Attribute] = attrs.field(factory=dict, converter=copied)
     """Plain public attributes, without those whose names look like secrets."""
     causes: tuple[ErrorRecord, ...] = ()
     """The chain of causes, nearest first, flat; what a `RayTaskError` wraps counts as its cause."""

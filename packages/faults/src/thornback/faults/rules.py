@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+import attrs
+
 from thornback.faults.kinds import Attribute, ErrorData, FaultKind, Origin
 from thornback.faults.records import public_name
 from thornback.faults.values import Value
@@ -16,6 +18,25 @@ WRONG_ORIGIN = "seen by"
 """How the mismatch of a rule begins that is not for who saw the failure."""
 
 
+def class_name(cls: str | type[BaseException]) -> str:
+    """Return the name by which a rule knows a class; what is no exception class is given back."""
+    if isinstance(cls, type) and issubclass(cls, BaseException):
+        return public_name(f"{cls.__module__}.{cls.__qualname__}")
+    return cls
+
+
+def _names(types: tuple[str | type[BaseException], ...]) -> tuple[str | type[BaseException], ...]:
+    # What is no tuple is refused by the rule, which can say more.
+    return tuple(map(class_name, types)) if isinstance(types, tuple) else types
+
+
+def _copied(
+    facts: Mapping[str, Attribute | tuple[Attribute, ...]],
+) -> dict[str, Attribute | tuple[Attribute, ...]]:
+    return dict(facts)
+
+
+@attrs.frozen(kw_only=True)
 class Rule(Value):
     """One line of a classifier: if every condition holds, the failure is of this kind.
 
@@ -29,10 +50,12 @@ class Rule(Value):
     """What the failure is if all the conditions hold."""
     origins: tuple[Origin, ...] = ()
     """Who must have seen it."""
-    types: tuple[str | type[BaseException], ...] = ()
+    types: tuple[str | type[BaseException], ...] = attrs.field(default=(), converter=_names)
     """One of these classes must be on the MRO: `module.qualname`, or the class itself, of which
     only that name is kept. `thornback` classes go by the name they are exported under."""
-    facts: Mapping[str, Attribute | tuple[Attribute, ...]] = {}
+    facts: Mapping[str, Attribute | tuple[Attribute, ...]] = attrs.field(
+        factory=dict, converter=_copied
+    )
     """Each attribute of the exception, or fact, must have this value, or one of these."""
     texts: tuple[str, ...] = ()
     """All of these must be in the message, in any case of letters. For where nothing else tells."""
@@ -50,9 +73,7 @@ class Rule(Value):
     why: str = ""
     """One line for people."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.types, tuple):
-            vars(self)["types"] = tuple(map(class_name, self.types))
+    def __attrs_post_init__(self) -> None:
         for name in ("types", "texts"):
             value: object = getattr(self, name)
             if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
@@ -62,13 +83,7 @@ class Rule(Value):
                 )
 
 
-def class_name(cls: str | type[BaseException]) -> str:
-    """Return the name by which a rule knows a class; what is no exception class is given back."""
-    if isinstance(cls, type) and issubclass(cls, BaseException):
-        return public_name(f"{cls.__module__}.{cls.__qualname__}")
-    return cls
-
-
+@attrs.frozen(kw_only=True)
 class Evidence(Value):
     """What rules look at: one exception of the chain, and what is known about the failure."""
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+import attrs
+
 from thornback.faults.kinds import MESSAGE_CHARS, TRACEBACK_CHARS
 from thornback.faults.on_ray import RAY_TASK_ERROR
 from thornback.faults.python_bases import BUILTIN_MROS, PYTHON_BASES
@@ -31,6 +33,7 @@ BOX = re.compile(r"^[ |]*[|+] ?", re.MULTILINE)
 GROUPS = ("builtins.ExceptionGroup", "builtins.BaseExceptionGroup")
 
 
+@attrs.frozen(kw_only=True)
 class _Raised(Value):
     name: str
     text: str

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+import attrs
+
 from thornback.faults.kinds import FaultKind
 from thornback.faults.values import Value
 
@@ -56,6 +58,7 @@ class StopReason(enum.Enum):
     """The first ranks of its stage all failed with the same error of the user's code."""
 
 
+@attrs.frozen(kw_only=True)
 class WeighedFault(Value):
     """One fault of a rank that is given up, and what the evidence says about it."""
 
@@ -66,6 +69,7 @@ class WeighedFault(Value):
     """None for kinds of faults about which no evidence is collected."""
 
 
+@attrs.frozen(kw_only=True)
 class RetryVerdict(Value):
     """What shall be done about a failure."""
 
