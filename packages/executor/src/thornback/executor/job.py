@@ -164,8 +164,10 @@ class Stage:
     """Called with what `setup` returned, once per process that ends in order (not one that dies or
     is killed); what it raises goes to the log."""
     fresh: bool = attrs.field(default=False, kw_only=True)
-    """A process of its own for each rank, forked from a clean one: for functions that leave
-    something behind."""
+    """A process of its own for each rank, forked from a clean one. Otherwise a rank meets what an
+    earlier one left in its process: modules and their state, `sys.path`, threads, resource limits.
+    The working directory, umask, environment, signal handlers and signal mask are always put back
+    to what they were after `setup`."""
     max_ranks_per_child: int | None = attrs.field(default=None, kw_only=True)
     """A process is replaced after so many ranks; None: no limit."""
     max_growth: int | None = attrs.field(default=None, kw_only=True, converter=_growth)

@@ -9,14 +9,18 @@ Over 400 lines: one table, and the functions that it names.
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import json
 import os
+import pickle
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +29,7 @@ from typing import Final, NoReturn
 import attrs
 
 from thornback.pool.ports import Attribute, ProgramResult, RankCall, SeenBy
-from thornback.pool.worker import proctree
+from thornback.pool.worker import proctree, unpatched
 
 MISCHIEF: Final = 0
 """The rank that does what the row says."""
@@ -89,25 +93,49 @@ class UserProgram:
         row = _BY_NAME[self.row]
         if row.in_setup and context.rank == MISCHIEF:
             row.does(context)
+        _AFTER_SETUP.update(_surroundings())
 
     def run(self, context: RankCall, /) -> ProgramResult:
         """Misbehave, or look around."""
         if context.rank == GOOD:
-            return ProgramResult(result=json.dumps(_look_around()))
+            return ProgramResult(result=_as_json(_look_around()))
         answer = _BY_NAME[self.row].does(context)
         # A wrong answer is one of the rows.
         return ProgramResult(result=answer) if isinstance(answer, str) else answer  # type: ignore[return-value]
 
 
+_as_json = json.JSONEncoder().encode
+_AFTER_SETUP: dict[str, object] = {}
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGUSR1, signal.SIGPROF)
+_TOLD = ("THORNBACK_RANK", "THORNBACK_EPOCH", "THORNBACK_ATTEMPT")
+"""Variables that differ from rank to rank."""
+
+
+def _surroundings() -> dict[str, object]:
+    """Return what a rank may change of its process and the next rank must not meet."""
+    umask = unpatched.os.umask(0o077)
+    unpatched.os.umask(umask)
+    return {
+        "folder": unpatched.os.getcwd(),
+        "umask": umask,
+        "environ": {name: text for name, text in os.environ.items() if name not in _TOLD},
+        "handlers": [str(unpatched.signal.getsignal(number)) for number in _HANDLED],
+        "mask": sorted(unpatched.signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "recursion": sys.getrecursionlimit(),
+    }
+
+
 def _look_around() -> dict[str, object]:
-    """Return what the next rank finds: its process, strangers, and the disk space of its log."""
-    mark = os.environb[b"THORNBACK_WORKER"]
-    ours = (os.getpid(), os.getppid())
+    """Return what the next rank finds: its process, what is not as after the set-up, strangers, and
+    the disk space of its log."""
+    mark = unpatched.os.environb[b"THORNBACK_WORKER"]
+    ours = (unpatched.os.getpid(), unpatched.os.getppid())
     found = proctree.pids_with_environment(b"THORNBACK_WORKER=" + mark)
     return {
-        "pid": os.getpid(),
+        "pid": unpatched.os.getpid(),
+        "changed": [name for name, value in _surroundings().items() if _AFTER_SETUP[name] != value],
         "strangers": [pid for pid in found if pid not in ours and proctree.is_alive(pid)],
-        "log_bytes": os.fstat(1).st_blocks * 512,
+        "log_bytes": unpatched.os.fstat(1).st_blocks * 512,
     }
 
 
@@ -380,6 +408,98 @@ def _closes_all_descriptors(call: RankCall) -> str:
     return "[]"
 
 
+# -- its surroundings, and functions that we use as well
+
+
+def _changes_folder(call: RankCall) -> str:
+    os.chdir("/")
+    return "[]"
+
+
+def _loses_folder(call: RankCall) -> str:
+    """Stand in a folder that is gone."""
+    folder = tempfile.mkdtemp()
+    os.chdir(folder)
+    os.rmdir(folder)
+    return "[]"
+
+
+def _changes_umask(call: RankCall) -> str:
+    os.umask(0o777)
+    return "[]"
+
+
+def _changes_variables(call: RankCall) -> str:
+    os.environ["THORNBACK_STAGE"] = "another"
+    os.environ["LEFT_BY_A_RANK"] = "1"
+    del os.environ["PATH"]
+    return "[]"
+
+
+def _replaces_variables(call: RankCall) -> str:
+    os.environ.clear()
+    os.environ = {"ONLY": "this"}  # type: ignore[assignment]  # noqa: B003  # what some do
+    return "[]"
+
+
+def _ignores_signals(call: RankCall) -> str:
+    for number in _HANDLED:
+        signal.signal(number, signal.SIG_IGN)
+    return "[]"
+
+
+def _leaves_timers(call: RankCall) -> str:
+    """As a sampling profiler that was not stopped."""
+    for number, timer in (
+        (signal.SIGPROF, signal.ITIMER_PROF),
+        (signal.SIGVTALRM, signal.ITIMER_VIRTUAL),
+    ):
+        signal.signal(number, lambda *_: None)
+        signal.setitimer(timer, 0.001, 0.001)
+    return "[]"
+
+
+def _leaves_signals_blocked(call: RankCall) -> str:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    return "[]"
+
+
+def _lowers_recursion_limit(call: RankCall) -> str:
+    sys.setrecursionlimit(60)
+    return "[]"
+
+
+def _breaks(*_: object, **__: object) -> NoReturn:
+    raise SystemError("it was replaced")
+
+
+_STANDARD = (
+    (builtins, ("open", "print")),
+    (time, ("monotonic", "perf_counter", "sleep", "time")),
+    (json, ("dumps", "loads")),
+    (pickle, ("dumps", "loads")),
+    (select, ("poll",)),
+    (signal, ("setitimer", "getsignal", "signal", "pthread_sigmask")),
+    (resource, ("getrusage", "getrlimit")),
+    (os, ("close", "dup2", "fstat", "getcwdb", "getpid", "kill", "listdir", "open", "umask")),
+    (os, ("waitid", "waitpid", "write")),
+)
+
+
+def _breaks_standard_functions(call: RankCall) -> str:
+    """Replace functions that our side uses, for good."""
+    for module, names in _STANDARD:
+        for name in names:
+            setattr(module, name, _breaks)
+    return "[]"
+
+
+def _stops_the_clock(call: RankCall) -> str:
+    time.monotonic = time.perf_counter = time.time = lambda: 0.0
+    time.sleep = lambda seconds: None
+    return "[]"
+
+
 # -- the table
 
 
@@ -460,6 +580,17 @@ USER_CODE: tuple[UserCodeRow, ...] = (
     _harmless_row("stdout-replaced", _replaces_stdout),
     _harmless_row("stdout-flooded", _floods),
     _harmless_row("low-descriptors-closed", _closes_low_descriptors),
+    _harmless_row("folder-changed", _changes_folder),
+    _harmless_row("folder-removed", _loses_folder),
+    _harmless_row("umask-changed", _changes_umask),
+    _harmless_row("variables-changed", _changes_variables),
+    _harmless_row("variables-replaced", _replaces_variables),
+    _harmless_row("signals-ignored", _ignores_signals),
+    _harmless_row("timers-left", _leaves_timers),
+    _harmless_row("signals-blocked", _leaves_signals_blocked),
+    _harmless_row("recursion-limit-lowered", _lowers_recursion_limit),
+    _harmless_row("clock-stopped", _stops_the_clock),
+    _harmless_row("standard-functions-broken", _breaks_standard_functions),
     _death_row("all-descriptors-closed", _closes_all_descriptors),
     _death_row("os-exit", _exits_at_once, "exited with code 7", exit_code=7),
     _death_row("sigsegv", _segfaults, "SIGSEGV", "Fatal Python error: Segm", signal=11),

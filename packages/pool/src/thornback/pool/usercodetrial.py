@@ -147,6 +147,7 @@ def _look(row: UserCodeRow, outcome: Outcome, good: Outcome) -> None:
     assert good.ok, f"{row.name}: the next rank failed: {good.error!r}"
     found = json.loads(good.result or "")
     assert found["strangers"] == [], f"{row.name}: left behind: {found!r}"
+    assert found["changed"] == [], f"{row.name}: not as after the set-up: {found!r}"
     assert found["log_bytes"] <= LOG_CAP_BYTES + _LOG_SLACK_BYTES, f"{row.name}: {found!r}"
     same = outcome.pid == good.pid == found["pid"]
     assert same or not row.same_process, f"{row.name}: its process was replaced needlessly"

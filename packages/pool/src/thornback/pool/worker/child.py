@@ -21,19 +21,17 @@ message is less work than two. It goes out before that rank's code runs, so a de
 
 What is guarded against. User code may fork and come back (only the original answers), close or
 replace the standard streams (they are put back before each rank), leave processes behind (ended
-after each rank), leave an alarm behind (cancelled). It shares the interpreter with us, so what it
-breaks on purpose stays broken until the process is replaced.
+after each rank), leave an alarm behind (cancelled), change the working directory, the umask, the
+environment, signal handlers or the signal mask (put back to what they were after the set-up), and
+replace functions of the standard library (we use copies, see `unpatched`). It shares the
+interpreter with us, so what else it breaks stays broken until the process is replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import pickle
-import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -45,7 +43,9 @@ from thornback.pool.worker.leftovers import Leftovers
 from thornback.pool.worker.line import Line, Mouth
 from thornback.pool.worker.peak import PeakMemory
 from thornback.pool.worker.streams import StandardStreams, out_of_the_way
+from thornback.pool.worker.surroundings import Environment, Surroundings
 from thornback.pool.worker.tracing import RankTracing
+from thornback.pool.worker.unpatched import os, pickle, signal, time
 
 MAX_RESULT_BYTES = 1 << 20
 """Of the JSON text of a result, and of all paths of its outputs."""
@@ -103,6 +103,8 @@ class RankProcess:
         """What the ranks of the assignment have in common."""
         self._env: dict[str, str] = {}
         self._names: dict[str, str] = {}
+        self._surroundings = Surroundings()
+        self._environment = Environment()
         self._leftovers = Leftovers()
         self._tracing = RankTracing()
         self._peak = PeakMemory()
@@ -144,6 +146,7 @@ class RankProcess:
         if error is not None:  # else they travel with the first rank
             spans = self._tracing.end()
         self._end(before)
+        self._surroundings.remember()
         self._leftovers.remember()
         ends = callable(getattr(self._program, "teardown", None))
         self._line.say(["set_up", error, self._peak.bytes(), spans, ends])
@@ -157,6 +160,7 @@ class RankProcess:
         before = self._begin()
         self._line.open(serial)
         call = self._call(Mouth(self._line, serial), rank, args, restored)
+        self._environment.remember()
         self._line.say_started(serial)
         started = time.monotonic()
         try:
@@ -169,6 +173,7 @@ class RankProcess:
         self._leave_if_copy(None)
         ran_s = time.monotonic() - started
         spans = self._tracing.end()
+        self._environment.restore()
         self._end(before)
         self._leftovers.end()
         peak, size = self._peak.bytes(), self._streams.log_size()
@@ -183,8 +188,8 @@ class RankProcess:
             self._program.teardown()  # type: ignore[union-attr]  # it has one: `_set_up` said so
         except BaseException as caught:  # noqa: BLE001  # user code
             self._leave_if_copy(caught)
-            print("thornback: the teardown of the program failed:", file=sys.stderr)
-            traceback.print_exception(caught)
+            text = "".join(traceback.format_exception(caught))
+            _log(f"thornback: the teardown of the program failed:\n{text}")
         self._leave_if_copy(None)
         self._end(before)
         self._line.say(["torn_down"])
@@ -211,6 +216,7 @@ class RankProcess:
 
     def _begin(self) -> dict[str, str | None]:
         """Prepare for user code; returns the variables to put back after it."""
+        self._surroundings.restore()
         self._streams.restore()
         before = {name: os.environ.get(name) for name in self._env}
         os.environ.update(self._env)
@@ -243,6 +249,11 @@ def _set_variable(name: str, value: str) -> None:
         os.environ[name] = value
 
 
+def _log(text: str) -> None:
+    with contextlib.suppress(OSError):  # user code closed it, or the disk is full
+        os.write(2, text.encode("utf-8", "backslashreplace"))
+
+
 def _leave(error: BaseException | None) -> NoReturn:
     code = 0
     try:
@@ -250,7 +261,7 @@ def _leave(error: BaseException | None) -> NoReturn:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
         elif error is not None:
             code = 1
-            traceback.print_exception(error)
+            _log("".join(traceback.format_exception(error)))
     finally:
         os._exit(code & 0xFF)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-import time
 
 from thornback.pool.worker import proctree
+from thornback.pool.worker.unpatched import os, time
 
 _LIMIT_S = 2.0
 _EVERY_S = 0.001

@@ -11,17 +11,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import math
-import os
-import pickle
-import select
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from thornback.pool.worker import wire
 from thornback.pool.worker.news import MAX_CHECKPOINT_BYTES
+from thornback.pool.worker.unpatched import os, pickle, select, time
 
 ANSWER_LIMIT_S = 30.0
 """For the supervisor to take a checkpoint, or to send an input."""

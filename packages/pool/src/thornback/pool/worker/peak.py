@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import sys
 
 from thornback.pool.worker.streams import out_of_the_way
+from thornback.pool.worker.unpatched import os, resource
 
 _RESET = b"5"
 """Source: proc(5), `/proc/pid/clear_refs`: 5 resets the peak resident set size ("high water

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-import signal
 import sys
 from collections.abc import Iterator
+
+from thornback.pool.worker.unpatched import open, os, signal
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import io
-import os
-import resource
 import sys
+
+from thornback.pool.worker.unpatched import fcntl, io, open, os, resource
 
 _ROOM = 32
 
@@ -79,7 +77,7 @@ class StandardStreams:
 
 
 def _text(fd: int, *, line_buffering: bool) -> io.TextIOWrapper:
-    raw = open(fd, "wb", closefd=False)  # noqa: SIM115  # lives as long as the process
+    raw = open(fd, "wb", closefd=False)  # lives as long as the process
     return io.TextIOWrapper(
         raw, encoding="utf-8", errors="backslashreplace", line_buffering=line_buffering
     )

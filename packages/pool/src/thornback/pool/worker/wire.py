@@ -12,9 +12,10 @@ Driver side to worker: requests are `(call_id: int, method: str, payload: object
 from __future__ import annotations
 
 import json
-import pickle
 import socket
 import struct
+
+from thornback.pool.worker.unpatched import pickle
 
 _HEADER = struct.Struct(">Q")
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
