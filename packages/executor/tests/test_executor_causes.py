@@ -246,6 +246,6 @@ def test_run_failed_copies_and_splits_keep_what_they_say(
 
 def test_bad_end_without_ranks_given_up_says_the_reason() -> None:
     """Such as ranks that failed in an earlier run and are not tried again."""
-    error = bad_end(report([]))
+    error = bad_end(report([]), signal=None)
     assert isinstance(error, RunFailed)
     assert error.message == "Job 'words' failed: stage 'clean': failed"

@@ -36,6 +36,7 @@ from thornback.datatrove.launch import claim, is_ours
 from thornback.datatrove.rank import rank_function
 from thornback.datatrove.stages import rank_timeout_of, stage_of
 from thornback.datatrove.stagestats import StatsKeeper, merge, of_complete, readable
+from thornback.datatrove.tasklines import TaskLines
 from thornback.datatrove.tasklogs import TaskLogs
 from thornback.executor import Executor, Job, RunFailed, RunReport
 from thornback.executor.ports import Journal, Platform
@@ -302,6 +303,9 @@ def _run_job(work: Work) -> Ended:
         companions=work.root.companions,
         tracer_provider=work.root.trace,
         classifier=Classifier() if work.root.classifier is None else work.root.classifier,
+        quiet=TaskLines(
+            {name: each.tasks_per_job for name, each in members.items() if each.log_first}
+        ),
     )
     failed = None
     try:
