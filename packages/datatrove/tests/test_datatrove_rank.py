@@ -16,6 +16,7 @@ import attrs
 import pytest
 from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.io import get_datafolder
+from datatrove.pipeline.writers.jsonl import JsonlWriter
 from loguru import logger
 
 from thornback.datatrove.rank import PipelineRank, drain, rank_function
@@ -267,3 +268,31 @@ def test_the_steps_are_piped_as_datatrove_does() -> None:
 def test_the_context_that_is_read_is_that_of_the_executor() -> None:
     fields = {each.name for each in attrs.fields(Context)}
     assert fields <= {each.name for each in attrs.fields(RankContext)}
+
+
+def test_pickled_local_folders_stay_where_the_driver_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec would count a relative path from the folder of the rank process. In a process of its
+    own: in this one fsspec would give the same objects again."""
+    (tmp_path / "driver").mkdir()
+    (tmp_path / "worker").mkdir()
+    monkeypatch.chdir(tmp_path / "driver")
+    made = rank_function(RayPipelineExecutor([JsonlWriter("out")], logging_dir="logs"))
+    code = """
+import pickle, sys
+executor, folder = map(pickle.loads, pickle.load(sys.stdin.buffer))
+with folder.open("logs/x", "w") as file:
+    file.write("made with its folder")
+print(executor.logging_dir.path, executor.pipeline[0].output_folder.path)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps((made.executor, made.folder)),
+        cwd=tmp_path / "worker",
+        capture_output=True,
+        check=True,
+    )
+    folder = tmp_path / "driver"
+    assert done.stdout.decode().split() == [f"{folder}/logs", f"{folder}/out"]
+    assert (folder / "logs/logs/x").exists()

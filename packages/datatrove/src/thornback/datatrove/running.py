@@ -22,6 +22,7 @@ from thornback.datatrove.directory import (
     differences,
     logs_of,
     save_executors,
+    warn_of_memory,
 )
 from thornback.datatrove.errors import DependencyFailed
 from thornback.datatrove.failures import failure_of
@@ -277,6 +278,8 @@ def _of_complete_root(work: Work) -> PipelineStats:
 def _run_job(work: Work) -> Ended:
     """Run the job to its end."""
     stages, states = [], []
+    for each in work.incomplete.values():
+        warn_of_memory(each.member)
     members = {name: todo.member for name, todo in work.incomplete.items()}
     folder = members[work.head].logging_dir
     kept = f"{state_url(folder)}/logs"
