@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,7 +14,7 @@ from datatrove.utils.stats import PipelineStats
 
 from thornback.datatrove import RayPipelineExecutor, stagestats
 from thornback.datatrove.announcer import Announcer
-from thornback.datatrove.directory import JournalAfterOpen
+from thornback.datatrove.directory import JournalAfterOpen, warn_of_memory
 from thornback.datatrove.failures import failure_of
 from thornback.datatrove.stagestats import StatsKeeper
 from thornback.executor import (
@@ -327,3 +328,12 @@ def test_a_store_that_takes_no_executor_json_ends_the_run_before_it_begins() -> 
 
     with pytest.raises(PermissionError, match="read only"):
         anyio.run(opened, JournalAfterOpen(FakeJournal(), refused))
+
+
+@pytest.mark.parametrize(("folder", "warns"), [("memory://telling/logs", True), ("logs", False)])
+def test_logs_in_memory_are_warned_of(
+    folder: str, warns: bool, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    warn_of_memory(RayPipelineExecutor([], logging_dir=folder))
+    assert any("the logs of tasks cannot be kept" in line for line in told) is warns

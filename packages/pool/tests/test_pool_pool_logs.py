@@ -90,6 +90,7 @@ async def gang(
     *,
     observed: bool = True,
     params: PoolParams | None = None,
+    logs_every_s: float = 5.0,
     spec: WorkerSpec | None = None,
     on_start: Callable[[FakeWorker], None] | None = None,
 ) -> AsyncIterator[Bed]:
@@ -100,7 +101,7 @@ async def gang(
             WorkerPool(
                 backend,
                 fake_blobs,
-                params,
+                attrs.evolve(params or PoolParams(), logs_every_s=logs_every_s),
                 observer=audience if observed else None,
                 clock=clock,
             ) as pool,
@@ -137,6 +138,23 @@ async def test_new_bytes_come_with_the_next_beat_each_once() -> None:
         assert (it.audience.text("l1"), it.audience.text("l2")) == (b"one two", b"other")
         assert [chunk.closed for chunk in it.audience.chunks if chunk.log == "l1"] == [False, True]
         assert offsets_asked(it.worker)[-1] == {"l2": 5}, "what is over is forgotten"
+
+
+@pytest.mark.parametrize(("workers", "beats_in_10_s"), [(1, 10), (50, 10), (100, 5), (500, 2)])
+async def test_pool_with_few_workers_fetches_logs_every_second(
+    workers: int, beats_in_10_s: int
+) -> None:
+    """All workers together are asked at most 50 times a second, and each every 5 s."""
+    backend, clock, audience = FakeBackend(), ManualClock(), Audience()
+    with anyio.fail_after(20):
+        async with WorkerPool(backend, fake_blobs, observer=audience, clock=clock) as pool:
+            for gang in range(workers):
+                await pool.open(gang, [f"n{gang}"], None, WorkerSpec(), timeout_s=180.0)
+            await clock.advance(5.1)  # the pause before was of fewer workers
+            first = backend.of("n0")
+            before = len(offsets_asked(first))
+            await clock.advance(10.0)
+            assert len(offsets_asked(first)) - before == beats_in_10_s
 
 
 async def test_without_an_observer_nobody_asks_for_logs() -> None:

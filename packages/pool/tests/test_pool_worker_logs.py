@@ -16,10 +16,11 @@ import attrs
 import pytest
 
 from thornback.pool import Assignment, Beat, LogChunk, WorkerSpec
-from thornback.pool.worker import wire
+from thornback.pool.worker import ranklog, wire
 from thornback.pool.worker.logshelf import LogShelf, Owner, make_own, salvage
 from thornback.pool.worker.params import SupervisorParams
 from thornback.pool.worker.proctree import descendants_of, is_alive
+from thornback.pool.worker.ranklog import MAX_MARKS
 from thornback.pool.worker.sources import source_program
 from thornback.pool.worker.supervisor import Supervisor
 
@@ -398,3 +399,41 @@ def test_an_owner_is_not_mistaken_for_another_process() -> None:
         assert owner.gone, "a zombie salvages nothing"
     assert owner.gone
     assert not Owner().gone
+
+
+def test_chunks_say_which_rank_wrote_which_bytes(tmp_path: Path) -> None:
+    shelf = make_shelf(tmp_path)
+    log = shelf.new(0, 1)
+    log.mark(0, 7, 3)
+    write(log.path, b"set-up\n")
+    log.mark(7, 7, 3)
+    log.mark(7, 7, 4)  # rank 3 wrote nothing
+    write(log.path, b"four\n")
+    log.mark(12, 7, 5)
+    (first,) = shelf.chunks({})
+    assert (first.data, first.marks) == (b"set-up\nfour\n", ((0, 7, 3), (7, 7, 4)))
+    write(log.path, b"five\n")
+    name = first.log
+    (second,) = shelf.chunks({name: 12})
+    assert (second.data, second.marks) == (b"five\n", ((12, 7, 5),))
+    write(log.path, b"more\n")
+    (third,) = shelf.chunks({name: 17})
+    assert third.marks == ((12, 7, 5),), "an earlier mark says whose the first bytes are"
+
+
+def test_marks_of_a_log_that_nobody_reads_are_bounded(tmp_path: Path) -> None:
+    log = make_shelf(tmp_path).new(0, 1)
+    for number in range(2 * MAX_MARKS):
+        log.mark(number, 0, number)
+    assert len(log.marks(0, 1 << 30)) == MAX_MARKS
+
+
+def test_marks_count_from_the_first_byte_also_where_a_disk_has_no_holes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranklog, "_punch_hole", lambda *_: False)
+    log = make_shelf(tmp_path, cap_bytes=10).new(0, 1)
+    write(log.path, b"x" * 20)
+    log.trim()
+    log.mark(0, 0, 1)
+    assert log.marks(20, 30) == ((20, 0, 1),)

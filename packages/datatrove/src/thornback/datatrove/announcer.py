@@ -17,7 +17,7 @@ MOST = 20
 
 
 class Announcer:
-    """One line per event: where it runs, failed attempts, and now and then how far it is."""
+    """One line per event: failed attempts, and now and then how far it is."""
 
     def __init__(
         self, every_s: float = EVERY_S, monotonic: Callable[[], float] = time.monotonic
@@ -31,8 +31,7 @@ class Announcer:
         self._untold = 0
 
     def started(self, info: RunInfo, /) -> None:
-        """Say where it runs."""
-        logger.info(f"Running on {info.backend}; its record is {info.state_url}")
+        """Nothing to say: the executor does."""
 
     def progressed(self, stages: tuple[StageProgress, ...], /) -> None:
         """Say how many tasks are completed, of each pipeline at most every `every_s` seconds, and

@@ -36,6 +36,17 @@ def logs_of(member: PipelineExecutor) -> str:
     return str(member.logging_dir.resolve_paths("logs"))
 
 
+def warn_of_memory(member: PipelineExecutor) -> None:
+    """Warn if the logs of tasks cannot be kept."""
+    protocol = member.logging_dir.fs.protocol
+    if "memory" in ((protocol,) if isinstance(protocol, str) else protocol):
+        logger.warning(
+            f"logging_dir={url_of(member.logging_dir)!r} is in the memory of this process: the "
+            "logs of tasks cannot be kept, since each task has a memory of its own. Give a folder "
+            "or a URL that all of them reach"
+        )
+
+
 def differences(folder: DataFolder, wanted: StageIdentity) -> tuple[str, ...]:
     """Return how the pipeline that has used a directory differs from the one that is to use it; one
     sentence each. Nothing: it does not, as far as is known."""

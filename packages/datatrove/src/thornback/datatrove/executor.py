@@ -71,8 +71,10 @@ class RayPipelineExecutor(StockRayPipelineExecutor):  # type: ignore[misc]  # da
         nodes_per_task: nodes that run one rank together; see `strategy`.
         ray_remote_kwargs: Ray's options of actors. Those for resources, labels and runtime_env
             count; one that cannot be followed is refused, with the reason.
-        log_first: changes nothing: what ranks log is not printed where the driver runs, but is kept
-            in `thornback/logs/` while they run, and in `logs/` when they have ended.
+        log_first: print on the driver's stderr what the first task of each `tasks_per_job` logs,
+            from INFO on. Errors, and what steps print by themselves, are printed in any case, at
+            most 100 lines a second. All of it is kept in `thornback/logs/` while tasks run, and in
+            `logs/` when they have ended.
         tasks_per_job: ranks that one worker runs at the same time; it reserves as much for each.
         time: seconds that a rank may take, then it is killed and tried again.
         retries: how often a rank is tried again whose own code raised. What the machine did

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+from datatrove.io import DataFolder
 from datatrove.utils.logging import logger
 from thornback.datatrove.ranklog import this_logger
 from thornback.executor import UsageError
@@ -15,15 +16,22 @@ if TYPE_CHECKING:
 
 
 class _PipelinePickler(SourcePickler):
-    """Pickles the logger that all of datatrove uses as what it is there.
+    """Pickles two things of datatrove otherwise than they would pickle themselves.
 
-    By value, as a global of a step that is defined in a script, it would come with the handlers
-    that the driver has, and its lines would not be in the log of the rank.
+    - The logger that all of datatrove uses, as what it is there. By value, as a global of a step
+      that is defined in a script, it would come with the handlers that the driver has, and its
+      lines would not be in the log of the rank.
+    - Local folders, by absolute path. fsspec makes a file system anew from its first arguments, so
+      a relative path would count from the folder of the rank process, and be another one there.
     """
 
     def reducer_override(self, value: Any, /) -> Any:
         """See `pickle.Pickler.reducer_override`."""
-        return (this_logger, ()) if value is logger else super().reducer_override(value)
+        if value is logger:
+            return this_logger, ()
+        if type(value) is DataFolder and value.is_local():
+            return DataFolder, (value.path, value.fs, value.auto_mkdir)
+        return super().reducer_override(value)
 
 
 def dumps(value: object) -> bytes:

@@ -12,6 +12,9 @@ from typing import Any, TextIO
 
 from datatrove.utils.logging import add_task_logger, logger
 
+MORE = "  |"
+"""Begins the further lines of a message on stderr, so that they can be told from what steps
+print."""
 NOT_WRITTEN = "thornback: the log of this rank was not written"
 """Begins the line that a rank leaves on its stderr where that is so."""
 
@@ -135,8 +138,12 @@ class _Tee(io.TextIOBase):
                 data = data[os.write(self._descriptor, data) :]
         finally:  # also when the disk is full
             with suppress(OSError, ValueError):  # user code has closed it
-                self._echo.write(text)
+                self._echo.write(_echoed(text))
         return len(text)
+
+
+def _echoed(text: str) -> str:
+    return text[:-1].replace("\n", f"\n{MORE} ") + text[-1:]
 
 
 class _Nowhere(io.TextIOBase):

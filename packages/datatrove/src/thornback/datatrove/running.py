@@ -22,6 +22,7 @@ from thornback.datatrove.directory import (
     differences,
     logs_of,
     save_executors,
+    warn_of_memory,
 )
 from thornback.datatrove.errors import DependencyFailed
 from thornback.datatrove.failures import failure_of
@@ -36,6 +37,7 @@ from thornback.datatrove.launch import claim, is_ours
 from thornback.datatrove.rank import rank_function
 from thornback.datatrove.stages import rank_timeout_of, stage_of
 from thornback.datatrove.stagestats import StatsKeeper, merge, of_complete, readable
+from thornback.datatrove.tasklines import TaskLines
 from thornback.datatrove.tasklogs import TaskLogs
 from thornback.executor import Executor, Job, RunFailed, RunReport
 from thornback.executor.ports import Journal, Platform
@@ -276,6 +278,8 @@ def _of_complete_root(work: Work) -> PipelineStats:
 def _run_job(work: Work) -> Ended:
     """Run the job to its end."""
     stages, states = [], []
+    for each in work.incomplete.values():
+        warn_of_memory(each.member)
     members = {name: todo.member for name, todo in work.incomplete.items()}
     folder = members[work.head].logging_dir
     kept = f"{state_url(folder)}/logs"
@@ -302,6 +306,9 @@ def _run_job(work: Work) -> Ended:
         companions=work.root.companions,
         tracer_provider=work.root.trace,
         classifier=Classifier() if work.root.classifier is None else work.root.classifier,
+        quiet=TaskLines(
+            {name: each.tasks_per_job for name, each in members.items() if each.log_first}
+        ),
     )
     failed = None
     try:

@@ -14,6 +14,7 @@ from thornback.executor.errors import RunCancelled, RunFailed, RunInterrupted
 from thornback.executor.journal.errors import JournalError
 from thornback.executor.journal.recorded import read_run
 from thornback.executor.logs import LogStore
+from thornback.executor.plaintext import counted
 from thornback.executor.plan import RunPlan
 from thornback.executor.ports import JournalFactory, Opened, Ranks, ReadsResults
 from thornback.executor.report import RunInfo, RunReport
@@ -55,6 +56,16 @@ def make_report(
         warnings=warnings,
         read_results=results,
     )
+
+
+def beginning(info: RunInfo) -> str:
+    """Return one line about a run that begins."""
+    total = sum(stage.total for stage in info.stages)
+    before = sum(stage.recorded_before for stage in info.stages)
+    stages = f" in {len(info.stages)} stages" if len(info.stages) > 1 else ""
+    recorded = f"; {before:,} are recorded already" if before else ""
+    who = f"job {info.job!r}: {counted(total, 'rank')}{stages} on {info.backend}{recorded}"
+    return f"{who}; state: {info.state_url} (term {info.term})"
 
 
 def _named(names: Sequence[str], match: re.Match[str]) -> str:

@@ -30,8 +30,9 @@ from thornback.executor.confidential import (
     secrets_of,
     without_secrets,
 )
+from thornback.executor.console import LeftOut, Printer, RankConsole, say
 from thornback.executor.driver import Driver, Parts
-from thornback.executor.endings import bad_end, make_report, read_results, results_of
+from thornback.executor.endings import bad_end, beginning, make_report, read_results, results_of
 from thornback.executor.errors import UsageError
 from thornback.executor.job import Job, identity_of
 from thornback.executor.journal.filejournal import FileJournal
@@ -49,6 +50,7 @@ from thornback.executor.ports import (
     JournalFactory,
     PlacesOutputs,
     Platform,
+    SaysStart,
 )
 from thornback.executor.recording import record_file
 from thornback.executor.report import Observer, RunInfo, RunReport
@@ -86,6 +88,7 @@ class ExecutorOptions(TypedDict, total=False):
     seed: int
     retry_failed: bool
     logs: bool
+    quiet: bool | LeftOut
     record: str | None
 
 
@@ -142,6 +145,11 @@ class Executor:
     logs: bool = True
     """Keep what rank processes write under `<state>/logs/<term>`, and ask them how far they are
     (`RankContext.progress`). False: neither is sent to the driver; logs go with the workers."""
+    quiet: bool | LeftOut = False
+    """True: print nothing. False: print on stderr what ranks write, as `[stage:rank] text` within
+    about a second and at most 100 lines a second, and what is being started, if you have configured
+    no logging (else it is logged at level INFO). A function of a line (stage, rank, text): True for
+    lines of ranks that are not to be printed. With `logs=False` nothing of ranks is printed."""
     record: str | None = None
     """File of this machine (also a `.gz`) to which every decision is written, and replaced by the
     next run: `python -m thornback.scheduler story FILE STAGE:RANK`. None: nothing is recorded."""
@@ -212,17 +220,17 @@ class Executor:
             JournalError: the state cannot be read, or not be written when the run begins.
         """
         plan = self._plan(job)
-        self.platform.prepare()
-
         remote = _RemoteCancel()
+        with Printer(silent=self.quiet is True) as printer:
+            self._prepare(printer)
 
-        async def main() -> RunReport:
-            return await self._run(plan, remote=remote)
+            async def main() -> RunReport:
+                return await self._run(plan, printer, remote=remote)
 
-        try:
-            report = _outside_of_any_loop(main, remote.cancel)
-        except KeyboardInterrupt:  # before there was a run to cancel
-            raise KeyboardInterrupt from None
+            try:
+                report = _outside_of_any_loop(main, remote.cancel)
+            except KeyboardInterrupt:  # before there was a run to cancel
+                raise KeyboardInterrupt from None
         if check and (error := bad_end(report, signal=remote.signal)):
             raise error  # here, so that its traceback shows the caller's line, not our insides
         return report
@@ -237,11 +245,17 @@ class Executor:
         within bounds; what is recorded stays.
         """
         plan = self._plan(job)
-        self.platform.prepare()
-        report = await self._run(plan, remote=None)
+        with Printer(silent=self.quiet is True) as printer:
+            self._prepare(printer)
+            report = await self._run(plan, printer, remote=None)
         if check and (error := bad_end(report, signal=None)) is not None:
             raise error
         return report
+
+    def _prepare(self, printer: Printer) -> None:
+        if isinstance(self.platform, SaysStart) and (text := self.platform.starting()):
+            say(printer, text)
+        self.platform.prepare()
 
     def _plan(self, job: Job) -> RunPlan:
         known = protocols()
@@ -278,7 +292,9 @@ class Executor:
             ) from None
         return place if is_url(place) else os.path.abspath(place)
 
-    async def _run(self, plan: RunPlan, *, remote: _RemoteCancel | None) -> RunReport:
+    async def _run(
+        self, plan: RunPlan, printer: Printer, *, remote: _RemoteCancel | None
+    ) -> RunReport:
         provider = self.tracer_provider or trace.get_tracer_provider()
         names = [stage.name for stage in plan.stages]
         own = provider.get_tracer("thornback.executor")
@@ -288,7 +304,7 @@ class Executor:
         tracer = RunTracer(own, plan.job.name, names, redactor)
         state, reason = "failed", "the driver failed"
         try:
-            report = await self._drive(plan, tracer, provider, remote, redactor)
+            report = await self._drive(plan, printer, tracer, provider, remote, redactor)
             state, reason = report.state, report.reason
             return report
         except BaseException as raised:
@@ -303,6 +319,7 @@ class Executor:
     async def _drive(
         self,
         plan: RunPlan,
+        printer: Printer,
         tracer: RunTracer,
         provider: TracerProvider,
         remote: _RemoteCancel | None,
@@ -323,11 +340,15 @@ class Executor:
                 logger.warning("%s", warning)
             logs = await self._logs(stack, url, opened.term)
             record = stack.enter_context(record_file(self.record))
-            news = None if logs is None else WorkerNews(logs.put)
+            news = None
+            if logs is not None:
+                news = self._news(stack, plan, logs, printer, redactor)
             blobs = RunBlobs(plan, journal, opened.done)
             connection = await stack.enter_async_context(
                 self.platform.connect(blobs, provider, news)
             )
+            if connection.size:
+                say(printer, f"connected to {connection.name}: {connection.size}")
             tracer.started(opened.term, redact(url), connection.name)
             parts = Parts(
                 leases=connection.leases,
@@ -357,6 +378,7 @@ class Executor:
                 backend=connection.name,
                 stages=driver.progress(),
             )
+            say(printer, beginning(info))
             watchers.tell(lambda observer: observer.started(info))
             tell_waits(connection.leases, watchers)
             await self._accompanied(driver, remote)
@@ -376,6 +398,28 @@ class Executor:
         flush_s, options = self.params.logs_s, self.storage_options
         store = LogStore(folder, flush_s=flush_s, storage_options=options)
         return await stack.enter_async_context(store)
+
+    def _news(
+        self,
+        stack: AsyncExitStack,
+        plan: RunPlan,
+        logs: LogStore,
+        printer: Printer,
+        redactor: Redactor,
+    ) -> WorkerNews:
+        """Return what takes the logs: they are kept, and shown unless that is not wanted."""
+        if printer.silent:
+            return WorkerNews(logs.put)
+        console = RankConsole(
+            [stage.name for stage in plan.stages],
+            printer,
+            self.clock.monotonic,
+            where=logs.url,
+            hide=redactor.redact,
+            left_out=self.quiet if callable(self.quiet) else None,
+        )
+        stack.callback(console.close)
+        return WorkerNews(logs.put, console.put)
 
     async def _accompanied(self, driver: Driver, remote: _RemoteCancel | None) -> None:
         """Run the driver, with the companions and what listens for signals beside it."""

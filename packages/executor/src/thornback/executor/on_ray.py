@@ -7,14 +7,17 @@ import importlib.util
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+import sys
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import attrs
 from opentelemetry.trace import TracerProvider
 
 from thornback.executor.errors import BackendUnavailable, UsageError
+from thornback.executor.plaintext import counted
 from thornback.executor.ports import Connection
 from thornback.executor.runtime_env import check_files
 from thornback.faults import redact
@@ -44,6 +47,7 @@ class RayPlatform:
     """Bounds and rhythms of the workers."""
     placement: AllocatorParams = attrs.field(factory=AllocatorParams)
     """Durations of the leases."""
+    _size: str = attrs.field(default="", init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         """Refuse at once what can never work."""
@@ -81,6 +85,18 @@ class RayPlatform:
             _accepted(RuntimeEnv, {name: value}, f"{where}: runtime_env={{{name!r}: ...}}")
         _accepted(RuntimeEnv, env, f"{where}: runtime_env with {', '.join(map(repr, env))}")
 
+    def starting(self) -> str:
+        """Say which Ray is looked for."""
+        ray = sys.modules.get("ray")
+        if ray is not None and ray.is_initialized():
+            return ""
+        address = self.address or os.environ.get("RAY_ADDRESS", "")
+        if address == "local":
+            return "starting a Ray on this machine ..."
+        if address:
+            return f"connecting to Ray at {address} ..."
+        return "looking for a Ray on this machine, else starting one ..."
+
     def prepare(self) -> None:
         """Initialise Ray, unless this process has done so. Blocks: seconds for a Ray that is
         started here.
@@ -95,8 +111,13 @@ class RayPlatform:
         _before_ray_is_imported()
         import ray
 
-        if ray.is_initialized():
-            return
+        if not ray.is_initialized():
+            self._initialise()
+        self._size = _size_of(ray.nodes())  # type: ignore[no-untyped-call]  # it has no types
+
+    def _initialise(self) -> None:
+        import ray
+
         init = partial(ray.init, log_to_driver=False, logging_level=logging.WARNING)
         address = self.address or os.environ.get("RAY_ADDRESS")
         if address and address != "local":
@@ -133,8 +154,21 @@ class RayPlatform:
         workers = WorkerPool(backend, blobs, self.pool, tracer_provider=tracers, observer=observer)
         async with leases, workers:
             yield Connection(
-                name=f"Ray {ray.__version__} at {address}", leases=leases, workers=workers
+                name=f"Ray {ray.__version__} at {address}",
+                leases=leases,
+                workers=workers,
+                size=self._size,
             )
+
+
+def _size_of(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """Return how large a cluster is, by what `ray.nodes()` returns."""
+    alive = [node.get("Resources", {}) for node in nodes if node.get("Alive")]
+    texts = [counted(len(alive), "node")]
+    for name in ("CPU", "GPU"):
+        if amount := sum(resources.get(name, 0) for resources in alive):
+            texts.append(counted(int(amount), name))
+    return ", ".join(texts)
 
 
 def _before_ray_is_imported() -> None:

@@ -389,6 +389,8 @@ class Connection:
     """Which cluster: for people."""
     leases: Leases
     workers: Workers
+    size: str = ""
+    """How large it is, for people: `3 nodes, 24 CPUs`; empty: there is no need to say."""
 
 
 class Platform(Protocol):
@@ -419,6 +421,15 @@ class Platform(Protocol):
 
         Cancellation: as the end of the context.
         """
+        ...
+
+
+@runtime_checkable
+class SaysStart(Protocol):
+    """Optional extension of `Platform`: says what `prepare` is about to do."""
+
+    def starting(self) -> str:
+        """Return a line for people; empty: nothing that takes seconds. Does not block."""
         ...
 
 

@@ -56,7 +56,7 @@ def tell_waits(leases: Leases, watchers: Watchers) -> None:
 class WorkerNews:
     """Hands on what workers send beside their reports (fulfils `thornback.pool.PoolObserver`)."""
 
-    def __init__(self, logs: Callable[[Sequence[LogChunk]], None]) -> None:
+    def __init__(self, *logs: Callable[[Sequence[LogChunk]], None]) -> None:
         self._logs = logs
         self._beat: Callable[[int, Beat], None] = lambda gang, beat: None
 
@@ -69,8 +69,9 @@ class WorkerNews:
         self._beat(gang, beat)
 
     def logs(self, chunks: Sequence[LogChunk], /) -> None:
-        """Tell the log store."""
-        self._logs(chunks)
+        """Tell what keeps and what shows logs."""
+        for take in self._logs:
+            take(chunks)
 
 
 class Teller:

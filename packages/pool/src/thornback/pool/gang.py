@@ -91,6 +91,11 @@ class Gang:
         self._burying = anyio.Lock()
         self._closed = False
 
+    @property
+    def size(self) -> int:
+        """How many workers it has."""
+        return len(self._links)
+
     async def open(self, group: TaskGroup, timeout_s: float) -> None:
         """Start all workers, wait until each has answered, and tend them in `group` from then on.
 

@@ -33,6 +33,8 @@ from thornback.pool.telling import Telling
 
 _STATUS_CHARS = 500
 """Of the status of a span that failed."""
+_BEATS_PER_S = 50.0
+"""Of all workers together, at most."""
 
 
 class WorkerPool:
@@ -268,9 +270,18 @@ class WorkerPool:
 
     async def _heartbeat(self) -> None:
         while True:
-            await self._surroundings.clock.sleep(self._surroundings.params.beat_every_s)
+            await self._surroundings.clock.sleep(self._pause_s())
             for gang in list(self._gangs.values()):
                 gang.pulse()
+
+    def _pause_s(self) -> float:
+        """Return the seconds to the next heartbeat: soon, for what ranks write, as long as all
+        workers together are asked at most 50 times a second."""
+        params = self._surroundings.params
+        if not self._surroundings.telling.wanted:
+            return params.beat_every_s
+        workers = sum(gang.size for gang in self._gangs.values())
+        return min(params.beat_every_s, max(params.logs_every_s, workers / _BEATS_PER_S))
 
     def _entered(self) -> tuple[TaskGroup, anyio.Event]:
         if self._tasks is None or self._left is None:

@@ -14,6 +14,9 @@ class PoolParams:
 
     beat_every_s: float = 5.0
     """Between two heartbeats of a worker; with each comes what its ranks have written since."""
+    logs_every_s: float = 1.0
+    """The same where an observer wants what ranks write and there are few workers: with more than
+    50 of them heartbeats are rarer, up to `beat_every_s`."""
     beats_in_a_row: int = 8
     """While a worker has more of its logs than an answer may hold, it is asked again at once, so
     often per heartbeat."""

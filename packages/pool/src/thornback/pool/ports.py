@@ -172,6 +172,9 @@ class LogChunk:
     """Bytes left out before these: a flood."""
     closed: bool = False
     """Nothing more will be written to this log."""
+    marks: tuple[tuple[int, int, int], ...] = ()
+    """(offset, stage, rank), ascending: from that byte on the process ran this rank, or its set-up.
+    The first one may be of an earlier offset. Empty: as before."""
     gang: int = 0
     """Filled in by the pool."""
     node: str = ""

@@ -104,6 +104,7 @@ def _executor(
     if options.backend == "local":
         return Executor.on_local(
             state=str(state),
+            quiet=True,  # the display says it all
             cpus=options.cpus,
             max_gangs=options.cpus,
             observers=[display],
@@ -112,6 +113,7 @@ def _executor(
         )
     return Executor.on_ray(
         state=str(state),
+        quiet=True,
         local_cpus=options.cpus,
         max_gangs=options.cpus,
         observers=[display],

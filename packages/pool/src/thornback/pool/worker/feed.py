@@ -225,6 +225,9 @@ class Feed:
         self.began = now = self._loop.time()
         self._tries = 0
         self._process.peak_tree_rss_bytes = 0
+        self._process.log.mark(
+            self._process.log_end, self._books.work.stage, self._books.out[0].rank
+        )
         timeout_s = self._books.work.timeout_s
         self._due = None
         if timeout_s is not None:

@@ -117,7 +117,8 @@ class LogShelf:
                 continue
             chunk = _chunk(name, offset, (first, end), log.read, log.closed, left)
             if chunk.data or chunk.skipped or chunk.closed:
-                found.append(chunk)
+                marks = log.marks(chunk.offset, chunk.offset + len(chunk.data))
+                found.append(attrs.evolve(chunk, marks=marks))
                 left -= len(chunk.data)
                 self._logs[name] = self._logs.pop(name)  # the others come first next time
                 if chunk.closed:

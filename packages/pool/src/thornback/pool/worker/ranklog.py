@@ -7,7 +7,10 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections import deque
 
+MAX_MARKS = 4096
+"""Ranks of which a log remembers where they began, while nobody reads it."""
 _BLOCK_BYTES = 4096
 _KEEP_SIZE = 1
 _PUNCH_HOLE = 2
@@ -25,6 +28,7 @@ class RankLog:
         self._dropped_to = 0
         self._truncated = 0
         self._final_size = 0
+        self._marks: deque[tuple[int, int, int]] = deque(maxlen=MAX_MARKS)
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError:
@@ -44,6 +48,20 @@ class RankLog:
         """Return the part that can be read, for `read`: from what a flood has left, to the end."""
         end = self._truncated + self.size()
         return self._truncated + self._dropped_to, end
+
+    def mark(self, offset: int, stage: int, rank: int) -> None:
+        """Note that what is written from this offset on is of that rank."""
+        offset += self._truncated
+        if self._marks and self._marks[-1][0] == offset:  # the last one wrote nothing
+            self._marks.pop()
+        self._marks.append((offset, stage, rank))
+
+    def marks(self, start: int, end: int) -> tuple[tuple[int, int, int], ...]:
+        """Return the marks that say which ranks wrote a part, in offsets as for `read`. Earlier
+        ones are forgotten."""
+        while len(self._marks) > 1 and self._marks[1][0] <= start:
+            self._marks.popleft()
+        return tuple(mark for mark in self._marks if mark[0] < end)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return what was written there, counted from the first byte ever written; nothing if it

@@ -262,6 +262,7 @@ class Slot:
         deadline = loop.time() + work.setup_timeout_s
         process = self._process = await self._fork(work, rank)
         self._health.began(work.program)
+        process.log.mark(0, work.stage, rank)
         left_s = max(0.0, deadline - loop.time())
         timer = loop.call_later(left_s, process.kill, KillReason.TIMED_OUT)
         fields = {**self._fields(work), "rank": rank}
