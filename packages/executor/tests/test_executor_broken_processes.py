@@ -33,17 +33,17 @@ def breaks_once(marker: Path) -> Callable[[RankContext], Any]:
     return setup
 
 
-def use(ctx: RankContext) -> int:
-    engine = ctx.setup_value
-    engine["left"] -= 1
-    if engine["left"] < 0:
-        raise RuntimeError("the engine is dead")
-    return os.getpid()
-
-
-def by_value(fn: Callable[[RankContext], Any]) -> Callable[[RankContext], Any]:
+def uses() -> Callable[[RankContext], int]:
     """Return a function that pickles by value: workers cannot import this module."""
-    return lambda ctx: fn(ctx)
+
+    def use(ctx: RankContext) -> int:
+        engine = ctx.setup_value
+        engine["left"] -= 1
+        if engine["left"] < 0:
+            raise RuntimeError("the engine is dead")
+        return os.getpid()
+
+    return use
 
 
 def run(folder: Path, stage: Stage, **options: Any) -> RunReport:
@@ -57,7 +57,7 @@ def test_run_with_a_process_that_breaks_and_retries_completes(
 ) -> None:
     stage = Stage(
         "a",
-        by_value(use),
+        uses(),
         ranks=40,
         retries=2,
         processes=processes,
@@ -75,7 +75,7 @@ def test_run_with_a_process_that_breaks_loses_three_ranks_at_most(
 ) -> None:
     stage = Stage(
         "a",
-        by_value(use),
+        uses(),
         ranks=40,
         max_failed=0.5,
         processes=processes,
