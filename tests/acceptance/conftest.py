@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-MARK = "THORNBACK_ACCEPTANCE_MARK"
+from tests.processes import MARK, assert_none_left
 
 
 class DemoProcess:
@@ -57,12 +57,8 @@ class DemoProcess:
         self._process.send_signal(number)
 
     def assert_nothing_left(self, *, timeout_s: float) -> None:
-        """Return when no process with the mark lives any more, whoever its parent is."""
-        deadline = time.monotonic() + timeout_s
-        while left := marked(self.mark):
-            for pid, command in left.items():
-                if not ended(pid, deadline - time.monotonic()):
-                    raise AssertionError(f"left behind: {pid} {command}\nof {left}")
+        """Return when no process of the demo lives any more, whoever its parent is."""
+        assert_none_left(self.mark, timeout_s=timeout_s)
 
     def close(self) -> None:
         """End the process if it still runs, so that a failing test leaves nothing."""
@@ -82,32 +78,6 @@ class DemoProcess:
         data = os.read(descriptor, 65536)
         self.output += data.decode(errors="replace")
         return bool(data)
-
-
-def marked(mark: str) -> dict[int, str]:
-    """Return the live processes started with the mark, with their commands."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
-                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
-                    found[int(folder.name)] = command.decode(errors="replace")
-            except OSError:  # it ended while we looked, or is another user's
-                continue
-    return found
-
-
-def ended(pid: int, timeout_s: float) -> bool:
-    """Wait for the end of a process that need not be our child; False when it is late."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([descriptor], [], [], max(0.0, timeout_s))[0])
-    finally:
-        os.close(descriptor)
 
 
 @pytest.fixture
