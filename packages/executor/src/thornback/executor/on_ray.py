@@ -27,6 +27,8 @@ from thornback.pool import Blobs, PoolObserver, PoolParams, WorkerPool
 __all__ = ["RayPlatform"]
 
 PROBE_S = 10.0
+_AUTH_MODE = "RAY_AUTH_MODE"
+_LOG = logging.getLogger(__name__)
 
 
 @attrs.define(kw_only=True, slots=True)
@@ -105,7 +107,8 @@ class RayPlatform:
         main one. Source: ray 2.60 `_private/node.py`.
 
         Raises:
-            BackendUnavailable: no Ray answers at the address within 10 s.
+            BackendUnavailable: no Ray answers at the address within 10 s, or it asks for a token
+                that is not found here.
             Exception: whatever `ray.init` raises.
         """
         _before_ray_is_imported()
@@ -122,10 +125,12 @@ class RayPlatform:
         address = self.address or os.environ.get("RAY_ADDRESS")
         if address and address != "local":
             _probe(address)
+            _authenticate(address)
             init(address=address)
             return
         if address is None:
             try:
+                _authenticate("auto")
                 init(address="auto")
             except ConnectionError:
                 address = "local"
@@ -215,3 +220,82 @@ def _probe(address: str) -> None:
             f"no Ray answers at {address!r} ({error}): is the cluster up, and is this its GCS "
             "address? Unset RAY_ADDRESS (and leave address= out) to start a Ray here"
         ) from error
+
+
+def _authenticate(address: str) -> None:
+    """Use the token that Ray itself would find, if the cluster asks for one.
+
+    Since Ray 2.59 a head asks for a token as soon as it finds one itself, but `ray.init` sends none
+    to an address that it is given, and fails after 20 s. A cluster that we connect to can run code
+    here in any case, so sending it the token gives nothing more away.
+
+    Source: ray 2.60 `_private/authentication/authentication_token_setup.py`.
+
+    Raises:
+        BackendUnavailable: there is no token, or it is the wrong one.
+        ConnectionError: no cluster runs on this machine (for `auto`).
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    found = canonicalize_bootstrap_address(address)
+    if found is None or _lets_us_in(found):
+        return
+    mode = os.environ.get(_AUTH_MODE)
+    if mode is None:
+        if not _token_found():
+            raise BackendUnavailable(
+                f"the Ray cluster at {found} asks for a token, and none was found here: put the "
+                "token that `ray get-auth-token` prints on its head node into ~/.ray/auth_token, "
+                "or set RAY_AUTH_TOKEN_PATH to a file that holds it"
+            )
+        if _lets_us_in(found):
+            # It explains a warning that Ray's own code has just printed.
+            told = "the Ray cluster at %s asks for a token: sending the one found here (%s=token)"
+            _LOG.warning(told, found, _AUTH_MODE)
+            return
+    elif mode != "token":
+        raise BackendUnavailable(
+            f"the Ray cluster at {found} asks for a token, and {_AUTH_MODE}={mode} keeps Ray from "
+            f"sending one: unset {_AUTH_MODE}, or set it to token"
+        )
+    raise BackendUnavailable(
+        f"the Ray cluster at {found} refuses the token of this process (from RAY_AUTH_TOKEN, the "
+        "file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token): expected the one that `ray "
+        "get-auth-token` prints on its head node"
+    )
+
+
+def _lets_us_in(address: str) -> bool:
+    """Ask the cluster for its id, which takes milliseconds; False: it wants another token."""
+    import ray.exceptions
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled: no types
+
+    try:
+        GcsClient(address=address)
+    except ray.exceptions.AuthenticationError:
+        return False
+    except Exception as error:  # noqa: BLE001  # a private call: `ray.init` will say what is wrong
+        _LOG.debug("the Ray cluster at %s was not asked for a token: %r", address, error)
+    return True
+
+
+def _token_found() -> bool:
+    """Have this process send the token that Ray finds; False: Ray finds none."""
+    import ray.exceptions
+    from ray._raylet import (  # type: ignore[attr-defined]  # compiled: no types
+        AuthenticationTokenLoader,
+        Config,
+    )
+
+    os.environ[_AUTH_MODE] = "token"
+    Config.initialize("")  # reads the mode again
+    loader = AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    try:
+        if loader.has_token():
+            return True
+    except ray.exceptions.AuthenticationError:  # its way to say no
+        _LOG.debug("Ray finds no token here")
+    del os.environ[_AUTH_MODE]
+    Config.initialize("")
+    return False
