@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import json
 import os
 import pickle
@@ -15,10 +16,13 @@ from typing import Any
 import attrs
 import pytest
 
+from thornback.executor.pickling import dumps
 from thornback.executor.program import (
     MAX_CHECKPOINT_BYTES,
     BadResult,
+    NotLoaded,
     RankContext,
+    SentProgram,
     StageProgram,
     decode_checkpoint,
     encode_checkpoint,
@@ -330,3 +334,52 @@ def test_progress_and_drain_pass_through() -> None:
     assert program(fn).run(made).result == "7.5"
     assert told == [(1.0, None), (2.0, 4.0)]
     assert program(lambda ctx: ctx.draining).run(call()).result is None
+
+
+class Gone:
+    """Pickles as a name that is nowhere."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._where = module, name
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _find, self._where
+
+
+def _find(module: str, name: str) -> object:
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [("no_such_module", "No module named 'no_such_module'"), ("json", "no attribute 'gone'")],
+)
+def test_setup_function_that_cannot_be_loaded_is_reported_as_that(module: str, says: str) -> None:
+    sent = SentProgram(stage="s", data=pickle.dumps(Gone(module, "gone")))
+    with pytest.raises(NotLoaded, match=f"stage 's': its function cannot be loaded .*{says}"):
+        sent.setup(call())
+    sent.teardown()
+
+
+def test_setup_error_of_an_imported_module_is_raised_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that does not answer may answer later."""
+    (tmp_path / "reads_a_disk.py").write_text("raise OSError('stale file handle')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(OSError, match="stale"):
+        SentProgram(stage="s", data=pickle.dumps(Gone("reads_a_disk", "f"))).setup(call())
+
+
+def test_run_item_that_cannot_be_loaded_is_reported_as_that() -> None:
+    made = program(lambda ctx, item: item, has_items=True)
+    with pytest.raises(NotLoaded, match="the item of rank 0 cannot be loaded"):
+        made.run(call(args=pickle.dumps(Gone("no_such_module", "x"))))
+
+
+def test_sent_program_does_what_the_program_does() -> None:
+    data = dumps(program(lambda ctx: ctx.setup_value, setup_fn=lambda ctx: 3))
+    sent = pickle.loads(pickle.dumps(SentProgram(stage="s", data=data)))
+    sent.setup(call())
+    assert sent.run(call()).result == "3"
+    sent.teardown()

@@ -164,6 +164,13 @@ OURS = [
     Row("executor.cancelled", K.CANCELLED, "D", named("thornback.executor", "RunCancelled")),
     Row("executor.given_up", K.APPLICATION, "D", named("thornback.executor", "RankFailure")),
     Row(
+        "executor.not_loaded",
+        K.SYSTEM,
+        "R",
+        named("thornback.executor", "NotLoaded"),
+        {"phase": "setup"},
+    ),
+    Row(
         "executor.misuse",
         K.SYSTEM,
         "D",

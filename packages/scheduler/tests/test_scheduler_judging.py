@@ -22,6 +22,7 @@ from thornback.scheduler.testing import (
 
 ALIKE = ScriptedPolicy(
     {
+        "never": FakeVerdict(retry=False, machine_fault=True, stop=StopReason.FINAL),
         "bug": FakeVerdict(retry=False, signature="NameError at job.py:3"),
         "other": FakeVerdict(retry=False, signature="KeyError at job.py:9"),
     }
@@ -241,6 +242,33 @@ def test_stage_with_a_success_does_not_fail_fast(when: str) -> None:
         game.fail(number, game.scheduler.outstanding(number)[0].start, "bug")
         number = max(game.referee.outstanding)
     assert game.scheduler.counts(0).running == 1
+
+
+# -- no rank can ever run --------------------------------------------------------------------------
+
+
+def test_stage_stops_at_the_first_fault_that_is_final_for_every_machine() -> None:
+    game = play(plan(50, slots=2, max_gangs=1, policy=ALIKE))
+    game.start()
+    game.ready(0)
+    game.fail(0, 0, "never")
+    assert game.scheduler.counts(0).skipped == 0, "the other slot may still succeed"
+    records = [c for c in game.fail(1, 1, "never") if isinstance(c, Record)]
+    assert {c.state: c.stop for c in records} == {
+        RecordState.FAILED: StopReason.FINAL,
+        RecordState.SKIPPED: StopReason.FINAL,
+    }
+    assert "no rank of it can run: never" in game.scheduler.reason(0, 49)
+
+
+def test_stage_with_a_success_goes_on_after_a_final_fault_of_one_machine() -> None:
+    game = play(plan(50, slots=2, max_gangs=1, policy=ALIKE))
+    game.start()
+    game.ready(0)
+    game.fail(0, 0, "never")
+    game.succeed(1, busy_s=9.0)
+    assert game.scheduler.counts(0).skipped == 0
+    assert game.scheduler.counts(0).running > 0
 
 
 # -- evidence against a rank that waits ------------------------------------------------------------

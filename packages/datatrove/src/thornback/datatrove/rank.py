@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,11 @@ class PipelineRank:
     """For the writing of the log: a store that hangs must not hold a rank that is done."""
     _apart: Apart = attrs.field(factory=Apart, repr=False)
     _desk: LogDesk = attrs.field(factory=LogDesk, repr=False)
+
+    @property
+    def __thornback_params__(self) -> Mapping[str, object]:
+        """Nothing: the parameters of the steps are compared by the journal of the pipeline."""
+        return {}
 
     @property
     def __thornback_preload__(self) -> tuple[str, ...]:

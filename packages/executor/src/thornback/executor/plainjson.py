@@ -37,7 +37,7 @@ def dumps(value: object, what: str) -> str:
         return json.dumps(value, default=_default)
     except Exception as error:  # user classes may raise anything
         found = next(_problems(value, what), "")
-        raise NotJson(found or f"{what}: {_said(error)}") from error
+        raise NotJson(found or f"{what}: {said(error)}") from error
 
 
 def check_keys(value: object, what: str) -> None:
@@ -99,7 +99,8 @@ def _shown(key: object) -> str:
         return f"a {type(key).__qualname__}"
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """Return the text of an error; its class where it has none."""
     try:
         return str(error) or type(error).__qualname__
     except Exception:  # noqa: BLE001  # user code

@@ -13,9 +13,10 @@ from thornback.executor import pickling
 from thornback.executor.edges import edge_to
 from thornback.executor.errors import UsageError
 from thornback.executor.job import Job, Stage
+from thornback.executor.names import MAIN, is_main
 from thornback.executor.paths import STAGING, located
 from thornback.executor.ports import Places, Ranks
-from thornback.executor.program import StageProgram
+from thornback.executor.program import SentProgram, StageProgram
 from thornback.executor.runtime_env import resolved
 from thornback.faults import Fault, RetryPolicy
 from thornback.graph import Dag, GraphError, Node, depths, resolve
@@ -320,9 +321,9 @@ class RunPlan:
         start no threads: the fork server would begin again without any."""
         modules = [PROGRAM_MODULE]
         for stage in self.stages:
-            modules.append(getattr(stage.fn, "__module__", None) or "__main__")
+            modules.append(getattr(stage.fn, "__module__", None) or MAIN)
             modules += getattr(stage.fn, "__thornback_preload__", ())
-        return tuple(name for name in dict.fromkeys(modules) if name != "__main__")
+        return tuple(name for name in dict.fromkeys(modules) if not is_main(name))
 
     def _program(self, number: int) -> bytes:
         stage = self.stages[number]
@@ -339,7 +340,8 @@ class RunPlan:
             parents=self._results_of(stage),
             own_parents=self.own_parents.get(stage.name, ()),
         )
-        return _pickled(program, f"Stage {stage.name!r}: its function does not pickle")
+        data = _pickled(program, f"Stage {stage.name!r}: its function does not pickle")
+        return pickle.dumps(SentProgram(stage=stage.name, data=data))
 
     def _pickled_items(self, stage: Stage) -> list[bytes]:
         return [

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import pickle
 import posixpath
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ from thornback.executor.paths import (
     staged_name,
     staging_of,
 )
-from thornback.executor.plainjson import NotJson, check_keys, dumps
+from thornback.executor.plainjson import NotJson, check_keys, dumps, said
 from thornback.executor.results import MISSING, Results
 from thornback.pool import ProgramResult, RankCall
 
@@ -47,6 +48,21 @@ class BadTarget(ValueError):
     """A final name that nothing can be published under; the next attempt would choose it too."""
 
     non_retryable = True
+
+
+class NotLoaded(Exception):
+    """What a rank needs is not there, or of another kind, where it should run: a module, a function
+    in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.non_retryable = True
+        """Read by the classifier: another try would meet the same."""
+
+
+_NOT_THERE = (ImportError, AttributeError, SyntaxError, pickle.UnpicklingError, TypeError)
+"""What `pickle.loads` raises then. Anything else is what a module raised when it was imported, and
+may go away: a disk that does not answer, no memory."""
 
 
 @attrs.define(slots=True, eq=False)
@@ -329,10 +345,12 @@ class StageProgram:
         """Call the user's function and encode what it returned."""
         ctx = self._context(context)
         if self.has_items:
-            import pickle  # only stages with items need it
-
-            item = self._handed(context)[0] if self.own_parents else context.args
-            value = self.fn(ctx, pickle.loads(item or b""))
+            data = self._handed(context)[0] if self.own_parents else context.args
+            try:
+                item = pickle.loads(data or b"")
+            except _NOT_THERE as error:
+                raise _not_loaded(self.stage, f"the item of rank {ctx.rank}", error) from error
+            value = self.fn(ctx, item)
         else:
             value = self.fn(ctx)
         return ProgramResult(result=self._encode(value, ctx.rank), outputs=tuple(ctx._outputs))
@@ -390,8 +408,6 @@ class StageProgram:
 
     def _handed(self, call: RankCall) -> tuple[bytes, Mapping[str, str]]:
         """Return the pickled item, and the JSON of the rank of this number by stage."""
-        import pickle  # only stages that come one to one after others need it
-
         item, texts = pickle.loads(call.args or b"")
         return item, texts
 
@@ -413,3 +429,45 @@ class StageProgram:
                 f"{MAX_RESULT_BYTES} are kept: publish a file (ctx.publish) and return its path"
             )
         return text
+
+
+@attrs.define(slots=True, eq=False)
+class SentProgram:
+    """A `StageProgram` as it is sent to workers (fulfils `thornback.pool.Program`). It is loaded in
+    the set-up, so that a function which cannot be loaded is reported as exactly that."""
+
+    stage: str
+    data: bytes = attrs.field(repr=False)
+    """Pickled."""
+    _program: StageProgram | None = None
+
+    def setup(self, context: RankCall, /) -> None:
+        """Load the program and call the user's `setup`, once per process.
+
+        Raises:
+            NotLoaded: a module or function is not there.
+        """
+        try:
+            self._program = pickle.loads(self.data)
+        except _NOT_THERE as error:
+            raise _not_loaded(self.stage, "its function", error) from error
+        assert self._program is not None
+        self._program.setup(context)
+
+    def teardown(self) -> None:
+        """Call the user's `teardown`, once per process that was set up and ends in order."""
+        if self._program is not None:
+            self._program.teardown()
+
+    def run(self, context: RankCall, /) -> ProgramResult:
+        """Call the user's function and encode what it returned."""
+        assert self._program is not None, "a rank before its setup"
+        return self._program.run(context)
+
+
+def _not_loaded(stage: str, what: str, error: Exception) -> NotLoaded:
+    return NotLoaded(
+        f"stage {stage!r}: {what} cannot be loaded on the worker: {said(error)}. Install its "
+        "module there, send it along (runtime_env with working_dir, py_modules or pip), or define "
+        "it in the script itself"
+    )

@@ -215,6 +215,15 @@ EXECUTOR_RULES = (
         why="a run gave it up, and had tried it again before",
     ),
     Rule(
+        name="executor.not_loaded",
+        kind=FaultKind.SYSTEM,
+        types=("thornback.executor.NotLoaded",),
+        origins=(Origin.RANK,),
+        facts={"phase": "setup"},
+        final=True,
+        why="the stage's function cannot be loaded: its module is missing, or another version",
+    ),
+    Rule(
         name="executor.misuse",
         kind=FaultKind.SYSTEM,
         types=(

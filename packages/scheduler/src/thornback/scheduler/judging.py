@@ -65,7 +65,11 @@ def rank_failed(board: Board[F], assignment: Assignment[F], event: RankFailed[F]
         board.evidence.changed = True
     elif verdict.machine_fault:
         _count_fault(board, gang, nodes, verdict)
-        _stop_without_progress(board, stage, event.fault)
+        if verdict.stop is StopReason.FINAL and not _has_success(stage):
+            text = f"no rank of it can run: {_line(event.fault)}"
+            _trip(board, stage, Stopped(StopReason.FINAL, text))
+        else:
+            _stop_without_progress(board, stage, event.fault)
     elif not verdict.retry and verdict.signature:
         _stop_if_all_alike(board, stage, verdict)
 
@@ -327,21 +331,28 @@ def _stop_without_progress(board: Board[F], stage: Stage[F], last: F) -> None:
         what = f"{streak.faults} machine faults"
     else:
         return
-    line = str(last).strip().partition("\n")[0][:FAULT_SHOWN]
-    text = f"no progress: {what}, and no rank finished since. The last: {line}"
+    text = f"no progress: {what}, and no rank finished since. The last: {_line(last)}"
     _trip(board, stage, Stopped(StopReason.NO_PROGRESS, text))
 
 
 def _stop_if_all_alike(board: Board[F], stage: Stage[F], verdict: Verdict) -> None:
     """Stop a stage whose first ranks all fail with the same error of the user's code."""
     limit = stage.plan.fail_fast
-    if limit is None or stage.in_state[RankState.DONE] or stage.in_state[RankState.RECORDING]:
+    if limit is None or _has_success(stage):
         return
     stage.streak.begin(board.next_gang)
     count = stage.alike[verdict.signature] = stage.alike.get(verdict.signature, 0) + 1
     if count >= limit:
         text = f"every rank fails alike: {count} ranks, and none finished. {verdict.reason}"
         _trip(board, stage, Stopped(StopReason.ALL_ALIKE, text))
+
+
+def _has_success(stage: Stage[F]) -> bool:
+    return bool(stage.in_state[RankState.DONE] or stage.in_state[RankState.RECORDING])
+
+
+def _line(fault: object) -> str:
+    return str(fault).strip().partition("\n")[0][:FAULT_SHOWN]
 
 
 def _trip(board: Board[F], stage: Stage[F], why: Stopped) -> None:
