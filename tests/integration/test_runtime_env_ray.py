@@ -105,13 +105,13 @@ def test_runtime_env_that_can_never_be_built_ends_its_stage_at_once(tmp_path: Pa
     report = caught.value.report
     (failure,) = caught.value.exceptions
     words = r"No matching distribution found for thornback-no-such|Please install virtualenv"
-    assert re.search(words, str(failure))
+    assert re.search(words, caught.value.text)
     assert isinstance(failure, RankFailure)
     assert re.search(r"Could not find a version|Please install virtualenv", failure.cause)
     assert len(report.attempts) <= 2, "the gangs that were asked for together, and no more"
     assert {attempt.stop for attempt in report.attempts} == {StopReason.FINAL}
     assert HIDDEN not in repr(report)
-    assert HIDDEN not in str(failure)
+    assert HIDDEN not in caught.value.text
 
 
 @pytest.mark.anyio

@@ -21,6 +21,8 @@ _LINES = 28
 _LEAST_LINES = 5
 """For one of them."""
 _LINE_CHARS = 200
+_TEXT_CHARS = 400
+"""Of the line that names a cause."""
 _MESSAGE_CHARS = 300
 """Of a message, that are compared with others."""
 
@@ -126,11 +128,11 @@ def text_of(ended: GivenUp) -> str:
     the error."""
     last = ended.last
     if last is None:
-        return first_line(ended.reason, _LINE_CHARS)
+        return first_line(ended.reason, _TEXT_CHARS)
     text = fault_text(last.fault)
     if last.rank is None:  # a gang was lost: that alone does not say why nothing was tried again
-        reason = first_line(ended.reason, _LINE_CHARS)
-        said = first_line(last.fault.message, _LINE_CHARS)
+        reason = first_line(ended.reason, _TEXT_CHARS)
+        said = first_line(last.fault.message, _TEXT_CHARS)
         return reason if said in reason else f"{reason}: {text}"
     return text
 
@@ -138,7 +140,7 @@ def text_of(ended: GivenUp) -> str:
 def fault_text(fault: Fault) -> str:
     """Return one line on a fault: `NameError: name 'x' is not defined`."""
     name = fault.error_type.rpartition(".")[2]
-    line = first_line(fault.message, _LINE_CHARS)
+    line = first_line(fault.message, _TEXT_CHARS)
     parts = [_KINDS.get(fault.kind, "")]
     if not fault.error_type.startswith("thornback.") or not line:
         parts.append(name)
@@ -201,7 +203,7 @@ def headline(report: RunReport, causes: Sequence[Cause], noun: str = "rank") -> 
         if stage.failed
     ]
     if not failed or not causes:
-        return first_line(report.reason, _LINE_CHARS)
+        return first_line(report.reason, _TEXT_CHARS)
     more = len(failed) - MOST_STAGES
     several = f" and of {counted(more, 'more stage')}" if more > 0 else ""
     others = f" (and {counted(len(causes) - 1, 'other cause')})" if len(causes) > 1 else ""

@@ -58,13 +58,14 @@ def make_report(
     )
 
 
-def beginning(info: RunInfo) -> str:
-    """Return one line about a run that begins."""
+def beginning(info: RunInfo, *, where: bool) -> str:
+    """Return one line about a run that begins; `where`: name the backend, too."""
     total = sum(stage.total for stage in info.stages)
     before = sum(stage.recorded_before for stage in info.stages)
     stages = f" in {len(info.stages)} stages" if len(info.stages) > 1 else ""
     recorded = f"; {before:,} are recorded already" if before else ""
-    who = f"job {info.job!r}: {counted(total, 'rank')}{stages} on {info.backend}{recorded}"
+    place = f" on {info.backend}" if where else ""
+    who = f"job {info.job!r}: {counted(total, 'rank')}{stages}{place}{recorded}"
     return f"{who}; state: {info.state_url} (term {info.term})"
 
 

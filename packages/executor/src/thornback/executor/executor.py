@@ -378,7 +378,7 @@ class Executor:
                 backend=connection.name,
                 stages=driver.progress(),
             )
-            say(printer, beginning(info))
+            say(printer, beginning(info, where=not connection.size))
             watchers.tell(lambda observer: observer.started(info))
             tell_waits(connection.leases, watchers)
             await self._accompanied(driver, remote)
