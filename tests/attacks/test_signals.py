@@ -9,11 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from thornback.executor import Executor, Job, JournalError, Stage
+from thornback.executor.ports import Journal
 
 BOUND_S = 60
 JOB = """
@@ -82,7 +86,7 @@ def test_script_ended_by_a_signal_exits_with_its_code_and_no_traceback(
         process.send_signal(number)
         stderr = process.communicate(timeout=BOUND_S)[1]
     assert process.returncode == code, stderr
-    assert stderr.startswith(f"thornback: {number.name}: ending the run")
+    assert f"thornback: {number.name}: ending the run" in stderr
     assert "Traceback" not in stderr
 
 
@@ -139,8 +143,19 @@ def test_script_that_fails_exits_with_1_and_one_frame_of_ours(tmp_path: Path) ->
     assert len(frames_of_ours(ended.stderr.partition("+-+---")[0])) == 1, ended.stderr
 
 
+class Refuses:
+    """A journal that cannot be opened."""
+
+    async def __aenter__(self) -> Journal:
+        raise JournalError("the state is out of order")
+
+    async def __aexit__(self, *_: object) -> None:
+        raise AssertionError("it was not entered")
+
+
 def test_error_raised_by_run_is_not_printed_below_an_unrelated_one(tmp_path: Path) -> None:
-    ended = run_to_the_end(tmp_path, "return 1", "nosuchprotocol://state")
-    assert ended.returncode == 1
-    assert "nosuchprotocol" in ended.stderr
-    assert "During handling of the above exception" not in ended.stderr
+    executor = Executor.on_local(state=str(tmp_path / "state"), journal=Refuses)
+    with pytest.raises(JournalError) as caught:
+        executor.run(Job("job", [Stage("stage", print, ranks=1)]))
+    printed = "".join(traceback.format_exception(caught.value))
+    assert "During handling of the above exception" not in printed

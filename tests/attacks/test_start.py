@@ -25,7 +25,7 @@ def rank(ctx):
 
 if __name__ == "__main__":
     executor = Executor.on_local(state=os.environ["STATE"], cpus=1, env={env!r})
-    print(executor.run(Job("job", [Stage("stage", rank, ranks=1)])).results("stage"))
+    print(executor.run(Job("job", [Stage("stage", rank, ranks=1)])).results("stage")[0])
 """
 
 
