@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 
 from thornback.executor import Executor, Job, RunReport, Stage
@@ -156,6 +155,25 @@ def test_second_rank_with_a_final_name_is_refused_and_named(tmp_path: Path) -> N
     assert (tmp_path / "real" / "x").read_text() == "0"
 
 
+def test_final_name_of_an_earlier_run_is_known(tmp_path: Path) -> None:
+    """In a state that was resumed and compacted since; the rank itself may publish it again."""
+    state, flag = tmp_path / "state", tmp_path / "flag"
+
+    def publish(ctx: Any) -> None:
+        if ctx.rank and not flag.exists():
+            raise RuntimeError("only rank 0 in the first run")
+        with ctx.publish(f"{tmp_path}/x") as staged, open(staged, "w") as file:
+            file.write(str(ctx.rank))
+
+    assert run(publish, state, ranks=2).stages["stage"].done == 1
+    flag.touch()
+    for _ in range(2):
+        (ended,) = run(publish, state, ranks=2).given_up
+        assert ended.last is not None
+        assert "published by stage 'stage', rank 0," in ended.last.fault.message
+    assert (tmp_path / "x").read_text() == "0"
+
+
 def test_rank_that_publishes_twice_under_one_name_keeps_the_last(tmp_path: Path) -> None:
     def publish(ctx: Any) -> None:
         for text in ("first", "last"):
@@ -252,14 +270,16 @@ def test_declared_places_let_a_resumed_run_promote(tmp_path: Path, home: Path) -
     state, out = tmp_path / "runs" / "state", tmp_path / "data"
 
     def publish(ctx: Any) -> str:
+        if ctx.rank == 1:
+            raise RuntimeError("this rank is recorded, or fails")
         return "ran"
 
-    assert run(publish, state, ranks=1).state == "succeeded"
+    assert run(publish, state, ranks=2).state == "failed"
     staged = state / "staging" / "stage" / EPOCH / "1" / "0"
     staged.parent.mkdir(parents=True)
     staged.write_text("recorded")
-    job = Job("job", [Stage("stage", publish, ranks=2)], outputs=[str(out)])
     forge(state, {1: (str(staged), f"{out}/x")})
-    executor = attrs.evolve(Executor.on_local(state=str(state), cpus=1), on_mismatch="adopt")
-    assert executor.run(job).results("stage") == {0: "ran", 1: "forged"}
+    job = Job("job", [Stage("stage", publish, ranks=2)], outputs=[str(out)])
+    report = Executor.on_local(state=str(state), cpus=1).run(job)
+    assert dict(report.results("stage")) == {0: "ran", 1: "forged"}
     assert (out / "x").read_text() == "recorded"

@@ -26,6 +26,7 @@ from thornback.executor import (
     RunReport,
     Stage,
     StageProgress,
+    UsageError,
 )
 from thornback.executor.journal.errors import HeldByAnother, Superseded
 
@@ -122,7 +123,7 @@ def test_errors_about_a_state_do_not_show_its_password() -> None:
     Executor.on_local(state=other, **options).run(Job("j", [Stage("a", lambda ctx: 1, ranks=1)]))
     with pytest.raises(IdentityMismatch) as mismatch:
         Executor.on_local(state=other, **options).run(Job("j", [Stage("a", len, ranks=2)]))
-    with pytest.raises(JournalError) as unknown:
+    with pytest.raises(UsageError) as unknown:
         Executor.on_local(state=f"nosuch://me:{URL_PASSWORD}@host/x").run(
             Job("j", [Stage("a", len, items=["x"])])
         )

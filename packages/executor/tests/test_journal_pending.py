@@ -197,6 +197,19 @@ async def test_record_of_an_older_attempt_of_a_rank_is_passed_over(tmp_path: Pat
     assert (tmp_path / "newer").read_text() == "new"
 
 
+async def test_hashes_of_final_names_survive_compaction_and_not_a_void(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    hashes = [(1, 7), (2, 8), (2, 2**64 - 1)]
+    await run_once(state, attrs.evolve(done("a", 1, 2), targets=hashes))
+    for _ in range(2):  # what a resumed driver writes into its base, the next one reads there
+        opened = await resumed(state)
+        assert {name: sorted(pairs) for name, pairs in opened.targets.items()} == {
+            "a": [(1, 7), (2, 8), (2, 2**64 - 1)]
+        }
+    await run_once(state, Completion(stage="a", ranks=(range(2, 3),), state="void"))
+    assert list((await resumed(state)).targets["a"]) == [(1, 7)]
+
+
 class Keyed(MemoryFileSystem):  # type: ignore[misc]  # fsspec ships no types
     """A memory file system of buckets, which wants a key."""
 

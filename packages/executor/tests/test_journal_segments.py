@@ -34,6 +34,7 @@ from thornback.executor.journal.segments import (
     encode_record,
     merged,
 )
+from thornback.executor.journal.targets import Targets
 from thornback.executor.ports import Completion, Identity, Json, Ranks, StageIdentity
 
 RANKS = 40
@@ -59,6 +60,10 @@ def numbers_of(ranks: Ranks) -> set[int]:
     return {n for piece in ranks for n in piece}
 
 
+def targets_of(ranks: frozenset[int]) -> st.SearchStrategy[tuple[int, int]]:
+    return st.tuples(st.sampled_from(sorted(ranks)), st.integers(0, 2**64 - 1))
+
+
 @st.composite
 def records(draw: st.DrawFn) -> Completion:
     ranks = draw(rank_sets.filter(bool))
@@ -75,6 +80,7 @@ def records(draw: st.DrawFn) -> Completion:
         epoch=draw(st.sampled_from(["", "000001.000000002"])),
         results=results,
         outputs=draw(st.lists(st.tuples(texts, texts), max_size=2)) if done else [],
+        targets=(done and Targets(draw(st.lists(targets_of(ranks), max_size=3)))) or (),
         certificate=why,
     )
 
@@ -380,6 +386,7 @@ def test_digest_ignores_empty_fields_and_nothing_else() -> None:
         (Completion(stage="a", ranks=(range(1),), state="done", results={0: "{"}), "not JSON"),
         (Completion(stage="a", ranks=(range(1),), state="done", results={-1: "1"}), "a rank"),
         (Completion(stage="a", ranks=(range(1),), state="void", results={0: "1"}), "void record"),
+        (Completion(stage="a", ranks=(range(1),), state="void", targets=[(0, 1)]), "void record"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(record: Completion, why: str) -> None:
@@ -400,17 +407,21 @@ class Plain:
     def __init__(self, batch: list[Completion]) -> None:
         self.state: dict[tuple[str, int], str] = {}
         self.results: dict[tuple[str, int], str] = {}
+        self.targets: dict[tuple[str, int], set[int]] = {}
         for record in batch:
             for rank in numbers_of(record.ranks):
                 key = record.stage, rank
                 if record.state == "void":
                     self.state.pop(key, None)
                     self.results.pop(key, None)
+                    self.targets.pop(key, None)
                 elif self.state.get(key) != "done":
                     self.state[key] = record.state
             if record.state == "done":
                 for rank, text in record.results.items():
                     self.results.setdefault((record.stage, rank), text)
+                for rank, number in record.targets:
+                    self.targets.setdefault((record.stage, rank), set()).add(number)
 
     def of(self, stage: str, state: str) -> set[int]:
         return {rank for (name, rank), said in self.state.items() if (name, said) == (stage, state)}
@@ -434,6 +445,12 @@ def test_the_fold_is_the_obvious_one(batch: list[Completion]) -> None:
         assert dict(found.results) == {
             rank: text for (name, rank), text in plain.results.items() if name == stage
         }
+        assert set(found.targets) == {
+            (rank, number)
+            for (name, rank), numbers in plain.targets.items()
+            for number in numbers
+            if name == stage
+        }
         for paper in found.certificates:
             assert paper.ranks
             about = found.failed if paper.state == "failed" else found.skipped
@@ -456,6 +473,7 @@ def test_clip(batch: list[Completion], size: int) -> None:
             kept = {n for n in numbers_of(getattr(found, field)) if n < size}
             assert numbers_of(getattr(clipped, field)) == kept
         assert all(rank < size for rank in clipped.results)
+        assert set(clipped.targets) == {pair for pair in found.targets if pair[0] < size}
         assert clip(found, RANKS) == found
 
 

@@ -19,6 +19,7 @@ from thornback.executor.apart import apart
 from thornback.executor.certifier import LiveAssignment
 from thornback.executor.journal.errors import JournalError
 from thornback.executor.journal.promote import Mover
+from thornback.executor.journal.targets import Holders
 from thornback.executor.paths import (
     CONTROL,
     STAGING,
@@ -41,7 +42,7 @@ _RANK_BITS = 40
 class OutputDesk:
     """Examines reports, and knows which rank has published under which final name.
 
-    Of a name only a hash of 64 bits is kept: a million of them take 100 MB.
+    Of a name only a hash of 64 bits is kept: a million of them take 50 MB.
 
     Args:
         plan: of the run.
@@ -55,8 +56,12 @@ class OutputDesk:
         self._mover = Mover(state=self._state)
         self._disk_s = disk_s
         self._limiter = anyio.CapacityLimiter(THREADS)
-        self._holders: dict[int, int] = {}
+        self._holders = Holders()
         """By hash of the name: stage and rank in one number."""
+        for name, pairs in opened.targets.items():
+            if (number := plan.index.get(name)) is not None:
+                for rank, target in pairs:
+                    self._holders.set(target, number << _RANK_BITS | rank)
 
     async def examine(self, live: LiveAssignment, report: Report) -> Report:
         """Return the report with outcomes failed whose files are not what a rank may publish.
@@ -82,8 +87,8 @@ class OutputDesk:
         mine = stage << _RANK_BITS | outcome.rank
         hashes = live.targets.get(outcome.rank, ())
         for number, (_, final) in zip(hashes, outcome.outputs, strict=True):
-            holder = self._holders.get(number, mine)
-            if holder != mine:
+            holder = self._holders.get(number)
+            if holder is not None and holder != mine:
                 other, rank = holder >> _RANK_BITS, holder & (1 << _RANK_BITS) - 1
                 return _refused(
                     outcome,
@@ -92,7 +97,8 @@ class OutputDesk:
                     "the first one stays. Give each rank a name of its own, such as "
                     "f'part-{ctx.rank}'",
                 )
-        self._holders.update(dict.fromkeys(hashes, mine))
+        for number in hashes:
+            self._holders.set(number, mine)
         return outcome
 
     def _sound(self, live: LiveAssignment, outcome: Outcome) -> Outcome:

@@ -11,7 +11,7 @@ have done its work or not, unless the entry promises more.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -261,6 +261,8 @@ class Opened:
     """Not to be run again."""
     failed: Mapping[str, Ranks] = attrs.field(factory=dict)
     """Given up by an earlier run."""
+    targets: Mapping[str, Iterable[tuple[int, int]]] = attrs.field(factory=dict)
+    """`Completion.targets` of ranks that are done."""
     warnings: tuple[str, ...] = ()
     """What users should know about these records, one sentence each."""
     damaged: tuple[str, ...] = ()
@@ -283,6 +285,8 @@ class Completion:
     """JSON text by rank; a rank without one returned None."""
     outputs: Sequence[tuple[str, str]] = ()
     """(staged, final) to be promoted after the record is durable."""
+    targets: Iterable[tuple[int, int]] = ()
+    """Rank and hash (64 bits) of each final name of `outputs`."""
     certificate: Mapping[str, Json] | None = None
     """Of a failed or skipped rank: why."""
 

@@ -30,6 +30,11 @@ class RecordDesk:
             epoch=f"{self._term:06d}.{live.command.assignment:09d}",
             results={o.rank: o.result for o in outcomes if o.result is not None},
             outputs=[pair for outcome in outcomes for pair in outcome.outputs],
+            targets=[
+                (outcome.rank, target)
+                for outcome in outcomes
+                for target in live.targets.pop(outcome.rank, ())
+            ],
         )
 
     def ended(

@@ -307,6 +307,7 @@ class FileJournal:
             term=term,
             done={name: records.done for name, records in known.items() if records.done},
             failed={name: records.failed for name, records in known.items() if records.failed},
+            targets={name: records.targets for name, records in known.items() if records.targets},
             warnings=(*said, *kept.warnings),
             damaged=self.damaged,
         )

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 
 import attrs
 
+from thornback.executor.journal.targets import Targets
 from thornback.executor.ports import Completion, Json, Ranks
 
 Ended: TypeAlias = Literal["failed", "skipped"]
@@ -40,6 +41,8 @@ class StageRecords:
     results: Mapping[int, str] = attrs.field(factory=dict)
     """JSON text by rank; only of stages whose results were asked for."""
     certificates: tuple[Certificate, ...] = ()
+    targets: Targets = attrs.field(factory=Targets)
+    """What its ranks have published."""
 
     def without(self, ranks: Ranks) -> StageRecords:
         """Return the records as if these ranks had never been done."""
@@ -49,6 +52,7 @@ class StageRecords:
             self,
             done=subtract(self.done, ranks),
             results={r: t for r, t in self.results.items() if not contains(ranks, r)},
+            targets=self.targets.of(lambda rank: not contains(ranks, rank)),
         )
 
 
@@ -62,6 +66,7 @@ class _Era:
     ended: list[tuple[Ended, Ranks]] = attrs.field(factory=list)
     certificates: dict[tuple[Ended, Ranks], Mapping[str, Json]] = attrs.field(factory=dict)
     results: dict[int, str] = attrs.field(factory=dict)
+    targets: Targets = attrs.field(factory=Targets)
 
 
 class Ledger:
@@ -77,13 +82,15 @@ class Ledger:
         """Take the next record."""
         eras = self._stages.setdefault(record.stage, [_Era()])
         if record.state == "void":
-            if eras[-1].done or eras[-1].ended or eras[-1].results:
+            last = eras[-1]
+            if last.done or last.ended or last.results or len(last.targets):
                 eras.append(_Era())
             eras[-1].void += record.ranks
             return
         era = eras[-1]
         if record.state == "done":
             era.done += record.ranks
+            era.targets.add(record.targets)
             if record.results and self._keep_results(record.stage):
                 for rank, text in record.results.items():
                     era.results.setdefault(rank, text)
@@ -109,6 +116,7 @@ def clip(records: StageRecords, world_size: int) -> StageRecords:
         skipped=intersect(records.skipped, top),
         results={rank: text for rank, text in records.results.items() if rank < world_size},
         certificates=tuple(attrs.evolve(c, ranks=ranks) for ranks, c in pieces if ranks),
+        targets=records.targets.below(world_size),
     )
 
 
@@ -175,6 +183,7 @@ class _Folded:
     """`failed` and `skipped` are disjoint. Ranks that are done may be among them."""
     certificates: Mapping[tuple[Ended, Ranks], Mapping[str, Json]]
     results: Mapping[int, str]
+    targets: Targets
 
 
 def _fold(era: _Era) -> _Folded:
@@ -193,6 +202,7 @@ def _fold(era: _Era) -> _Folded:
         skipped=skipped,
         certificates=era.certificates,
         results=era.results,
+        targets=era.targets,
     )
 
 
@@ -204,6 +214,7 @@ def _join(old: _Folded, new: _Folded) -> _Folded:
     for key in new.certificates:
         cut.pop(key, None)
     kept = {rank: text for rank, text in old.results.items() if not contains(void, rank)}
+    targets = old.targets.of(lambda rank: not contains(void, rank))
     return _Folded(
         void=normalise((*old.void, *void)),
         done=normalise((*subtract(old.done, void), *new.done)),
@@ -211,6 +222,7 @@ def _join(old: _Folded, new: _Folded) -> _Folded:
         skipped=normalise((*subtract(skipped, new.failed), *new.skipped)),
         certificates={**cut, **new.certificates},
         results={**new.results, **kept},
+        targets=targets.joined(new.targets),
     )
 
 
@@ -227,6 +239,7 @@ def _freeze(eras: Sequence[_Era]) -> StageRecords:
         skipped=skipped,
         results={rank: last.results[rank] for rank in sorted(last.results)},
         certificates=tuple(_valid(last, failed, skipped)),
+        targets=last.targets,
     )
 
 

@@ -25,6 +25,8 @@ A record is an object with
     epoch             of the assignment; may be missing, as may all below
     results           {"<rank>": "<JSON text>"}
     outputs           [["<staged>", "<final>"], ...]
+    targets           [[<rank>, ...], "<16 hexadecimal digits for each>"]: hashes of the final names
+                      that these ranks have published, so that no two publish under one name
     certificate       an object: why it failed or was skipped
 
 The end is an object with
@@ -60,6 +62,7 @@ import attrs
 
 from thornback.executor.journal.errors import NewerFormat
 from thornback.executor.journal.ledger import StageRecords, normalise
+from thornback.executor.journal.targets import Targets
 from thornback.executor.ports import Completion, Identity, Json, Ranks, StageIdentity
 
 T = TypeVar("T")
@@ -200,6 +203,8 @@ def _encoded(record: Completion) -> bytes:
         fields["results"] = {str(rank): text for rank, text in record.results.items()}
     if record.outputs:
         fields["outputs"] = [[staged, final] for staged, final in record.outputs]
+    if targets := Targets(record.targets):
+        fields["targets"] = targets.as_json()
     if record.certificate is not None:
         fields["certificate"] = dict(record.certificate)
     try:
@@ -223,6 +228,8 @@ def merged(stage: str, records: StageRecords) -> Iterator[Completion]:
         yield Completion(stage=stage, ranks=ranks, state="done")
     for items in _chunks(tuple(records.results.items())):
         yield Completion(stage=stage, ranks=(), state="done", results=dict(items))
+    for targets in records.targets.batched(_CHUNK):
+        yield Completion(stage=stage, ranks=(), state="done", targets=targets)
     for ranks in _chunks(records.failed):
         yield Completion(stage=stage, ranks=ranks, state="failed")
     for ranks in _chunks(records.skipped):
@@ -320,7 +327,7 @@ def _record(fields: Mapping[str, Any]) -> Completion:
     results = {
         _rank(key): _json_text(text) for key, text in _mapping(fields.get("results", {})).items()
     }
-    if fields["state"] == "void" and (results or fields.get("outputs")):
+    if fields["state"] == "void" and (results or fields.get("outputs") or fields.get("targets")):
         raise Torn("a void record has results or outputs")
     certificate = fields.get("certificate")
     if certificate is not None:
@@ -332,6 +339,7 @@ def _record(fields: Mapping[str, Any]) -> Completion:
         epoch=_text(fields.get("epoch", "")),
         results=results,
         outputs=[_pair(pair) for pair in _sequence(fields.get("outputs", []))],
+        targets=_targets(fields["targets"]) if "targets" in fields else (),
         certificate=certificate,
     )
 
@@ -406,6 +414,15 @@ def _ranks(found: object) -> Ranks:
             case _:
                 raise _expected("a first rank and the one after the last", piece)
     return normalise(pieces)
+
+
+def _targets(found: object) -> Targets:
+    try:
+        targets = Targets.from_json(found)
+    except ValueError as error:
+        raise _expected("hashes of final names", found) from error
+    _whole(max(targets.top, 0), 0)
+    return targets
 
 
 def _rank(key: str) -> int:

@@ -134,6 +134,7 @@ class FakeJournal:
             term=self._term,
             done={name: records.done for name, records in known.items() if records.done},
             failed={name: records.failed for name, records in known.items() if records.failed},
+            targets={name: records.targets for name, records in known.items() if records.targets},
             warnings=kept.warnings,
         )
 
