@@ -186,6 +186,21 @@ def test_defect_18_steps_that_differ_are_named_also_if_only_some_ranks_are_compl
     assert runs(tmp_path, "a") == {0: 1, 1: 1}
 
 
+@pytest.mark.parametrize("on_mismatch", ["refuse", "adopt"])
+def test_resume_with_other_parameters_of_a_step_warns_and_names_them(
+    on_mismatch: str, tmp_path: Path, told: list[str]
+) -> None:
+    with pytest.raises(RunFailed):
+        make(tmp_path, "a", failing=(0,)).run()
+    make(tmp_path, "a", failing=(), on_mismatch=on_mismatch).run()
+    assert runs(tmp_path, "a") == {0: 1, 1: 1}
+    (line,) = [line for line in told if "parameters have changed since" in line]
+    assert "step 0 (" in line
+    assert "Touch): failing" in line
+    make(tmp_path, "a", failing=(), on_mismatch=on_mismatch).run()
+    assert len([line for line in told if "parameters have changed since" in line]) == 1
+
+
 def test_a_pipeline_of_which_nothing_is_complete_may_be_changed(tmp_path: Path) -> None:
     with pytest.raises(RunFailed):
         make(tmp_path, "a", failing=(0, 1)).run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,9 @@ from datatrove.pipeline.writers import JsonlWriter
 
 from thornback.datatrove.identity import (
     as_text,
+    changed_params,
     differences,
+    pipeline_differences,
     signature,
     stage_identity,
     step_name,
@@ -104,3 +107,50 @@ def test_only_the_first_steps_that_differ_are_told() -> None:
     found = differences(wanted, own=as_text(identity([max] * 9)), executor_json=None)
     assert found[-1] == "6 more steps differ"
     assert len(found) == 4
+
+
+def scale(data: Any, rank: int, world_size: int, factor: object) -> Any:
+    yield from data
+
+
+def test_changed_params_names_steps_and_parameters_and_no_value() -> None:
+    secret = "hunter2"
+    before = [JsonlReader("memory://x", limit=3), partial(scale, factor=secret), [1, 2]]
+    after = [JsonlReader("memory://x", limit=4), partial(scale, factor=secret + "!"), [1, 3]]
+    own = as_text(identity(before))
+    assert changed_params(identity(before), own) == ()
+    assert changed_params(identity(after), own) == (
+        "step 0 (datatrove.pipeline.readers.jsonl.JsonlReader): limit",
+        f"step 1 ({__name__}.scale): factor",
+        "step 2 (Iterable): the documents",
+    )
+    assert differences(identity(after), own=own, executor_json=None) == ()
+    assert pipeline_differences(identity(before), identity(after)) == ()
+    assert secret not in own
+
+
+@pytest.mark.parametrize("own", [None, "", "[]", '{"params": 1, "steps": 2}', '{"steps": []}'])
+def test_changed_params_of_a_directory_that_says_nothing_are_none(own: str | None) -> None:
+    assert changed_params(identity([JsonlReader("memory://x")]), own) == ()
+
+
+def test_changed_params_of_another_step_are_not_told() -> None:
+    own = as_text(identity([partial(scale, factor=1)]))
+    other: Any = shorten
+    assert changed_params(identity([partial(other, factor=2)]), own) == ()
+
+
+def test_differences_steps_of_a_script_are_compared_by_qualified_name() -> None:
+    def moved(step: Any, module: str) -> Any:
+        copied = types.FunctionType(step.__code__, {}, step.__name__)
+        copied.__module__ = module
+        return copied
+
+    names = ("__main__", "job", "__mp_main__")
+    ways = [identity([moved(shorten, name)]) for name in names]
+    for one in ways:
+        for other in ways:
+            assert differences(one, own=as_text(other), executor_json=None) == ()
+            assert pipeline_differences(one, other) == ()
+    renamed = identity([moved(scale, "job")])
+    assert pipeline_differences(ways[0], renamed) == ("step 0 was __main__.shorten, is job.scale",)

@@ -321,7 +321,7 @@ async def test_without_skip_completed_another_pipeline_is_no_matter(
     ("changed", "said"),
     [
         ({"world_size": 4}, "number of tasks was 10, is 4"),
-        ({"version": "v2"}, "signature was 'v1', is 'v2'"),
+        ({"version": "v2"}, "step 0 was v1, is v2"),
     ],
 )
 async def test_another_pipeline_is_refused_adopted_or_adopted_with_a_warning(

@@ -55,6 +55,16 @@ def differences(folder: DataFolder, wanted: StageIdentity) -> tuple[str, ...]:
     )
 
 
+def warn_of_params(member: RayPipelineExecutor, wanted: StageIdentity) -> None:
+    """Warn of steps whose parameters have changed since ranks were completed: these stay as they
+    are."""
+    for changed in identity.changed_params(wanted, _read(member.logging_dir, PIPELINE)):
+        logger.warning(
+            f"logging_dir {url_of(member.logging_dir)!r}: parameters have changed since tasks "
+            f"were completed there, which are not run again: {changed}"
+        )
+
+
 def check_marks(member: RayPipelineExecutor, found: Sequence[str]) -> None:
     """Do what `on_mismatch` says about completions of a pipeline that differs. The journal looks as
     well, but only at pipelines that are to be run, and it cannot name steps.

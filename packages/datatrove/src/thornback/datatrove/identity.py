@@ -2,17 +2,20 @@
 order. Pure.
 
 The parameters of steps do not count: to run a pipeline again with another limit or another prompt
-in the same directory, so that only the ranks that are missing are run, is what people do. A
-function is known by its qualified name, and a lambda, which has none, by its place in the pipeline
-and the function that it stands in. Line numbers do not count: a line added to a script would make
-another pipeline of it.
+in the same directory, so that only the ranks that are missing are run, is what people do. A change
+is warned of. A function is known by its qualified name, and a lambda, which has none, by its place
+in the pipeline and the function that it stands in. Line numbers do not count: a line added to a
+script would make another pipeline of it. Nor does the name of the module where a step comes from a
+script: by import it has another one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from thornback.executor.fingerprint import digests_differ, fingerprint
+from thornback.executor.names import function_name, same_name
 from thornback.executor.ports import StageIdentity
 
 FUNCTION = "thornback.datatrove.rank.PipelineRank"
@@ -24,11 +27,9 @@ _SHOWN = 3
 def step_name(step: object) -> str:
     """Return the name of a step, the same in every process: `package.module.Class`, or of a
     function `package.module.function`; "Iterable" for documents that are given as such."""
-    inner = getattr(step, "func", step)  # functools.partial
-    if not callable(inner):
-        return "Iterable" if _is_documents(inner) else type(inner).__qualname__
-    named = inner if hasattr(inner, "__qualname__") else type(inner)
-    return f"{getattr(named, '__module__', '?')}.{named.__qualname__}"
+    if callable(step):
+        return function_name(step)
+    return "Iterable" if _is_documents(step) else type(step).__qualname__
 
 
 def _is_documents(step: object) -> bool:
@@ -43,15 +44,67 @@ def signature(pipeline: Sequence[object]) -> str:
 def stage_identity(*, name: str, pipeline: Sequence[object], world_size: int) -> StageIdentity:
     """Return the identity of a pipeline. What it depends on is no part of it: a pipeline that is
     run alone is the same as in a chain."""
+    params = {
+        f"{place}.{param}": digest
+        for place, step in enumerate(pipeline)
+        for param, digest in fingerprint(step).params.items()
+        if digest
+    }
     return StageIdentity(
-        name=name, world_size=world_size, function=FUNCTION, version=signature(pipeline)
+        name=name,
+        world_size=world_size,
+        function=FUNCTION,
+        version=signature(pipeline),
+        params=params,
     )
+
+
+def pipeline_differences(old: StageIdentity, new: StageIdentity) -> tuple[str, ...]:
+    """Return one clause per difference between the recorded pipeline and this one."""
+    found = []
+    if old.world_size != new.world_size:
+        found.append(f"number of tasks was {old.world_size}, is {new.world_size}")
+    steps = old.version.split(_BETWEEN), new.version.split(_BETWEEN)
+    return (*found, *step_differences(*steps))
+
+
+def changed_params(identity: StageIdentity, own: str | None) -> tuple[str, ...]:
+    """Return one clause for each step that is the same, but has other parameters: their names.
+
+    Args:
+        identity: of the pipeline.
+        own: what `as_text` gave when the directory was last used; None: it was never.
+    """
+    mine = _loaded(own)
+    before, steps = mine.get("params"), mine.get("steps")
+    if not isinstance(before, Mapping) or not isinstance(steps, list):
+        return ()
+    found: dict[int, list[str]] = {}
+    for name, digest in identity.params.items():
+        place, _, param = name.partition(".")
+        old = before.get(name)
+        if isinstance(old, str) and digests_differ(old, digest):
+            found.setdefault(int(place), []).append(_param_name(param))
+    new = identity.version.split(_BETWEEN)
+    return tuple(
+        f"step {place} ({new[place]}): {', '.join(names)}"
+        for place, names in found.items()
+        if place < len(steps) and same_name(str(steps[place]), new[place])
+    )
+
+
+def _param_name(param: str) -> str:
+    """Return the name for people: `limit` of `self.limit`."""
+    if param == "self":
+        return "the documents"
+    return param.partition(".")[2] or param
 
 
 def as_text(identity: StageIdentity) -> str:
     """Return what is kept in the directory, as JSON."""
     steps = identity.version.split(_BETWEEN)
-    return json.dumps({"world_size": identity.world_size, "steps": steps}, indent=4)
+    kept = {"world_size": identity.world_size, "steps": steps, "params": dict(identity.params)}
+    return json.dumps(kept, indent=4)
 
 
 def differences(
@@ -83,7 +136,7 @@ def step_differences(old: Sequence[str], new: Sequence[str]) -> list[str]:
     found = [
         f"step {place} was {before}, is {after}"
         for place, (before, after) in enumerate(zip(old, new, strict=False))
-        if before != after
+        if not same_name(before, after)
     ]
     if len(found) > _SHOWN:
         found = [*found[:_SHOWN], f"{len(found) - _SHOWN} more steps differ"]

@@ -23,6 +23,7 @@ from thornback.datatrove.directory import (
     logs_of,
     save_executors,
     warn_of_memory,
+    warn_of_params,
 )
 from thornback.datatrove.errors import DependencyFailed
 from thornback.datatrove.failures import failure_of
@@ -231,6 +232,8 @@ def _state(name: str, member: RayPipelineExecutor, incomplete: int) -> PipelineS
     anew = anew and not markers.completed_ranks(member.logging_dir)
     if not anew:
         check_marks(member, found)
+    if skip and incomplete < member.world_size:
+        warn_of_params(member, wanted)
     return PipelineState(
         stage=name,
         folder=member.logging_dir,

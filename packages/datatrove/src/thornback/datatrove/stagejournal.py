@@ -26,6 +26,7 @@ from fsspec.implementations.cached import CachingFileSystem
 from datatrove.io import DataFolder
 from thornback.datatrove import markers, rankresult
 from thornback.datatrove.errors import LoggingDirInUse, PipelineMismatch
+from thornback.datatrove.identity import pipeline_differences
 from thornback.executor import HeldByAnother, IdentityMismatch, JournalError, UsageError
 from thornback.executor.apart import apart
 from thornback.executor.journal.filejournal import FileJournal, JournalParams
@@ -110,6 +111,7 @@ class StageJournal:
             promoter=self._promote,
             keep_results=keep_results,
             anew=not state.skip_completed,
+            compare=pipeline_differences,
             params=params,
             monotonic=monotonic,
             sleep=sleep,
@@ -159,14 +161,14 @@ class StageJournal:
         try:
             opened = await self.native.open(identity, on_mismatch=on_mismatch)
         except IdentityMismatch as error:
-            raise self._mismatch(_in_our_words(error.differences)) from error
+            raise self._mismatch(_without_prefix(error.differences)) from error
         except HeldByAnother as error:
             url = self._folder_url
             raise LoggingDirInUse(url, error.host, error.pid, error.since, error.seen) from error
         for warning in opened.warnings:
             logger.warning("%s", warning)
         if self.native.differences:
-            self._differs(_in_our_words(self.native.differences))
+            self._differs(_without_prefix(self.native.differences))
         return opened
 
     def _differs(self, differences: Sequence[str]) -> None:
@@ -237,10 +239,5 @@ def _write(folder: DataFolder, decode: Decode, results: dict[int, str | None]) -
     markers.promote(folder, texts)
 
 
-def _in_our_words(differences: Sequence[str]) -> list[str]:
-    prefix = f"Stage {PIPELINE!r}: "
-    words = {"world size was": "number of tasks was", "version was": "signature was"}
-    said = [text.removeprefix(prefix) for text in differences]
-    for theirs, ours in words.items():
-        said = [text.replace(theirs, ours) for text in said]
-    return said
+def _without_prefix(differences: Sequence[str]) -> list[str]:
+    return [text.removeprefix(f"Stage {PIPELINE!r}: ") for text in differences]
