@@ -75,8 +75,8 @@ def test_a_failed_parent_in_the_same_job_is_the_cause_and_its_children_are_not_r
     child = make(tmp_path, "child", depends=parent)
     with pytest.raises(RunFailed) as caught:
         child.run()
-    assert "1/2 tasks of 'parent' failed" in str(caught.value)
-    assert "2/2 tasks of 'child' were not run" in str(caught.value)
+    assert "1 of 2 tasks of stage 'parent' failed" in str(caught.value)
+    assert "stage 'child': 0 of 2 done, 2 not run" in caught.value.text
     assert runs(tmp_path, "child") == {}
     parent.pipeline = [Touch(tmp_path / "parent-out")]
     child.run()
