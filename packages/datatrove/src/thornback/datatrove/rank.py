@@ -136,7 +136,7 @@ class PipelineRank:
             _tell_where(executor, ctx, node_rank)
             return _run(executor, ctx.rank, node_rank)
         except BaseException as error:
-            logger.exception(_text(error))
+            _log(error)
             raise
 
     def _unpickled(self, node: str) -> RayPipelineExecutor:
@@ -225,11 +225,14 @@ def _needed(executor: RayPipelineExecutor) -> tuple[str, ...]:
     )
 
 
-def _text(error: BaseException) -> str:
+def _log(error: BaseException) -> None:
+    from thornback.faults import ErrorRecord  # only where something failed
+
     try:
-        return str(error)
-    except Exception as broken:  # noqa: BLE001  # user code; the error itself must get through
-        return f"{type(error).__qualname__}, whose text cannot be made: {type(broken).__qualname__}"
+        logger.exception(ErrorRecord.of(error).message)
+    # Bare: loguru looks into the exception, whose attributes may raise anything.
+    except:  # noqa: E722
+        logger.error(ErrorRecord.of(error).traceback)
 
 
 def _write(folder: Any, name: str, text: str) -> None:

@@ -47,6 +47,7 @@ from thornback.faults.tables import (
     POOL_RULES,
 )
 from thornback.faults.text import safe
+from thornback.faults.untrusted import attempt, class_name
 from thornback.faults.values import Value
 
 DEFAULT_RULES: tuple[Rule, ...] = (
@@ -228,8 +229,8 @@ class Classifier:
                 kind=FaultKind.UNKNOWN,
                 origin=_origin_of(facts) or Origin.DRIVER,
                 rule="classifier.failed",
-                error_type=type(error).__qualname__,
-                message=f"it could not be classified: {type(broken).__qualname__}",
+                error_type=attempt("?", class_name, type(error)),
+                message=f"it could not be classified: {attempt('?', class_name, type(broken))}",
             )
 
     def explain(

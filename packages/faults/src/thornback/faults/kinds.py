@@ -13,6 +13,7 @@ import attrs
 
 from thornback.faults.redaction import HIDDEN, looks_secret
 from thornback.faults.text import clip, safe
+from thornback.faults.untrusted import is_a, text
 from thornback.faults.values import Value
 
 Attribute: TypeAlias = str | int | float | bool | None
@@ -175,15 +176,15 @@ def plain_facts(facts: Mapping[str, object]) -> dict[str, Attribute]:
 def plain_value(value: object) -> Attribute:
     """Return a value that survives JSON and pickle anywhere; None for what is not plain.
 
-    Subclasses (an `IntEnum`, a numpy float) become what they are based on.
+    Subclasses (an `IntEnum`, a numpy float) become what they are based on, without asking them.
     """
-    if isinstance(value, bool):
+    if value is None or type(value) is bool:
         return value
-    if isinstance(value, int):
-        return int(value) if value.bit_length() < 64 else None
-    if isinstance(value, float):
-        number = float(value)
-        return number if number - number == 0.0 else str(number)
-    if isinstance(value, str):
-        return safe(str.__str__(value), VALUE_CHARS)
-    return None
+    if is_a(value, int):
+        number = int.__int__(value)  # type: ignore[arg-type]  # it is one
+        return number if number.bit_length() < 64 else None
+    if is_a(value, float):
+        real = float.__float__(value)  # type: ignore[arg-type]  # it is one
+        return real if real - real == 0.0 else str(real)
+    said = text(value)
+    return None if said is None else safe(said, VALUE_CHARS)

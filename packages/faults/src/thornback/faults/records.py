@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from itertools import islice
 from typing import cast
 
 import attrs
 
+from thornback.faults import untrusted
 from thornback.faults.frames import is_library
 from thornback.faults.kinds import (
     MESSAGE_CHARS,
@@ -18,8 +19,10 @@ from thornback.faults.kinds import (
     copied,
     plain_value,
 )
+from thornback.faults.printing import message_of, traceback_of, type_names
 from thornback.faults.redaction import looks_secret
 from thornback.faults.text import clip, safe
+from thornback.faults.untrusted import attempt, get, is_a, text
 from thornback.faults.values import Value
 
 MAX_CAUSES = 8
@@ -27,7 +30,10 @@ MAX_MEMBERS = 16
 MAX_MEMBER_CAUSES = 4
 MAX_TYPES = 40
 MAX_ATTRIBUTES = 32
-MAX_FRAMES = 50
+MAX_NAMES = 200
+"""Of attributes, that are looked at."""
+NAME_CHARS = 300
+UNDESCRIBED = "<this exception cannot be described>"
 
 FORKS = ("fork", "forkpty", "_fork_exec", "_posix_spawn", "posix_spawn")
 
@@ -81,13 +87,17 @@ class ErrorRecord(Value):
         exception that was being handled (`__context__`) is one only for exceptions of libraries,
         raised in their own code: a bug in an `except ConnectionError:` block is a bug.
         """
-        if isinstance(error, ErrorRecord):
+        if type(error) is ErrorRecord:
             return error
-        if not isinstance(error, BaseException):
-            return _copy(error)
-        chain = _chain(error, MAX_CAUSES + 1)
-        head, *causes = [_one(link) for link in chain]
-        return head.__replace__(traceback=_traceback(error, len(chain)), causes=tuple(causes))
+        if not is_a(error, BaseException):
+            return _copy(cast(ErrorData, error))
+        bare = cls(type_names=attempt(("?",), type_names, error), message=UNDESCRIBED)
+        return attempt(bare, _record_of, cast(BaseException, error))
+
+
+def _record_of(error: BaseException) -> ErrorRecord:
+    head, *causes = [_one(link) for link in _chain(error, MAX_CAUSES + 1)]
+    return head.__replace__(traceback=traceback_of(error), causes=tuple(causes))
 
 
 def public_name(name: str) -> str:
@@ -103,9 +113,9 @@ def public_name(name: str) -> str:
 
 def _copy(data: ErrorData) -> ErrorRecord:
     return ErrorRecord(
-        type_names=tuple(clip(str(name), 300) for name in data.type_names[:MAX_TYPES]),
-        message=safe(data.message, MESSAGE_CHARS),
-        traceback=safe(data.traceback, TRACEBACK_CHARS),
+        type_names=tuple(clip(text(n) or "?", NAME_CHARS) for n in data.type_names[:MAX_TYPES]),
+        message=safe(text(data.message) or "", MESSAGE_CHARS),
+        traceback=safe(text(data.traceback) or "", TRACEBACK_CHARS),
         attributes=dict(data.attributes),
         causes=tuple(_copy(cause) for cause in data.causes[:MAX_CAUSES]),
         members=tuple(_copy(member) for member in data.members[:MAX_MEMBERS]),
@@ -114,16 +124,16 @@ def _copy(data: ErrorData) -> ErrorRecord:
 
 def _one(link: BaseException | ErrorData, *, depth: int = 0) -> ErrorRecord:
     """Return the record of one link of a chain, without its causes and traceback."""
-    if not isinstance(link, BaseException):
-        return _copy(link)
-    members: tuple[ErrorRecord, ...] = ()
-    if isinstance(link, BaseExceptionGroup) and depth == 0:
-        members = tuple(_leaf(leaf) for leaf in _leaves(link, MAX_MEMBERS))
+    if not is_a(link, BaseException):
+        broken = ErrorRecord(type_names=("?",), message=UNDESCRIBED)
+        return attempt(broken, _copy, cast(ErrorData, link))
+    error = cast(BaseException, link)
+    leaves = _leaves(error, MAX_MEMBERS) if depth == 0 and untrusted.members(error) else []
     return ErrorRecord(
-        type_names=_type_names(link),
-        message=_message(link),
-        attributes=_attributes(link),
-        members=members,
+        type_names=type_names(error),
+        message=message_of(error),
+        attributes=attempt({}, _attributes, error),
+        members=tuple(map(_leaf, leaves)),
     )
 
 
@@ -138,33 +148,32 @@ def _chain(error: BaseException, limit: int) -> list[BaseException | ErrorData]:
     link: BaseException | ErrorData | None = error
     while link is not None and len(chain) < limit and not any(link is one for one in chain):
         chain.append(link)
-        if not isinstance(link, BaseException):
-            chain.extend(link.causes[: limit - len(chain)])
-            break
-        link = _below(link)
+        link = _below(cast(BaseException, link)) if is_a(link, BaseException) else None
+    last = chain[-1]
+    if not is_a(last, BaseException):
+        more = get(last, "causes")
+        chain += more[: limit - len(chain)] if type(more) in (list, tuple) else ()  # type: ignore[index]  # it is one
     return chain
 
 
 def _below(error: BaseException) -> BaseException | ErrorData | None:
-    for name in _type_names(error):
+    for name in type_names(error):
         attribute = WRAPPED.get(public_name(name))
-        inner = None if attribute is None else _get(error, attribute)
-        if isinstance(inner, BaseException):
-            return inner
-        if _get(inner, "type_names") is not None:
+        inner = None if attribute is None else get(error, attribute)
+        if is_a(inner, BaseException):
+            return cast(BaseException, inner)
+        if get(inner, "type_names") is not None:
             return cast(ErrorData, inner)
-    cause = _get(error, "__cause__")
-    if isinstance(cause, BaseException):
+    cause = untrusted.cause(error)
+    if cause is not None:
         return cause
-    context = _get(error, "__context__")
-    if _get(error, "__suppress_context__") or not isinstance(context, BaseException):
-        return None
+    context = untrusted.context(error)
     # The traceback of what was handled begins in the frame that handled it.
-    handled = _get(context, "__traceback__")
-    if not isinstance(handled, TracebackType):
+    handled = None if context is None else untrusted.traceback(context)
+    if handled is None:
         return None
-    file = handled.tb_frame.f_code.co_filename
-    return context if is_translation(_type_names(error), file) else None
+    file = text(handled.tb_frame.f_code.co_filename) or ""
+    return context if is_translation(type_names(error), file) else None
 
 
 def is_translation(type_names: Sequence[str], file: str) -> bool:
@@ -177,35 +186,18 @@ def is_translation(type_names: Sequence[str], file: str) -> bool:
     return not own and is_library(file)
 
 
-def _leaves(group: BaseExceptionGroup[BaseException], limit: int) -> list[BaseException]:
+def _leaves(group: BaseException, limit: int) -> list[BaseException]:
     """Return the first leaves, in order, without recursion: groups may be nested deeply."""
     leaves: list[BaseException] = []
-    todo: list[BaseException] = [group]
+    todo = [group]
     while todo and len(leaves) < limit:
         error = todo.pop()
-        if isinstance(error, BaseExceptionGroup):
-            inner = _get(error, "exceptions")
-            todo.extend(reversed(inner) if isinstance(inner, tuple) else ())
+        inner = untrusted.members(error)
+        if inner:
+            todo.extend(reversed(inner))
         else:
             leaves.append(error)
     return leaves
-
-
-def _type_names(error: BaseException) -> tuple[str, ...]:
-    # Not `__mro__`: a metaclass can make that anything.
-    mro: Sequence[type] = type.__dict__["__mro__"].__get__(type(error))
-    return tuple(
-        clip(f"{_get(cls, '__module__')}.{_get(cls, '__qualname__')}", 300)
-        for cls in mro[:MAX_TYPES]
-        if cls is not object
-    )
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return safe(str.__str__(str(error)), MESSAGE_CHARS)
-    except BaseException as broken:  # noqa: BLE001 - user code may raise anything; it must become data
-        return f"<str() of this {type(error).__qualname__} raised {type(broken).__qualname__}>"
 
 
 def _attributes(error: BaseException) -> dict[str, Attribute]:
@@ -214,9 +206,9 @@ def _attributes(error: BaseException) -> dict[str, Attribute]:
     for name in (*KNOWN_ATTRIBUTES, *_own_names(error)):
         if len(found) == MAX_ATTRIBUTES:
             break
-        if not isinstance(name, str) or name.startswith("_") or looks_secret(name):
+        if name.startswith("_") or not name.isprintable() or looks_secret(name):
             continue
-        value = plain_value(_get(error, name))
+        value = plain_value(get(error, name))
         if value is not None and len(name) <= 64:
             found.setdefault(name, value)
     for name, value in (*_answer(error), *_circumstances(error)):
@@ -227,69 +219,68 @@ def _attributes(error: BaseException) -> dict[str, Attribute]:
 
 def _own_names(error: BaseException) -> list[str]:
     """Return the names of the instance, and those that its classes give plain values to."""
-    own = _get(error, "__dict__")
-    names = list(dict.keys(own)) if isinstance(own, dict) else []
-    for cls in type.__dict__["__mro__"].__get__(type(error))[:MAX_TYPES]:
-        if _get(cls, "__module__") != "builtins":
-            names += [n for n, value in vars(cls).items() if plain_value(value) is not None]
-    return names
+    names = [*islice(untrusted.instance_dict(error), MAX_NAMES)]
+    for cls in untrusted.mro(type(error))[:MAX_TYPES]:
+        if not untrusted.class_name(cls).startswith("builtins."):
+            own = islice(untrusted.namespace(cls).items(), MAX_NAMES)
+            names += [name for name, value in own if plain_value(value) is not None]
+    # Others may have methods of their own.
+    return [name for name in names if type(name) is str]
 
 
 def _answer(error: BaseException) -> list[tuple[str, Attribute]]:
     """Return what a server answered: requests, httpx, aiohttp, urllib; botocore has a dict."""
-    response = _get(error, "response")
-    if isinstance(response, dict):
-        about, meta = response.get("Error"), response.get("ResponseMetadata")
-        code = about.get("Code") if isinstance(about, dict) else None
-        status = meta.get("HTTPStatusCode") if isinstance(meta, dict) else None
-        headers = meta.get("HTTPHeaders") if isinstance(meta, dict) else None
-        found = [("error_code", code), ("status_code", status)]
+    response = get(error, "response")
+    if is_a(response, dict):
+        about, meta = _item(response, "Error"), _item(response, "ResponseMetadata")
+        headers = _item(meta, "HTTPHeaders")
+        found = [
+            ("error_code", _item(about, "Code")),
+            ("status_code", _item(meta, "HTTPStatusCode")),
+        ]
     else:
-        headers = _get(error if response is None else response, "headers")
-        found = [("status_code", _get(response, "status_code"))]
-    found.append(("retry_after", _retry_after(headers)))
+        headers = get(error if response is None else response, "headers")
+        found = [("status_code", get(response, "status_code"))]
+    found.append(("retry_after", attempt(None, _retry_after, headers)))
     return [(name, plain_value(value)) for name, value in found]
+
+
+def _item(mapping: object, name: str) -> object:
+    """Return what a dict has under a name; None if it is none, or has nothing."""
+    return dict.get(mapping, name) if is_a(mapping, dict) else None  # type: ignore[call-overload]  # it is one
 
 
 def _circumstances(error: BaseException) -> list[tuple[str, Attribute]]:
     """Return what only methods or frames tell: the status of a call over gRPC, and whether the
     system refused a process (`of_fork`: sockets and locks fail with the same errno)."""
     found: list[tuple[str, Attribute]] = []
-    if "grpc.RpcError" in _type_names(error):
-        found.append(("grpc_status", plain_value(_get(_call(_get(error, "code")), "name"))))
-    if isinstance(error, OSError) and _get(error, "errno") == errno.EAGAIN:
-        last = _get(error, "__traceback__")
-        while isinstance(last, TracebackType) and last.tb_next is not None:
+    if "grpc.RpcError" in type_names(error):
+        code = get(error, "code")
+        status = attempt(None, code) if callable(code) else None
+        found.append(("grpc_status", plain_value(get(status, "name"))))
+    if is_a(error, OSError) and plain_value(get(error, "errno")) == errno.EAGAIN:
+        last = untrusted.traceback(error)
+        while last is not None and last.tb_next is not None:
             last = last.tb_next
-        names = last.tb_frame.f_code.co_names if isinstance(last, TracebackType) else ()
-        if any(name in FORKS for name in names):
+        names = last.tb_frame.f_code.co_names if last is not None else ()
+        if any(text(name) in FORKS for name in names):
             found.append(("of_fork", True))
     return found
 
 
-def _call(method: object) -> object:
-    try:
-        return method() if callable(method) else None
-    except BaseException:  # noqa: BLE001 - code of a foreign class, on the way to a description
-        return None
-
-
 def _retry_after(headers: object) -> object:
     """Return for how many seconds a server asks for patience; of a date, by the server's clock. The
-    date itself, where the server does not tell what its clock says."""
-    get = _get(headers, "get")
-    if not callable(get):
+    date itself, where the server does not tell what its clock says. Raises what headers raise."""
+    ask = get(headers, "get")
+    if not callable(ask):
         return None
-    try:
-        millis = get("retry-after-ms")
-        if millis is not None:
-            return float(millis) / 1000
-        after, now = get("Retry-After") or get("retry-after"), get("Date") or get("date")
-        if not (isinstance(after, str) and isinstance(now, str)) or after.strip().isdigit():
-            return after
-        return seconds_until(after, seconds_of(now))
-    except BaseException:  # noqa: BLE001 - code of a foreign class, on the way to a description
-        return None
+    millis = ask("retry-after-ms")
+    if millis is not None:
+        return float(millis) / 1000
+    after, now = ask("Retry-After") or ask("retry-after"), ask("Date") or ask("date")
+    if type(after) is not str or type(now) is not str or after.strip().isdigit():
+        return after
+    return seconds_until(after, seconds_of(now))
 
 
 def seconds_of(date: str) -> float:
@@ -310,30 +301,3 @@ def seconds_until(date: str, now: float) -> float:
         ValueError: `date` is not a valid HTTP date.
     """
     return max(seconds_of(date) - now, 0.0)
-
-
-def _get(thing: object, name: str) -> object:
-    try:
-        return getattr(thing, name, None)
-    except BaseException:  # noqa: BLE001 - properties of user classes may raise anything
-        return None
-
-
-def _traceback(head: BaseException, links: int) -> str:
-    """Return the text that Python would print; for a long chain or group, the exception's own."""
-    short = links <= MAX_CAUSES
-    if isinstance(head, BaseExceptionGroup):
-        short = short and len(_leaves(head, MAX_MEMBERS)) < MAX_MEMBERS
-    try:
-        # Not above: it brings `tokenize`, and is needed only when something failed. The import
-        # fails where that is that no more files can be opened.
-        import traceback
-
-        if short:
-            text = "".join(traceback.format_exception(head, limit=-MAX_FRAMES))
-        else:
-            frames = "".join(traceback.format_tb(head.__traceback__, limit=-MAX_FRAMES))
-            text = f"{frames}{type(head).__qualname__}: {_message(head)}\n"
-    except BaseException as broken:  # noqa: BLE001 - a broken exception class must not hide the failure
-        text = f"<its traceback could not be formatted: {type(broken).__qualname__}>\n"
-    return safe(text, TRACEBACK_CHARS)

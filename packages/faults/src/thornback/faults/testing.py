@@ -13,11 +13,13 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
+from thornback.faults.hostile import HOSTILE_ERRORS
 from thornback.faults.kinds import Attribute, ErrorData, Fault, FaultKind, Origin
 from thornback.faults.ray_bases import RAY_BASES
 from thornback.faults.verdicts import Standing
 
 __all__ = [
+    "HOSTILE_ERRORS",
     "RAY_BASES",
     "ClassifierSubject",
     "Hostile",

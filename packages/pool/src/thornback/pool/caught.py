@@ -8,6 +8,7 @@ how much of it; this module adds what only the process that raised the exception
 from __future__ import annotations
 
 import os
+import sys
 import time
 import traceback
 from types import TracebackType
@@ -38,22 +39,37 @@ def catch(error: BaseException, *, skip_frames: int = 0) -> CaughtError:
         skip_frames: frames to leave out at the top of the traceback. Frames of ours that follow are
             left out as well: who reads it looks for their own code.
     """
-    # By the base class: a foreign one may have made the attribute anything.
-    trace = _TRACEBACK.__get__(error)
-    frame = _user_frame(trace)
-    for _ in range(skip_frames):
-        trace = trace.tb_next if trace is not None else None
-    while skip_frames and trace is not None and trace.tb_next is not None and _is_ours(trace):
-        trace = trace.tb_next
-    _TRACEBACK.__set__(error, trace)
+    try:
+        frame = _cut(error, skip_frames)
+    # Bare: names of files and modules may be objects of anybody's, whose methods raise anything.
+    except:  # noqa: E722
+        frame = ""
     caught = _caught(ErrorRecord.of(error))
-    if isinstance(error, SystemExit):
+    if "builtins.SystemExit" in caught.type_names:
         caught = _exited(caught)
     told: dict[str, Attribute] = {USER_FRAME: frame} if frame else {}
     if "retry_after" in caught.attributes:
         # It may be a date, and who reads this later does not know when it was raised.
         told["observed_at"] = time.time()
     return attrs.evolve(caught, attributes={**caught.attributes, **told})
+
+
+def _cut(error: BaseException, skip_frames: int) -> str:
+    """Take our own frames off its traceback; return where in the user's code it was raised."""
+    handled, trace = sys.exc_info()[1:]
+    hidden = handled is error and not isinstance(handled, BaseException)
+    if not hidden:
+        # By the base class: a foreign one may have made the attribute anything.
+        trace = _TRACEBACK.__get__(error)
+    frame = _user_frame(trace)
+    if hidden:  # by its metaclass, which leaves nothing to set
+        return frame
+    for _ in range(skip_frames):
+        trace = trace.tb_next if trace is not None else None
+    while skip_frames and trace is not None and trace.tb_next is not None and _is_ours(trace):
+        trace = trace.tb_next
+    _TRACEBACK.__set__(error, trace)
+    return frame
 
 
 def _is_ours(trace: TracebackType) -> bool:

@@ -32,12 +32,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-import traceback
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from thornback.pool.caught import catch, to_plain
-from thornback.pool.ports import Program, ProgramResult, RankCall
+from thornback.pool.ports import CaughtError, Program, ProgramResult, RankCall
 from thornback.pool.worker import proctree
 from thornback.pool.worker.leftovers import Leftovers
 from thornback.pool.worker.line import Line, Mouth
@@ -138,9 +137,8 @@ class RankProcess:
             call = self._call(mouth, fields["rank"], None, None)
             self._program = pickle.loads(blob)
             self._program.setup(call)
-        except BaseException as caught:  # noqa: BLE001  # user code: any exception becomes data
-            self._leave_if_copy(caught)
-            error = to_plain(catch(caught, skip_frames=1))
+        except:  # noqa: E722  # user code: any exception becomes data
+            error = to_plain(self._caught(skip_frames=1))
         self._leave_if_copy(None)
         self._tracing.end_set_up()
         if error is not None:  # else they travel with the first rank
@@ -167,9 +165,8 @@ class RankProcess:
             assert self._program is not None, "a rank before its setup"
             done = checked(self._program.run(call))
             result, outputs = done.result, [list(pair) for pair in done.outputs]
-        except BaseException as caught:  # noqa: BLE001  # user code: any exception becomes data
-            self._leave_if_copy(caught)
-            error = to_plain(catch(caught, skip_frames=1))
+        except:  # noqa: E722  # user code: any exception becomes data
+            error = to_plain(self._caught(skip_frames=1))
         self._leave_if_copy(None)
         ran_s = time.monotonic() - started
         spans = self._tracing.end()
@@ -186,9 +183,8 @@ class RankProcess:
         before = self._begin()
         try:
             self._program.teardown()  # type: ignore[union-attr]  # it has one: `_set_up` said so
-        except BaseException as caught:  # noqa: BLE001  # user code
-            self._leave_if_copy(caught)
-            text = "".join(traceback.format_exception(caught))
+        except:  # noqa: E722  # user code
+            text = self._caught().traceback
             _log(f"thornback: the teardown of the program failed:\n{text}")
         self._leave_if_copy(None)
         self._end(before)
@@ -236,6 +232,16 @@ class RankProcess:
             else:
                 os.environ[name] = value
 
+    def _caught(self, skip_frames: int = 0) -> CaughtError:
+        """Return the exception that is being handled.
+
+        Handlers are bare: the metaclass of an exception can see to it that it is no BaseException.
+        """
+        error = sys.exc_info()[1]
+        assert error is not None, "nothing is being handled"
+        self._leave_if_copy(error)
+        return catch(error, skip_frames=skip_frames)
+
     def _leave_if_copy(self, error: BaseException | None) -> None:
         """End a forked copy that came back from user code, as the interpreter would have ended
         it."""
@@ -255,13 +261,14 @@ def _log(text: str) -> None:
 
 
 def _leave(error: BaseException | None) -> NoReturn:
-    code = 0
+    code = int(error is not None)  # also if what follows raises
     try:
-        if isinstance(error, SystemExit):
-            code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        elif error is not None:
-            code = 1
-            _log("".join(traceback.format_exception(error)))
+        if error is not None:
+            caught = catch(error)
+            if "builtins.SystemExit" in caught.type_names:
+                code = int(caught.attributes["exit_code"] or 0)
+            else:
+                _log(caught.traceback)
     finally:
         os._exit(code & 0xFF)
 
