@@ -136,7 +136,7 @@ class PipelineRank:
             _tell_where(executor, ctx, node_rank)
             return _run(executor, ctx.rank, node_rank)
         except BaseException as error:
-            _log(error)
+            logger.error(_told(error))
             raise
 
     def _unpickled(self, node: str) -> RayPipelineExecutor:
@@ -225,14 +225,16 @@ def _needed(executor: RayPipelineExecutor) -> tuple[str, ...]:
     )
 
 
-def _log(error: BaseException) -> None:
-    from thornback.faults import ErrorRecord  # only where something failed
+def _told(error: BaseException) -> str:
+    """Return the traceback of an error. Never raises.
 
-    try:
-        logger.exception(ErrorRecord.of(error).message)
-    # Bare: loguru looks into the exception, whose attributes may raise anything.
-    except:  # noqa: E722
-        logger.error(ErrorRecord.of(error).traceback)
+    Not by `logger.exception`: loguru also shows the values of variables, which may be secret, and
+    keeps the frames that it looked at, with all that is open there, until a garbage collection.
+    """
+    from thornback.faults import ErrorRecord  # only what fails needs it
+
+    record = ErrorRecord.of(error)
+    return f"{record.message}\n{record.traceback.rstrip()}"
 
 
 def _write(folder: Any, name: str, text: str) -> None:
