@@ -293,13 +293,13 @@ def test_allowed_never_takes_the_root_folder_for_a_place() -> None:
 
 
 def test_allowed_follows_links_and_compares_components(tmp_path: Path) -> None:
-    (tmp_path / "work").mkdir()
+    (tmp_path / "outputs").mkdir()
     (tmp_path / "secret").mkdir()
-    (tmp_path / "work" / "link").symlink_to(tmp_path / "secret")
-    may = Allowed(Places(state="/nowhere/state", folder=str(tmp_path / "work")))
-    assert may(f"{tmp_path}/work/x")
-    assert not may(f"{tmp_path}/work/link/x")
-    assert not may(f"{tmp_path}/work/../secret/x")
+    (tmp_path / "outputs" / "link").symlink_to(tmp_path / "secret")
+    may = Allowed(Places(state="/nowhere/state", folder=str(tmp_path / "outputs")))
+    assert may(f"{tmp_path}/outputs/x")
+    assert not may(f"{tmp_path}/outputs/link/x")
+    assert not may(f"{tmp_path}/outputs/../secret/x")
     assert not may(f"{tmp_path}/workers/x")
 
 
