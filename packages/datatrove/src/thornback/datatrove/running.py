@@ -297,6 +297,7 @@ def _run_job(work: Work) -> Ended:
         states.append(todo.state)
     task_logs = TaskLogs(
         {name: member.logging_dir for name, member in members.items()},
+        logs=kept,
         storage_options=storage_options(folder),
     )
     keeper = StatsKeeper(members, settled=lambda name: members[name]._launch.settle())

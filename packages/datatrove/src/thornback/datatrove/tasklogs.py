@@ -40,12 +40,19 @@ class TaskLogs:
 
     Args:
         folders: logging directory (`DataFolder`) of each stage, by name; others are not watched.
+        logs: folder of the logs that the run keeps, as it is opened: reports tell its URL without
+            the secrets in it. Empty: as they tell it.
         storage_options: of the file system of the run's state.
     """
 
     def __init__(
-        self, folders: Mapping[str, Any], *, storage_options: Mapping[str, object] | None = None
+        self,
+        folders: Mapping[str, Any],
+        *,
+        logs: str = "",
+        storage_options: Mapping[str, object] | None = None,
     ) -> None:
+        self._logs = logs
         self._folders = dict(folders)
         self._storage_options = dict(storage_options or {})
         self._backlog = Backlog("the log of a killed rank could not be written")
@@ -107,10 +114,17 @@ class TaskLogs:
         data = attempt.log_tail.encode("utf-8", "replace")
         try:
             if attempt.log_url:
-                url, bounds = attempt.log_url, attempt.log_slice
-                data = read_slice(url, bounds, self._storage_options) or data
+                url = self._url_of(attempt.log_url)
+                data = read_slice(url, attempt.log_slice, self._storage_options) or data
         finally:
             self._replace(key, _joined(data, last_line(attempt)))
+
+    def _url_of(self, told: str) -> str:
+        """Return what can be opened: `<logs>/<term>/<log>`, with a slash at the end of a folder."""
+        if not self._logs:
+            return told
+        term, log = told.rstrip("/").rsplit("/", 2)[1:]
+        return f"{self._logs}/{term}/{log}{'/' if told.endswith('/') else ''}"
 
     def _write(self, key: Key, attempt: AttemptReport, data: bytes) -> None:
         """Write it, unless a later attempt may have written."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import attrs
 
 from thornback.executor.ports import Attribute, Classifier
-from thornback.faults import ErrorData, ErrorRecord, Fault, Redactor
+from thornback.faults import ErrorData, ErrorRecord, Fault, Redactor, redact
 
 _MAX_LINKS = 100
 
@@ -45,6 +45,11 @@ def secrets_of(
 ) -> Redactor:
     """Return what removes the secrets that a run was given."""
     return Redactor.of(state_url, env, storage_options, *runtime_envs)
+
+
+def shown_url(url: str) -> str:
+    """Return a URL without the secrets in it. A path is what others open: it stays as it is."""
+    return redact(url) if "://" in url else url
 
 
 def names_only(variables: Mapping[str, object]) -> str:

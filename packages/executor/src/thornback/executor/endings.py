@@ -9,6 +9,7 @@ from functools import partial
 from typing import TypeAlias
 
 from thornback.executor.causes import run_failed
+from thornback.executor.confidential import shown_url
 from thornback.executor.driver import Driver
 from thornback.executor.errors import RunCancelled, RunFailed, RunInterrupted
 from thornback.executor.journal.errors import JournalError
@@ -19,7 +20,6 @@ from thornback.executor.plan import RunPlan
 from thornback.executor.ports import JournalFactory, Opened, Ranks, ReadsResults
 from thornback.executor.report import RunInfo, RunReport
 from thornback.executor.results import Results, packed
-from thornback.faults import redact
 
 ReadResults: TypeAlias = Callable[[str], Mapping[int, str]]
 
@@ -51,7 +51,7 @@ def make_report(
         stopped=dict(driver.certifier.chronicle.stopped),
         seconds=seconds,
         unconfirmed_gangs=tuple(driver.unconfirmed),
-        logs_url="" if logs is None else redact(logs.url),
+        logs_url="" if logs is None else shown_url(logs.url),
         logs_lost_bytes=0 if logs is None else logs.lost,
         warnings=warnings,
         read_results=results,

@@ -28,6 +28,7 @@ from thornback.executor.confidential import (
     conceal,
     names_only,
     secrets_of,
+    shown_url,
     without_secrets,
 )
 from thornback.executor.console import LeftOut, Printer, RankConsole, say
@@ -349,7 +350,7 @@ class Executor:
             )
             if connection.size:
                 say(printer, f"connected to {connection.name}: {connection.size}")
-            tracer.started(opened.term, redact(url), connection.name)
+            tracer.started(opened.term, shown_url(url), connection.name)
             parts = Parts(
                 leases=connection.leases,
                 workers=connection.workers,
@@ -373,7 +374,7 @@ class Executor:
                 news.aim(driver.saw)
             info = RunInfo(
                 job=plan.job.name,
-                state_url=redact(url),
+                state_url=shown_url(url),
                 term=opened.term,
                 backend=connection.name,
                 stages=driver.progress(),

@@ -24,6 +24,7 @@ from anyio.abc import TaskGroup
 from fsspec.implementations.local import LocalFileSystem
 
 from thornback.executor.apart import apart
+from thornback.executor.confidential import shown_url
 from thornback.executor.journal.store import FLAT, file_system
 from thornback.executor.logbuffer import LogBuffer, LogParams, Stretch, name_of
 from thornback.executor.paths import is_url
@@ -89,7 +90,7 @@ class LogStore:
         """Return where a log is kept that has this path on its node; empty if it has none."""
         if not log_path:
             return ""
-        return f"{redact(self.url)}/{name_of(gang, log_path)}{'' if self._is_local else '/'}"
+        return f"{shown_url(self.url)}/{name_of(gang, log_path)}{'' if self._is_local else '/'}"
 
     def put(self, chunks: Sequence[LogChunk]) -> None:
         """Take chunks to be written; returns at once. Only from the loop's own thread."""
@@ -175,7 +176,7 @@ class LogStore:
         """Warn, once of a kind."""
         if what not in self._told:
             self._told.add(what)
-            logger.warning("%s (%s)", redact(text % values), redact(self.url))
+            logger.warning("%s (%s)", redact(text % values), shown_url(self.url))
 
 
 class FileSink:
