@@ -80,7 +80,7 @@ def report(state: str = "succeeded", reason: str = "", **counts: int) -> RunRepo
         stages=MappingProxyType({"index": index(**counts)}),
         attempts=(attempt(),),
         seconds=8.25,
-        read_results=lambda stage: Results(stage, packed({}, (), 0)),
+        read_results=lambda stage: Results(packed({}, (), 0)),
     )
 
 

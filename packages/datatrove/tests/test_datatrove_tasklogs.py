@@ -65,7 +65,7 @@ def report(*given_up: GivenUp) -> RunReport:
         attempts=(),
         seconds=1.0,
         given_up=given_up,
-        read_results=lambda stage: Results(stage, packed({}, (), 0)),
+        read_results=lambda stage: Results(packed({}, (), 0)),
     )
 
 

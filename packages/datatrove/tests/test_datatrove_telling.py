@@ -148,7 +148,7 @@ def failed(kind: FaultKind, ranks: tuple[int, ...] = (3,)) -> RunReport:
             )
             for rank in ranks
         ),
-        read_results=lambda stage: Results(stage, packed({}, (), 0)),
+        read_results=lambda stage: Results(packed({}, (), 0)),
     )
 
 

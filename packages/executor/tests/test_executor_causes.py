@@ -25,7 +25,7 @@ TRACE = """Traceback (most recent call last):
 
 
 def no_results(stage: str) -> Results:
-    return Results(stage, packed({}, (), 0))
+    return Results(packed({}, (), 0))
 
 
 def given_up(

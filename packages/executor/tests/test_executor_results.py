@@ -16,7 +16,7 @@ from thornback.executor.results import MISSING, Results, packed
 
 
 def results(texts: dict[int, str], done: tuple[range, ...], size: int) -> Results:
-    return Results("a", packed(texts, done, size))
+    return Results(packed(texts, done, size))
 
 
 def test_results_are_aligned_and_tell_none_from_missing() -> None:
@@ -26,7 +26,10 @@ def test_results_are_aligned_and_tell_none_from_missing() -> None:
     assert len(found) == 5
     assert found == {0: "x", 1: None, 2: MISSING, 3: [1], 4: MISSING}
     assert found.get(7, "no such rank") == "no such rank"
-    assert repr(found) == "<Results of stage 'a': 5 ranks, 2 missing>"
+    assert repr(found) == "Results({0: 'x', 1: None, 2: MISSING, 3: [1], 4: MISSING})"
+    many = results({0: json.dumps("x" * 1000)}, (), 1_000_000)
+    assert len(repr(many)) < 300
+    assert repr(many).endswith("9: MISSING, ... 999990 more})")
 
 
 @pytest.mark.parametrize("rank", [-1, 2, "0", None, 0.0, [0]])

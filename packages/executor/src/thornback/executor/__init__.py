@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from thornback.executor.journal.ledger import Certificate
     from thornback.executor.journal.recorded import RecordedRun, read_run
     from thornback.executor.params import ExecutorParams
-    from thornback.executor.program import RankContext
+    from thornback.executor.program import NotLoaded, RankContext
     from thornback.executor.report import (
         AttemptReport,
         GivenUp,
@@ -61,6 +61,7 @@ __all__ = [
     "Job",
     "JournalError",
     "NewerFormat",
+    "NotLoaded",
     "Observer",
     "RankContext",
     "RankFailure",
@@ -95,7 +96,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "journal.ledger": ("Certificate",),
     "journal.recorded": ("RecordedRun", "read_run"),
     "params": ("ExecutorParams",),
-    "program": ("RankContext",),
+    "program": ("NotLoaded", "RankContext"),
     "report": (
         "AttemptReport",
         "GivenUp",

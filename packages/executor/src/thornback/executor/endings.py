@@ -114,7 +114,7 @@ def read_results(
         sizes: world size, by stage.
         stage: its name.
     """
-    return Results(stage, packed(read(stage), done[stage], sizes[stage]))
+    return Results(packed(read(stage), done[stage], sizes[stage]))
 
 
 def bad_end(report: RunReport, *, signal: int | None) -> RunFailed | RunCancelled | None:

@@ -15,7 +15,7 @@ import itertools
 import linecache
 import sys
 from collections.abc import Callable
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType
 from typing import Any
 
 import cloudpickle
@@ -46,39 +46,17 @@ class SourcePickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has n
         """By file name, the globals of its functions: a loader in them may have the source."""
         self._sent: dict[str, list[range]] = {}
         """By file name, the numbers of the lines that are on their way."""
-        self._scripts: list[ModuleType] = []
-        """Modules that are sent by value, for as long as this pickles."""
-
-    def dump(self, value: object) -> None:
-        """Pickle a value. What a script defines is sent by value, also where the script is not
-        `__main__`: in a process that `multiprocessing` spawned it is `__mp_main__`."""
-        try:
-            super().dump(value)
-        finally:
-            for module in self._scripts:
-                cloudpickle.unregister_pickle_by_value(module)
-            self._scripts.clear()
 
     def reducer_override(self, value: Any, /) -> Any:
         """See `pickle.Pickler.reducer_override`."""
         if isinstance(value, FunctionType | type):
-            self._send_script(value.__module__)
+            _send_script(value.__module__)
         if isinstance(value, FunctionType):
             self._globals.setdefault(value.__code__.co_filename, value.__globals__)
         if isinstance(value, CodeType):
             make, arguments, *_ = _by_cloudpickle(value)
             return load_code, (make, arguments, value.co_filename, *self._lines_of(value))
         return super().reducer_override(value)
-
-    def _send_script(self, name: object) -> None:
-        if not isinstance(name, str) or name == MAIN or not is_main(name):
-            return
-        module = sys.modules.get(name)
-        if module is None:  # cloudpickle sends it by value anyway
-            return
-        if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
-            cloudpickle.register_pickle_by_value(module)
-            self._scripts.append(module)
 
     def _lines_of(self, code: CodeType) -> tuple[int, str]:
         """Return the number of the first line of a piece of code, and its lines, unless those of a
@@ -93,6 +71,20 @@ class SourcePickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has n
         last = min(_last_line(code), len(lines), first + MAX_LINES - 1)
         sent.append(range(first, last + 1))
         return first, "".join(lines[first - 1 : last])
+
+
+def _send_script(name: object) -> None:
+    """Have what a script defines sent by value, also where the script is not `__main__`: in a
+    process that `multiprocessing` spawned it is `__mp_main__`.
+
+    It stays so: no other process could import it, and another thread may be pickling, too.
+    """
+    if not isinstance(name, str) or name == MAIN or not is_main(name):
+        return
+    module = sys.modules.get(name)
+    # One that is not there cloudpickle sends by value anyway.
+    if module is not None and name not in cloudpickle.list_registry_pickle_by_value():
+        cloudpickle.register_pickle_by_value(module)
 
 
 def _last_line(code: CodeType) -> int:

@@ -391,7 +391,7 @@ class StageProgram:
             )
         if stage not in self._loaded:
             self._loaded[stage] = call.inputs(self.parents[stage])
-        return Results(stage, self._loaded[stage])
+        return Results(self._loaded[stage])
 
     def _result(self, stage: str, call: RankCall) -> Any:
         if stage not in self.own_parents:

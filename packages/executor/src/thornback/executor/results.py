@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import operator
+import reprlib
 import sys
 from array import array
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 _NULL = b"null"
 _OFFSET_BYTES = 8
+_SHOWN = 10
 
 
 class Missing:
@@ -44,11 +46,10 @@ class Results(Mapping[int, Any]):
     that it is read, so keep it if you need it twice; changing it changes nothing here.
     """
 
-    __slots__ = ("_data", "_size", "_stage")
+    __slots__ = ("_data", "_size")
 
-    def __init__(self, stage: str, data: bytes) -> None:
+    def __init__(self, data: bytes) -> None:
         """Take what `packed` has made."""
-        self._stage = stage
         self._data = data
         self._size = int.from_bytes(data[:_OFFSET_BYTES], "little")
 
@@ -70,8 +71,10 @@ class Results(Mapping[int, Any]):
         return True
 
     def __repr__(self) -> str:
-        missing = sum(not self._text(rank) for rank in range(self._size))
-        return f"<Results of stage {self._stage!r}: {self._size} ranks, {missing} missing>"
+        shown = [f"{rank}: {reprlib.repr(self[rank])}" for rank in range(min(self._size, _SHOWN))]
+        if self._size > _SHOWN:
+            shown.append(f"... {self._size - _SHOWN} more")
+        return f"Results({{{', '.join(shown)}}})"
 
     def _position(self, rank: Any) -> int:
         try:
