@@ -20,6 +20,7 @@ from thornback.executor.pickling import dumps
 from thornback.executor.program import (
     MAX_CHECKPOINT_BYTES,
     BadResult,
+    BadTarget,
     NotLoaded,
     RankContext,
     SentProgram,
@@ -257,6 +258,23 @@ def test_a_final_name_that_cannot_be_is_the_rank_s_error(tmp_path: Path) -> None
 
     with pytest.raises(IsADirectoryError, match="name a file"):
         program(fn, str(tmp_path / "staging")).run(call())
+
+
+def test_publish_refuses_to_replace_a_special_file(tmp_path: Path) -> None:
+    """A superuser could otherwise replace /dev/null for the whole machine."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    started = []
+
+    def fn(ctx: RankContext) -> None:
+        with ctx.publish(str(pipe if ctx.rank == 0 else link)) as staged:
+            started.append(staged)
+
+    for rank in (0, 1):
+        with pytest.raises(BadTarget, match="not a regular file"):
+            program(fn, str(tmp_path / "staging")).run(call(rank))
+    assert started == []
 
 
 def test_what_a_rank_does_to_its_results_does_not_reach_the_next() -> None:

@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from thornback.executor.folders import make_folders
 from thornback.executor.journal.filejournal import JournalError
-from thornback.executor.journal.promote import Mover, is_final, temporary_name
+from thornback.executor.journal.promote import Mover, Unpromotable, is_final, temporary_name
 
 STAGED = "staging/s/000001.000000002/3/0.x"
 
@@ -62,6 +62,27 @@ def test_a_lost_output_is_named(tmp_path: Path, kind: str) -> None:
         Mover(state=root).promote_all([(f"{root}/{STAGED}", f"{root}/final")])
     assert f"{root}/{STAGED}" in str(caught.value)
     assert f"{root}/final" in str(caught.value)
+
+
+@pytest.mark.parametrize("of", ["path", "memory"])
+@pytest.mark.parametrize("through_link", [False, True])
+def test_promotion_never_replaces_a_special_file(
+    tmp_path: Path, of: str, through_link: bool
+) -> None:
+    """Devices, pipes and sockets belong to the machine, and a record may be forged."""
+    state = roots(tmp_path)[of]
+    staged = make(f"{state}/{STAGED}")
+    pipe, final = tmp_path / "pipe", tmp_path / "final"
+    os.mkfifo(pipe)
+    if through_link:
+        final.symlink_to(pipe)
+    else:
+        final = pipe
+    with pytest.raises(Unpromotable, match="not a regular file"):
+        Mover(state=state).promote_all([(staged, str(final))])
+    assert pipe.is_fifo()
+    assert final.is_symlink() is through_link
+    assert content(staged) == b"new"
 
 
 def test_across_file_systems(tmp_path: Path) -> None:

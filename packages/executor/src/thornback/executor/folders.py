@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 
 def make_folders(folder: str) -> None:
@@ -26,6 +27,18 @@ def make_folders(folder: str) -> None:
             if not os.path.isdir(each):
                 raise
         sync_folder(os.path.dirname(each.rstrip("/")) or os.curdir)
+
+
+def is_special(path: str) -> bool:
+    """Return whether a path leads to a device, pipe or socket, also through a link.
+
+    A rename would replace it. It can belong to the whole machine, as /dev/null does.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # nothing is there, or a link leads nowhere
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def sync_folder(folder: str | int) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from thornback.executor.folders import make_folders
+from thornback.executor.folders import is_special, make_folders
 from thornback.executor.paths import (
     CONTROL,
     STAGED_DEPTH,
@@ -270,6 +270,8 @@ def _check_target(target: str) -> None:
         raise ValueError(f"its file system does not take that name ({error.strerror})") from error
     if is_folder:
         raise IsADirectoryError(f"ctx.publish({target!r}): that is a folder; name a file")
+    if is_special(target):
+        raise ValueError("it is not a regular file, but a device, pipe or socket; name a file")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"ctx.publish({target!r}): {folder!r} cannot be written to")
 

@@ -24,7 +24,7 @@ from typing import Any
 import anyio
 import attrs
 
-from thornback.executor.folders import make_folders, sync_folder
+from thornback.executor.folders import is_special, make_folders, sync_folder
 from thornback.executor.journal.errors import JournalError
 from thornback.executor.journal.steps import PERMANENT, AsyncSteps, RetryParams, call
 from thornback.executor.journal.store import FLAT, StorageOptions, file_system
@@ -157,6 +157,10 @@ class Mover:
 
     def _promote(self, staged: str, final: str) -> str | None:
         source = self._staged(staged)
+        if not is_url(final) and is_special(final):
+            raise Unpromotable(
+                f"cannot replace {final!r}: it is not a regular file, but a device, pipe or socket"
+            )
         if not is_url(source) and not is_url(final):
             self._promote_local(source, staged, final)
             return os.path.dirname(final)
