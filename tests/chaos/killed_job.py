@@ -107,6 +107,7 @@ def job(folder: str) -> Job:
             Stage("raw", make, items=items, cpus=0.5),
             Stage("eat", eat, items=items, cpus=0.5, after=After("raw", kind="one_to_one")),
         ],
+        outputs=[folder],  # else a pending output outside of the state's folder is made again
     )
 
 

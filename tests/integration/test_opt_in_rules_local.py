@@ -147,6 +147,8 @@ def test_a_step_of_a_pipeline_is_tried_again_with_the_set(tmp_path: Path) -> Non
 
 def test_a_step_of_a_pipeline_fails_its_rank_without_the_set(tmp_path: Path) -> None:
     executor = make(tmp_path, "a", pipeline=[asks_once(tmp_path)], tasks=1)
-    with pytest.raises(RunFailed, match=r"APPLICATION .*Connection aborted"):
+    with pytest.raises(RunFailed, match="ConnectionError: Connection aborted") as raised:
         executor.run()
+    (attempt,) = raised.value.report.attempts
+    assert attempt.fault.kind is FaultKind.APPLICATION
     assert executor.get_incomplete_ranks() == [0]
