@@ -63,6 +63,7 @@ class Printer:
         """Lines for which there was no room."""
         self._lines: queue.Queue[str | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
+        self._ended = False
 
     def print(self, line: str) -> None:
         """Have a line written; returns at once."""
@@ -85,10 +86,12 @@ class Printer:
             with suppress(queue.Full):
                 self._lines.put(None, timeout=CLOSE_S)
                 self._thread.join(CLOSE_S)
+        # A thread that is stuck must not write the rest later: stderr may be another one by then.
+        self._ended = True
 
     def _work(self) -> None:
         open_ = True
-        while (line := self._lines.get()) is not None:
+        while (line := self._lines.get()) is not None and not self._ended:
             if open_:
                 try:
                     _write(f"{line}\n")
